@@ -1,0 +1,96 @@
+# Everything runs in .venv, which is set up when a target first needs it, and again when setup.cfg changes.
+
+PYTHON ?= python3
+# '=' and not '?=': a DATA or TASK that happens to be in the environment is not meant.
+TASK = task2
+DATA = shapes
+ARGS =
+PORT = 5000
+
+VENV := .venv
+BIN := $(VENV)/bin
+LOCAL := .local
+SERVER := $(BIN)/python -m cnn_jobs.local_server
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+METADATA := setup.cfg pyproject.toml
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.NOTPARALLEL:
+.PHONY: help setup local-run local-stop local-status test test-all lint format bench clean
+
+help: ## this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' '$(firstword $(MAKEFILE_LIST))'
+	@echo
+	@echo "  make local-run TASK=task4a DATA=cifar10 ARGS='--epochs 1 --seed 3' trains something else;"
+	@echo "  it always records on the local server, whatever MLFLOW_TRACKING_URI says (PORT=$(PORT) or the next free one)."
+	@echo "  make PYTHON=/path/to/python3.12 setup uses another Python (3.11 or later)."
+
+setup: $(VENV)/.installed-run ## create .venv with the cnn-jobs command in it
+
+local-run: $(VENV)/.installed-run ## train TASK=task2 DATA=shapes ARGS= with an MLflow server on this machine
+	@[ -z "$$MLFLOW_TRACKING_URI" ] || echo "MLFLOW_TRACKING_URI=$$MLFLOW_TRACKING_URI is left aside: local-run records on the local server"
+	@$(SERVER) start --dir $(LOCAL) --port $(PORT)
+	@url=$$($(SERVER) url --dir $(LOCAL)) && \
+	MLFLOW_TRACKING_URI="$$url" CNN_JOBS_STATE_DIR=$(LOCAL)/state \
+	NO_PROXY="127.0.0.1$${NO_PROXY:+,$$NO_PROXY}" no_proxy="127.0.0.1$${no_proxy:+,$$no_proxy}" \
+	$(BIN)/cnn-jobs train '$(TASK)' --data '$(DATA)' $(ARGS)
+
+local-stop: ## end the local MLflow server (its data stays in .local)
+	@if [ -f $(LOCAL)/server.json ]; then $(SERVER) stop --dir $(LOCAL); else echo "no local MLflow server runs"; fi
+
+local-status: ## say whether the local MLflow server runs, and where
+	@if [ -f $(LOCAL)/server.json ]; then $(SERVER) status --dir $(LOCAL); else echo "no local MLflow server runs"; fi
+
+test: $(VENV)/.installed-test ## the fast tests (under 10 minutes)
+	$(BIN)/python -m pytest --durations=10 -m "not slow and not integration and not cluster and not gpu"
+
+test-all: $(VENV)/.installed-test ## the fast, slow and integration tests
+	$(BIN)/python -m pytest --durations=10 -m "not cluster and not gpu"
+
+lint: $(VENV)/.installed-test ## ruff and mypy, changing nothing
+	$(BIN)/python -m ruff check .
+	$(BIN)/python -m ruff format --check .
+	$(BIN)/python -m mypy
+
+format: $(VENV)/.installed-test ## format the code, and repair what ruff can
+	$(BIN)/python -m ruff check --fix .
+	$(BIN)/python -m ruff format .
+
+bench: $(VENV)/.installed-bench ## the benchmarks (ARGS= goes to them)
+	$(BIN)/python -m benchmarks.run $(ARGS)
+
+clean: ## remove caches and build output (.venv and .local stay)
+	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -not -path './.venv/*' -prune -exec rm -rf {} +
+
+# A stamp says that an install went through; it is made last, so that a failed one is tried again.
+
+$(VENV)/.installed-run: $(METADATA)
+	@$(create-venv)
+	$(PIP) install --editable .
+	@touch $@
+
+$(VENV)/.installed-test: $(METADATA)
+	@$(create-venv)
+	$(PIP) install --editable '.[test,lint]'
+	@touch $(VENV)/.installed-run $@
+
+$(VENV)/.installed-bench: $(METADATA)
+	@$(create-venv)
+	$(PIP) install --editable '.[bench]'
+	@touch $(VENV)/.installed-run $@
+
+# Keeps a .venv whose pip works, and replaces one that is half made or whose Python is gone.
+define create-venv
+set -e; \
+if ! $(BIN)/python -m pip --version >/dev/null 2>&1; then \
+	command -v '$(PYTHON)' >/dev/null || { echo "$(PYTHON): not found; install Python 3.11 or later, or say PYTHON=/path/to/python" >&2; exit 1; }; \
+	'$(PYTHON)' -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "$(PYTHON) is $$('$(PYTHON)' --version 2>&1), 3.11 or later is needed; say PYTHON=/path/to/python" >&2; exit 1; }; \
+	'$(PYTHON)' -c 'import venv, ensurepip' 2>/dev/null || \
+		{ echo "$(PYTHON) cannot create virtual environments; on Debian and Ubuntu: apt install python3-venv" >&2; exit 1; }; \
+	echo "creating $(VENV) with $$('$(PYTHON)' --version)"; \
+	'$(PYTHON)' -m venv --clear $(VENV); \
+fi
+endef

@@ -1,0 +1,61 @@
+"""The ``cnn-jobs`` command. A subcommand is imported when it is called: ``--help`` needs neither torch nor MLflow."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+
+import click
+
+from cnn_jobs import __version__
+from cnn_jobs.errors import CnnJobsError
+
+# Command to its module in this package, and the line that 'cnn-jobs --help' shows of it.
+COMMANDS = {
+    "tasks": ("tasks", "List the tasks: network, recipe, reference."),
+    "describe": ("tasks", "Show a task's network as a table: layers, output shapes, parameters."),
+    "train": ("train", "Train a task; the run goes to MLflow."),
+    "runs": ("runs", "Compare the runs of an experiment in a table."),
+    "data": ("data", "Stage and check data sets."),
+}
+
+
+class LazyGroup(click.Group):
+    """A group that knows its commands by name and imports one only to run it."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """The commands, in the order in which a user meets them."""
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """Imports the command's module."""
+        if cmd_name not in COMMANDS:
+            return None
+        module = importlib.import_module(f"cnn_jobs.cli.{COMMANDS[cmd_name][0]}")
+        command = getattr(module, cmd_name)
+        assert isinstance(command, click.Command)
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """The list in the help text, without importing anything."""
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, text) for name, (_, text) in COMMANDS.items()])
+
+
+@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, package_name="cnn-jobs")
+def cli() -> None:
+    """Train small CNNs on CIFAR-10 and keep every run in MLflow.
+
+    MLflow is the server or database of MLFLOW_TRACKING_URI; without it, mlflow.db in this folder.
+    """
+
+
+def main() -> None:
+    """Runs the command line; a known error is one line on stderr and its own exit code."""
+    try:
+        cli()
+    except CnnJobsError as error:
+        for line in [f"error: {error}", *getattr(error, "__notes__", ())]:
+            click.echo(line, err=True)
+        sys.exit(error.exit_code)

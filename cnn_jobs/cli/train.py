@@ -1,0 +1,85 @@
+"""``cnn-jobs train``: parse, build, call."""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+
+from cnn_jobs.cli.options import option, recipe_options
+from cnn_jobs.recipe import FIELD_NAMES
+from cnn_jobs.series import exit_code, plan
+from cnn_jobs.stop import StopRequest
+from cnn_jobs.tasks import get_task
+
+
+def default_state_dir() -> str:
+    """Where runs keep their state unless told otherwise: the user's own state folder."""
+    import platformdirs
+
+    return str(platformdirs.user_state_path("cnn-jobs"))
+
+
+@click.command(context_settings={"show_default": True})
+@click.argument("task")
+@option(
+    "data",
+    default="cifar10",
+    help="Data set: cifar10, shapes, an ImageFolder folder or .zip, an .npz, s3://...",
+)
+@recipe_options
+@option("seeds", default="", help="Several seeds, one run after another: 0-4 or 0,2,5-7.")
+@click.option("--sweep", multiple=True, metavar="FIELD=V1,V2", help="Values of a recipe field; repeated, a grid.")
+@option("device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", help="Where to train.")
+@option("threads", type=click.IntRange(min=0), default=0, help="CPU threads; 0: as many as this process may use.")
+@option("fast", is_flag=True, default=False, help="On CUDA, faster arithmetic that does not repeat bit for bit.")
+@option("experiment", default="cnn-jobs", help="Experiment in MLflow.")
+@option("run_name", default="", help="Name of the run in MLflow; by default the task and the seed.")
+@option(
+    "state_dir",
+    type=click.Path(path_type=Path, file_okay=False),
+    default=default_state_dir,
+    show_default="your state folder",
+    help="Checkpoints and files of runs.",
+)
+@option(
+    "ship_deadline",
+    type=click.FloatRange(min=0),
+    default=60.0,
+    help="Seconds to wait at the end until MLflow has everything.",
+)
+def train(task: str, data: str, seeds: str, sweep: tuple[str, ...], **given: Any) -> None:
+    """Train TASK and keep the run in MLflow. 'cnn-jobs tasks' lists the tasks.
+
+    \b
+    Ends with exit code 0 when the run is finished and everything is in MLflow,
+    2 when it can never work as asked (a bad option, bad data, a training that
+    diverged), 1 for anything else.
+    """
+    # Before torch is imported: a signal in those seconds must end the run properly, too.
+    stop = StopRequest()
+    stop.install()
+    # Idle OpenMP threads that spin make a step up to ten times slower when another program wants a core
+    # (docs/performance.md); the library reads this when torch loads it.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    entry = get_task(task)
+    changes = {name: given.pop(name) for name in FIELD_NAMES}
+    recipe = dataclasses.replace(entry.recipe, **{k: v for k, v in changes.items() if v is not None})
+    planned = plan(recipe, seeds, sweep)
+
+    from cnn_jobs.cli.console import watcher
+    from cnn_jobs.cli.results import print_results
+    from cnn_jobs.data.sources import open_dataset
+    from cnn_jobs.run import JobOptions
+    from cnn_jobs.run_series import run_series
+    from cnn_jobs.tracking.connection import tracking_uri
+
+    options = JobOptions(tracking_uri=tracking_uri(), ship_deadline_s=given.pop("ship_deadline"), **given)
+    results, errors = run_series(entry, planned, options, open_dataset(data), watcher(), stop)
+    print_results(entry, results, options, synthetic=data == "shapes")
+    if errors and len(planned) == 1:
+        raise errors[0]
+    sys.exit(exit_code(errors))

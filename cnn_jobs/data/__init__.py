@@ -1,0 +1,1 @@
+"""Data sets by URI: sources, digest, split, order, batches."""

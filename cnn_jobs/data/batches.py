@@ -1,0 +1,120 @@
+"""Batches as whole tensors: gathered from uint8 images in memory, augmented and normalised on the device."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch.nn import functional as F
+
+from cnn_jobs.data.dataset import Dataset
+from cnn_jobs.data.split import generator_for, split_indices
+from cnn_jobs.models.spec import InputTransform
+from cnn_jobs.recipe import Recipe
+
+CROP_PADDING = 4  # pixels on every side, as in the usual CIFAR-10 recipes
+
+
+@dataclass(frozen=True)
+class ImageSet:
+    """Part of a data set on one device. ``images``: (N, 3, H, W) uint8; ``indices``: (M,) int64, the part.
+
+    ``scale`` and ``shift`` (1, 3, 1, 1) turn bytes into normalised floats: byte * scale - shift.
+    """
+
+    images: torch.Tensor
+    labels: torch.Tensor
+    indices: torch.Tensor
+    scale: torch.Tensor
+    shift: torch.Tensor
+    memory_format: torch.memory_format
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def batch(
+        self, positions: torch.Tensor, augmentation: str = "none", generator: torch.Generator | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Normalised images (B, 3, H, W) float32 and labels (B,) int64 of the part's ``positions`` (B,)."""
+        chosen = self.indices[positions]
+        images = self.images[chosen]
+        if augmentation != "none":
+            assert generator is not None
+            images = augment(images, augmentation, generator)
+        floats = images.to(torch.float32, memory_format=self.memory_format)
+        return floats.mul_(self.scale).sub_(self.shift), self.labels[chosen]
+
+    def in_order(self, batch_size: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        """Every image of the part once, in the order of the data set; the last batch may be smaller."""
+        positions = torch.arange(len(self), device=self.images.device)
+        for chunk in torch.split(positions, batch_size):
+            yield self.batch(chunk)
+
+
+@dataclass(frozen=True)
+class TrainingData:
+    """The three parts of a data set, sharing one copy of the training images."""
+
+    train: ImageSet
+    validation: ImageSet
+    test: ImageSet
+
+    def steps_per_epoch(self, batch_size: int) -> int:
+        """Whole batches in the training part."""
+        return len(self.train) // batch_size
+
+
+def place_on_device(
+    dataset: Dataset,
+    recipe: Recipe,
+    transform: InputTransform,
+    device: torch.device,
+    memory_format: torch.memory_format,
+) -> TrainingData:
+    """Moves a data set to the device that trains and splits it as the recipe says."""
+    std = torch.tensor(transform.std).reshape(1, 3, 1, 1)
+    mean = torch.tensor(transform.mean).reshape(1, 3, 1, 1)
+    scale, shift = (1 / (255 * std)).to(device), (mean / std).to(device)
+
+    def part(images: torch.Tensor, labels: torch.Tensor, indices: torch.Tensor) -> ImageSet:
+        return ImageSet(images, labels, indices.to(device), scale, shift, memory_format)
+
+    train, validation = split_indices(
+        len(dataset.train_images), recipe.validation_fraction, recipe.split_seed
+    )
+    images, labels = dataset.train_images.to(device), dataset.train_labels.to(device)
+    test_images, test_labels = dataset.test_images.to(device), dataset.test_labels.to(device)
+    return TrainingData(
+        train=part(images, labels, train),
+        validation=part(images, labels, validation),
+        test=part(test_images, test_labels, torch.arange(len(test_images))),
+    )
+
+
+def augmentation_generator(seed: int, epoch: int, batch: int) -> torch.Generator:
+    """The randomness of one batch, a pure function of its place: a resumed run draws the same."""
+    return generator_for("augmentation", seed, epoch, batch)
+
+
+def augment(images: torch.Tensor, augmentation: str, generator: torch.Generator) -> torch.Tensor:
+    """Changes each image (B, 3, H, W) by itself: ``flip`` left-right at even odds, ``flip+crop`` also shifts.
+
+    The shift is up to ``CROP_PADDING`` pixels in each direction, black where the picture ends.
+    """
+    flipped = torch.rand(len(images), generator=generator) < 0.5
+    images = torch.where(flipped.to(images.device).reshape(-1, 1, 1, 1), images.flip(3), images)
+    return random_crop(images, generator) if augmentation == "flip+crop" else images
+
+
+def random_crop(images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    """Shifts each image (B, C, H, W) by its own offset in [-CROP_PADDING, CROP_PADDING], in both directions."""
+    count, channels, height, width = images.shape
+    device = images.device
+    offsets = torch.randint(0, 2 * CROP_PADDING + 1, (2, count, 1), generator=generator).to(device)
+    padded = F.pad(images, (CROP_PADDING,) * 4)
+    rows = offsets[0] + torch.arange(height, device=device)
+    columns = offsets[1] + torch.arange(width, device=device)
+    image = torch.arange(count, device=device).reshape(-1, 1, 1, 1)
+    channel = torch.arange(channels, device=device).reshape(1, -1, 1, 1)
+    return padded[image, channel, rows[:, None, :, None], columns[:, None, None, :]]

@@ -1,0 +1,75 @@
+"""One door to every data set: a URI in, a checked ``Dataset`` out."""
+
+from __future__ import annotations
+
+import logging
+import os
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import platformdirs
+
+from cnn_jobs.data import cifar10, imagefolder, s3, shapes
+from cnn_jobs.data.dataset import Dataset
+from cnn_jobs.data.prepared import read_prepared
+from cnn_jobs.errors import DataError
+
+VALID = "'cifar10', 'shapes', an ImageFolder directory or .zip, a prepared .npz, or s3://bucket/key of one"
+
+
+_SUFFIXES = (".npz", ".zip")
+_log = logging.getLogger(__name__)
+
+
+def default_cache_dir() -> Path:
+    """``CNN_JOBS_CACHE_DIR``, else the cache directory that the operating system gives the user."""
+    return Path(os.environ.get("CNN_JOBS_CACHE_DIR") or platformdirs.user_cache_dir("cnn-jobs"))
+
+
+def open_dataset(uri: str, *, cache_dir: Path | None = None) -> Dataset:
+    """The data set that ``uri`` names: see ``VALID``. A word wins over a file of that name (``./shapes``).
+
+    Decoded and downloaded things are kept in ``cache_dir`` (default: ``default_cache_dir()``). Raises
+    ``DataError`` (exit 2) for what is missing, damaged or of another form, ``RemoteDataError`` (exit 1) where
+    a server does not answer, and ``DiskFullError`` or ``StateDirError`` where the cache cannot be written.
+    """
+    cache_dir = cache_dir or default_cache_dir()
+    if uri == cifar10.NAME:
+        return cifar10.open_cifar10(cache_dir)
+    if uri == shapes.NAME:
+        return shapes.draw_shapes()
+    if uri.startswith(s3.SCHEME):
+        return _open_s3(uri, cache_dir)
+    if "://" in uri:
+        parts = urlsplit(uri)
+        # Not the whole of it: user, password and query may be secrets.
+        raise DataError(f"{parts.scheme}://{parts.hostname or ''}...: not a data set; --data takes {VALID}")
+    path = Path(uri).expanduser()
+    if not uri or not path.exists():
+        raise DataError(f"{uri or 'the empty word'}: no such file or directory; --data takes {VALID}")
+    return _open_file(path, uri=uri, cache_dir=cache_dir)
+
+
+def _open_s3(uri: str, cache_dir: Path) -> Dataset:
+    if not uri.lower().endswith(_SUFFIXES):
+        s3.split_uri(uri)  # credentials in it are not repeated
+        raise DataError(f"{uri}: is neither .npz nor .zip; --data takes {VALID}")
+    file, fresh = s3.download(uri, cache_dir)
+    try:
+        return _open_file(file, uri=uri, cache_dir=cache_dir)
+    except DataError as error:
+        file.unlink(missing_ok=True)
+        if fresh:
+            raise
+        _log.warning("the cached copy is damaged and downloaded again: %s", error)
+    file, _ = s3.download(uri, cache_dir)
+    return _open_file(file, uri=uri, cache_dir=cache_dir)
+
+
+def _open_file(path: Path, *, uri: str, cache_dir: Path) -> Dataset:
+    """A directory, ``.zip`` or ``.npz`` on this machine, called ``uri`` in the result and in errors."""
+    if path.is_dir() or path.suffix.lower() == ".zip":
+        return imagefolder.open_imagefolder(path, uri=uri, cache_dir=cache_dir)
+    if path.suffix.lower() == ".npz":
+        return read_prepared(path, uri=uri)
+    raise DataError(f"{uri}: a file of this kind is not a data set; --data takes {VALID}")

@@ -1,0 +1,68 @@
+"""Every error a user can meet, and the exit code it ends with.
+
+Exit code 2 says "this can never work, do not try again" (Kubernetes: ``FailJob``); 1 says "this attempt failed".
+A message names the value, the rule and the next step, on one line.
+"""
+
+from __future__ import annotations
+
+import errno
+
+
+class CnnJobsError(Exception):
+    """An attempt failed in a way that a later one may not."""
+
+    exit_code = 1
+
+
+class UserError(CnnJobsError):
+    """The request can never work as it was made."""
+
+    exit_code = 2
+
+
+class RecipeError(UserError):
+    """A recipe field is out of range, or two of them contradict each other."""
+
+
+class DataError(UserError):
+    """A data set is missing, damaged or not of the expected form."""
+
+
+class DeviceError(UserError):
+    """The device asked for is not on this machine."""
+
+
+class StateDirError(UserError):
+    """The state directory cannot be written."""
+
+
+class TrackingUriError(UserError):
+    """``MLFLOW_TRACKING_URI`` is not one that MLflow understands."""
+
+
+class DivergedError(UserError):
+    """The training loss was not finite: the recipe diverges, and would again."""
+
+
+class TrackingError(CnnJobsError):
+    """MLflow refused, or did not answer in time."""
+
+
+class RemoteDataError(CnnJobsError):
+    """An object store did not answer, or refused: another attempt may succeed."""
+
+
+class DiskFullError(CnnJobsError):
+    """A disk has no room left."""
+
+
+class InterruptedRunError(CnnJobsError):
+    """A signal asked the run to stop before it was done."""
+
+
+def from_os_error(error: OSError, path: object) -> CnnJobsError:
+    """The error of this tree for a failed write to ``path``: no room (exit 1) or not writable (exit 2)."""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return DiskFullError(f"{path}: no space left on the device; free some or choose another directory")
+    return StateDirError(f"{path}: cannot be written ({error.strerror}); choose a directory that you own")

@@ -1,0 +1,49 @@
+"""Files that appear whole or not at all."""
+
+from __future__ import annotations
+
+import os
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from cnn_jobs.errors import from_os_error
+
+
+@contextmanager
+def whole_file(path: Path) -> Iterator[Path]:
+    """A partial file to write; on leaving it is synced and takes the name ``path``, on an error it is removed.
+
+    The folder is made where it is missing. Raises ``DiskFullError`` or ``StateDirError`` for what the disk refuses.
+    """
+    # A name of its own: two processes that write the same file do not write into each other's.
+    partial = path.with_name(f"{path.name}.{uuid.uuid4().hex[:8]}.partial")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield partial
+        with partial.open("rb+") as stream:
+            os.fsync(stream.fileno())
+        partial.replace(path)
+    except OSError as error:
+        raise from_os_error(error, path) from error
+    finally:
+        # Gone after a success, and out of reach where the folder could not even be made.
+        if partial.parent.is_dir():
+            partial.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> Path:
+    """Writes a small text file whole; returns its path."""
+    with whole_file(path) as partial:
+        partial.write_text(text, encoding="utf-8", newline="")
+    return path
+
+
+def make_folder(path: Path) -> Path:
+    """Makes the folder and what is missing above it; returns its path. Raises as ``whole_file``."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise from_os_error(error, path) from error
+    return path

@@ -1,0 +1,76 @@
+"""From a network's table to a torch module."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+
+import torch
+from torch import nn
+
+from cnn_jobs.models.describe import describe
+from cnn_jobs.models.spec import ConvBlock, ConvNet, InputTransform
+
+
+def build_model(network: ConvNet, image: tuple[int, int, int], classes: int, seed: int) -> nn.Sequential:
+    """A freshly initialised network: (N, *image) normalised float in, (N, classes) logits out.
+
+    The same seed gives the same weights, and leaves torch's own generator as it was. Raises ``RecipeError`` where
+    the images are too small for the network.
+    """
+    layers = describe(network, image, classes)
+    features = next(layer for layer in layers if layer.kind == "Flatten").output[0]
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return nn.Sequential(_modules(network, image[0], features, classes))
+
+
+def _modules(network: ConvNet, channels: int, features: int, classes: int) -> OrderedDict[str, nn.Module]:
+    modules: OrderedDict[str, nn.Module] = OrderedDict()
+    for number, block in enumerate(network.blocks, start=1):
+        _add_block(modules, number, block, channels)
+        channels = block.filters
+    modules["flatten"] = nn.Flatten()
+    number = len(network.blocks) + 1
+    if network.dropout:
+        modules[f"dropout{number}"] = nn.Dropout(network.dropout)
+    modules[f"linear{number}"] = nn.Linear(features, network.hidden)
+    modules[f"relu{number}"] = nn.ReLU(inplace=True)
+    if network.dropout:
+        modules[f"dropout{number + 1}"] = nn.Dropout(network.dropout)
+    modules[f"linear{number + 1}"] = nn.Linear(network.hidden, classes)
+    return modules
+
+
+def _add_block(modules: OrderedDict[str, nn.Module], number: int, block: ConvBlock, channels: int) -> None:
+    pool = block.pool
+    modules[f"conv{number}"] = nn.Conv2d(
+        channels, block.filters, block.kernel, stride=block.stride, padding=block.padding
+    )
+    if pool.kind == "max":
+        # ReLU is monotonic, so it commutes with the maximum: after the pooling it has the same values and the same
+        # gradients, on a quarter of the elements (docs/performance.md has what it saves).
+        modules[f"pool{number}"] = nn.MaxPool2d(pool.kernel, pool.stride)
+        modules[f"relu{number}"] = nn.ReLU(inplace=True)
+    else:
+        modules[f"relu{number}"] = nn.ReLU(inplace=True)
+        modules[f"pool{number}"] = nn.AvgPool2d(pool.kernel, pool.stride)
+    if block.batch_norm:
+        modules[f"norm{number}"] = nn.BatchNorm2d(block.filters)
+
+
+class PixelModel(nn.Module):
+    """A network with its input transform inside: (N, 3, H, W) pixels in [0, 1] in, (N, classes) logits out."""
+
+    mean: torch.Tensor
+    std: torch.Tensor
+
+    def __init__(self, network: nn.Module, transform: InputTransform) -> None:
+        super().__init__()
+        self.network = network
+        self.register_buffer("mean", torch.tensor(transform.mean).reshape(1, 3, 1, 1))
+        self.register_buffer("std", torch.tensor(transform.std).reshape(1, 3, 1, 1))
+
+    def forward(self, pixels: torch.Tensor) -> torch.Tensor:
+        """Logits (N, classes) of pixels (N, 3, H, W) in [0, 1]."""
+        logits: torch.Tensor = self.network((pixels - self.mean) / self.std)
+        return logits

@@ -1,0 +1,101 @@
+"""A run under way, and what it is made from and comes to: plain data that the parts of a job share."""
+
+from __future__ import annotations
+
+import time
+import uuid
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+from cnn_jobs.data.dataset import Dataset
+from cnn_jobs.recipe import Recipe
+from cnn_jobs.tasks import Task
+from cnn_jobs.training.device import Placement
+from cnn_jobs.training.loop import Ledger
+from cnn_jobs.training.recorder import Recorder
+
+
+class Watcher(Recorder, Protocol):
+    """Shows a person how far a run is."""
+
+    def begin(self, name: str, steps: int) -> None:
+        """A run of at most ``steps`` optimiser steps starts."""
+
+    def phase(self, text: str) -> None:
+        """What the run does now, in a few words."""
+
+    def end(self) -> None:
+        """The run is over, however it ended."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class JobOptions:
+    """How and where a recipe is run; nothing here is meant to change its result (``fast`` may, on CUDA)."""
+
+    tracking_uri: str
+    state_dir: Path
+    device: str = "auto"
+    fast: bool = False
+    threads: int = 0  # 0: as many as this process may use
+    experiment: str = "cnn-jobs"
+    run_name: str = ""
+    ship_deadline_s: float = 60.0
+    parent_run_id: str = ""
+    group: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunResult:
+    """What a finished run came to; ``metrics`` are the final ones, ``best/...`` and ``last/...``."""
+
+    run_id: str
+    url: str
+    name: str
+    recipe: Recipe
+    metrics: Mapping[str, float]
+    steps: int
+    stopped_early: bool
+    seconds: float
+
+
+@dataclass
+class Run:
+    """One run under way."""
+
+    task: Task
+    recipe: Recipe
+    options: JobOptions
+    dataset: Dataset
+    placement: Placement
+    threads: int
+    key: str = field(default_factory=lambda: uuid.uuid4().hex[:16])
+    ledger: Ledger = field(default_factory=Ledger)
+    started: float = field(default_factory=time.perf_counter)
+
+    @property
+    def name(self) -> str:
+        """The run's name in MLflow."""
+        return self.options.run_name or f"{self.task.name}-seed{self.recipe.seed}"
+
+    @property
+    def folder(self) -> Path:
+        """The run's own folder in the state directory."""
+        return self.options.state_dir / self.key
+
+    @property
+    def image(self) -> tuple[int, int, int]:
+        """Channels, height and width of the data set's images."""
+        channels, height, width = self.dataset.train_images.shape[1:]
+        return channels, height, width
+
+    def identity(self) -> dict[str, Any]:
+        """What a checkpoint and the run's tags say of where they belong."""
+        return {
+            "task": self.task.name,
+            "run_key": self.key,
+            "recipe_hash": self.task.recipe_hash(self.recipe),
+            "group_hash": self.task.group_hash(self.recipe, self.dataset.digest),
+            "data_digest": self.dataset.digest,
+        }

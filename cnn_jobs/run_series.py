@@ -1,0 +1,75 @@
+"""The runs of one command: one alone, or several below a parent run."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import click
+
+from cnn_jobs.data.dataset import Dataset
+from cnn_jobs.errors import CnnJobsError
+from cnn_jobs.job import run_task
+from cnn_jobs.run import JobOptions, RunResult, Watcher
+from cnn_jobs.series import Planned, new_group, run_all
+from cnn_jobs.stop import StopRequest
+from cnn_jobs.tasks import Task
+from cnn_jobs.tracking.mlflow_recorder import MlflowRecorder
+from cnn_jobs.tracking.records import RunRequest
+
+
+def run_series(
+    task: Task,
+    planned: Sequence[Planned],
+    options: JobOptions,
+    dataset: Dataset,
+    watcher: Watcher,
+    stop: StopRequest,
+) -> tuple[list[RunResult], list[CnnJobsError]]:
+    """Runs what is planned; returns what finished and what did not. Several get a parent run that holds them.
+
+    The parent trains nothing: its tag ``cnn_jobs.role`` is ``parent``, and it is FINISHED when all its runs are.
+    """
+    if len(planned) == 1:
+        return run_all(planned, lambda item: _one(task, item, options, dataset, watcher, stop), click.echo)
+    group = new_group()
+    name = options.run_name or f"{task.name}-{len(planned)}-runs"
+    parent = MlflowRecorder(
+        options.tracking_uri, RunRequest(options.experiment, name, _parent_tags(task, planned, group))
+    )
+    parent.start()
+    options = replace(options, parent_run_id=parent.run_id, group=group)
+    results, errors = run_all(
+        planned,
+        lambda item: _one(task, item, options, dataset, watcher, stop),
+        lambda line: click.echo(f"error: {line}", err=True),
+    )
+    with stop.deferred():
+        status = "KILLED" if stop.requested() else "FAILED" if errors else "FINISHED"
+        state = "interrupted" if stop.requested() else "failed" if errors else "finished"
+        parent.tags({"cnn_jobs.state": state, "cnn_jobs.reason": "; ".join(map(str, errors))[:1000]})
+        try:
+            parent.finish(status, options.ship_deadline_s)
+        except CnnJobsError as error:
+            errors.append(error)
+    return results, errors
+
+
+def _one(
+    task: Task, item: Planned, options: JobOptions, dataset: Dataset, watcher: Watcher, stop: StopRequest
+) -> RunResult:
+    if item.label:
+        options = replace(options, run_name=f"{options.run_name or task.name}-{item.label}")
+    return run_task(task, item.recipe, options, dataset, watcher, stop)
+
+
+def _parent_tags(task: Task, planned: Sequence[Planned], group: str) -> dict[str, str]:
+    runs = "\n".join(f"- {item.label}" for item in planned)
+    return {
+        "cnn_jobs.role": "parent",
+        "cnn_jobs.task": task.name,
+        "cnn_jobs.group": group,
+        "cnn_jobs.state": "running",
+        "mlflow.source.name": "cnn-jobs",
+        "mlflow.note.content": f"**{task.name}** - {task.title}\n\n{len(planned)} runs:\n\n{runs}\n",
+    }

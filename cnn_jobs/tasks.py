@@ -1,0 +1,140 @@
+"""The single list of tasks: network, recipe and the reference numbers of the course report.
+
+A new task is one entry here; the command line, the tables and the tests follow from it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from cnn_jobs.errors import UserError
+from cnn_jobs.models.spec import ConvBlock, ConvNet, InputTransform, Pool
+from cnn_jobs.recipe import Recipe, digest_of
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reference:
+    """Figures of the course report, ``None`` where it gives none; accuracies in [0, 1]."""
+
+    train_loss: float | None = None
+    train_accuracy: float | None = None
+    val_loss: float | None = None
+    val_accuracy: float | None = None
+    test_accuracy: float | None = None
+    note: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Task:
+    """What to train. ``network`` is the table that ``models`` builds; ``recipe`` holds the task's defaults."""
+
+    name: str
+    title: str
+    network: ConvNet
+    recipe: Recipe
+    transform: InputTransform = field(default_factory=InputTransform)
+    reference: Reference = field(default_factory=Reference)
+
+    def recipe_hash(self, recipe: Recipe) -> str:
+        """SHA-256 over network, transform and recipe: equal hashes mean the same training, given the data."""
+        return digest_of(self._content(recipe))
+
+    def group_hash(self, recipe: Recipe, data_digest: str) -> str:
+        """SHA-256 that runs share when they differ in the seed alone: what a comparison averages over."""
+        content = self._content(recipe)
+        del content["recipe"]["seed"]
+        return digest_of({**content, "data_digest": data_digest})
+
+    def _content(self, recipe: Recipe) -> dict[str, Any]:
+        return {
+            "network": self.network.as_dict(),
+            "transform": self.transform.as_dict(),
+            "recipe": recipe.as_dict(),
+        }
+
+
+def _blocks(
+    filters: tuple[int, int, int],
+    *,
+    kernel: int = 5,
+    padding: int = 2,
+    pools: tuple[Pool, Pool, Pool] = (Pool(), Pool(), Pool()),
+    batch_norm: bool = True,
+) -> tuple[ConvBlock, ...]:
+    return tuple(
+        ConvBlock(filters=n, kernel=kernel, padding=padding, pool=pool, batch_norm=batch_norm)
+        for n, pool in zip(filters, pools, strict=True)
+    )
+
+
+_SMALL = (32, 64, 128)
+_OVERLAPPING = (Pool(kernel=4), Pool(kernel=3), Pool())
+_AVERAGE = (Pool(kind="average"), Pool(kind="average"), Pool(kind="average"))
+
+# The report's task 3 tables are of the last model after 10 epochs: no early stopping.
+_TASK3_RECIPE = Recipe(optimizer="adam", lr=7e-4, weight_decay=2e-5, early_stop_count=0)
+
+_TASKS = (
+    Task(
+        name="task2",
+        title="Baseline: three 5x5 convolutions, SGD",
+        network=ConvNet(blocks=_blocks(_SMALL, batch_norm=False)),
+        recipe=Recipe(),
+        reference=Reference(
+            val_loss=1.79,
+            val_accuracy=0.737,
+            note="The report's loss was taken behind a softmax in front of the cross-entropy (its least possible "
+            "value is then 1.46): losses are not comparable, accuracies are.",
+        ),
+    ),
+    Task(
+        name="task3-arch1",
+        title="First architecture: BatchNorm, overlapping max pooling, Adam",
+        network=ConvNet(blocks=_blocks(_SMALL, pools=_OVERLAPPING)),
+        recipe=_TASK3_RECIPE,
+        reference=Reference(train_loss=0.1665, train_accuracy=0.9441, val_accuracy=0.7962, test_accuracy=0.7799),
+    ),
+    Task(
+        name="task3-arch2",
+        title="Second architecture: BatchNorm and dropout 0.4, Adam",
+        network=ConvNet(blocks=_blocks(_SMALL), dropout=0.4),
+        recipe=_TASK3_RECIPE,
+        reference=Reference(train_loss=0.2950, train_accuracy=0.9062, val_accuracy=0.7892, test_accuracy=0.7789),
+    ),
+    Task(
+        name="task3c-avgpool",
+        title="What helped: average instead of max pooling, with BatchNorm",
+        network=ConvNet(blocks=_blocks(_SMALL, pools=_AVERAGE)),
+        recipe=_TASK3_RECIPE,
+    ),
+    Task(
+        name="task3d-batchnorm",
+        title="The baseline network with BatchNorm, Adam",
+        network=ConvNet(blocks=_blocks(_SMALL)),
+        recipe=_TASK3_RECIPE,
+    ),
+    Task(
+        name="task3d-plain",
+        title="The baseline network without BatchNorm, Adam",
+        network=ConvNet(blocks=_blocks(_SMALL, batch_norm=False)),
+        recipe=_TASK3_RECIPE,
+    ),
+    Task(
+        name="task3e",
+        title="Final architecture: 3x3 kernels, twice the filters, BatchNorm, dropout",
+        network=ConvNet(blocks=_blocks((64, 128, 256), kernel=3, padding=1, pools=_OVERLAPPING), dropout=0.4),
+        recipe=_TASK3_RECIPE,
+        reference=Reference(train_accuracy=0.91, val_accuracy=0.82, test_accuracy=0.814),
+    ),
+)
+
+TASKS: dict[str, Task] = {task.name: task for task in _TASKS}
+
+
+def get_task(name: str) -> Task:
+    """The task of that name; raises ``UserError`` that lists the valid ones."""
+    try:
+        return TASKS[name]
+    except KeyError:
+        raise UserError(f"unknown task '{name}'; the tasks are {', '.join(TASKS)}") from None

@@ -1,0 +1,1 @@
+"""All that talks to MLflow; the only importer of it."""

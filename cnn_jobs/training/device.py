@@ -1,0 +1,70 @@
+"""Where and how numbers are computed: device, threads, determinism."""
+
+from __future__ import annotations
+
+import math
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from cnn_jobs.errors import DeviceError
+
+DEVICES = ("auto", "cpu", "cuda")
+
+
+@dataclass(frozen=True)
+class Placement:
+    """A device and the memory format that its convolutions like best."""
+
+    device: torch.device
+    memory_format: torch.memory_format
+
+
+def select_device(wanted: str, *, fast: bool = False) -> Placement:
+    """``auto`` is CUDA where there is one, else the CPU. Raises ``DeviceError`` for CUDA where there is none.
+
+    channels_last is up to twice as fast on a CPU (docs/performance.md). On CUDA it is kept for ``fast``: the
+    backward pass of overlapping max pooling adds atomically there.
+    """
+    if wanted == "cuda" and not torch.cuda.is_available():
+        raise DeviceError("device is cuda, but torch finds no CUDA device; use --device cpu or check the driver")
+    name = "cuda" if wanted == "cuda" or (wanted == "auto" and torch.cuda.is_available()) else "cpu"
+    channels_last = name == "cpu" or fast
+    return Placement(torch.device(name), torch.channels_last if channels_last else torch.contiguous_format)
+
+
+def configure_arithmetic(threads: int, *, fast: bool = False) -> None:
+    """Sets torch's threads and, unless ``fast``, deterministic algorithms (all settings of this process)."""
+    torch.set_num_threads(threads)
+    # cuBLAS reads this when its first handle is made; :4096:8 is one of the two values that make it deterministic.
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(not fast)
+    # Filling every fresh tensor only finds reads of memory never written; it costs time at each allocation.
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+    torch.backends.cudnn.deterministic = not fast
+    torch.backends.cudnn.benchmark = fast
+    torch.backends.cuda.matmul.allow_tf32 = fast
+    torch.backends.cudnn.allow_tf32 = fast
+
+
+def available_threads(cgroup: Path = Path("/sys/fs/cgroup")) -> int:
+    """CPUs that this process may use: its affinity, cut down to the cgroup's quota (version 2 or 1), at least 1."""
+    affinity = getattr(os, "sched_getaffinity", None)
+    cpus = len(affinity(0)) if affinity else os.cpu_count() or 1
+    quota = _cgroup_quota(cgroup)
+    return max(1, min(cpus, math.ceil(quota))) if quota else cpus
+
+
+def _cgroup_quota(cgroup: Path) -> float | None:
+    """CPUs granted by the cgroup, ``None`` for no limit."""
+    try:
+        if (cgroup / "cpu.max").exists():
+            quota, period = (cgroup / "cpu.max").read_text().split()
+        else:
+            quota = (cgroup / "cpu/cpu.cfs_quota_us").read_text().strip()
+            period = (cgroup / "cpu/cpu.cfs_period_us").read_text().strip()
+    except OSError:
+        return None
+    return None if quota in ("max", "-1") else int(quota) / int(period)

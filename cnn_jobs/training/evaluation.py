@@ -1,0 +1,55 @@
+"""Loss and accuracy of a model on part of a data set."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from cnn_jobs.data.batches import ImageSet
+
+EVALUATION_BATCH = 500  # images; larger ones were not faster
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """``loss``: mean cross-entropy in nats; ``accuracy`` in [0, 1]; ``logits``: (N, classes) float32 on the CPU."""
+
+    loss: float
+    accuracy: float
+    logits: torch.Tensor
+
+
+def precision_context(precision: str, device: torch.device) -> AbstractContextManager[object]:
+    """Autocast to bfloat16 where the recipe asks for it."""
+    return torch.autocast(device.type, torch.bfloat16) if precision == "bf16" else nullcontext()
+
+
+def accuracy(logits: torch.Tensor, labels: torch.Tensor) -> float:
+    """Fraction correct, in [0, 1]. logits: (N, classes) float; labels: (N,) int64. ValueError if N differs."""
+    if len(logits) != len(labels):
+        raise ValueError(f"{len(logits)} rows of logits, {len(labels)} labels")
+    return float((logits.argmax(dim=1) == labels).double().mean())
+
+
+def evaluate(model: nn.Module, images: ImageSet, precision: str = "fp32") -> Evaluation:
+    """The model's figures on every image, dropout off and BatchNorm on its running statistics.
+
+    Leaves the model in the mode in which it was.
+    """
+    was_training = model.training
+    model.eval()
+    parts = []
+    with torch.inference_mode():
+        for pixels, _ in images.in_order(EVALUATION_BATCH):
+            with precision_context(precision, pixels.device):
+                parts.append(model(pixels).float().cpu())
+    model.train(was_training)
+    logits = torch.cat(parts)
+    labels = images.labels[images.indices].cpu()
+    # Summed in double: the mean over 45,000 images then does not depend on how it is cut into batches.
+    loss = F.cross_entropy(logits.double(), labels)
+    return Evaluation(float(loss), accuracy(logits, labels), logits)

@@ -1,0 +1,112 @@
+"""Small picture sets, written the way users have them."""
+
+from __future__ import annotations
+
+import io
+import os
+import uuid
+import zipfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from cnn_jobs.data.dataset import Dataset
+
+Pictures = dict[str, bytes]
+
+
+@pytest.fixture(autouse=True)
+def cache_dir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The cache of this test alone."""
+    path = tmp_path / "cache"
+    monkeypatch.setenv("CNN_JOBS_CACHE_DIR", str(path))
+    return path
+
+
+def png(width: int, height: int, seed: int, mode: str = "RGB") -> bytes:
+    pixels = np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    file = io.BytesIO()
+    Image.fromarray(pixels).convert(mode).save(file, "PNG")
+    return file.getvalue()
+
+
+@pytest.fixture
+def pictures() -> Pictures:
+    """Relative name -> PNG: two classes, 3 + 2 training and 1 + 1 test pictures, 5 wide and 4 high."""
+    names = [
+        *("train/cat/0.png", "train/cat/1.png", "train/cat/2.png", "train/dog/0.png", "train/dog/1.png"),
+        *("test/cat/0.png", "test/dog/0.png"),
+    ]
+    return {name: png(5, 4, seed) for seed, name in enumerate(names)}
+
+
+@pytest.fixture
+def write_folder(tmp_path: Path) -> Callable[[Pictures], Path]:
+    def write(pictures: Pictures) -> Path:
+        root = tmp_path / "animals"
+        for name, content in pictures.items():
+            (root / name).parent.mkdir(parents=True, exist_ok=True)
+            (root / name).write_bytes(content)
+        return root
+
+    return write
+
+
+@pytest.fixture
+def write_zip(tmp_path: Path) -> Callable[..., Path]:
+    def write(pictures: Pictures, name: str = "animals.zip") -> Path:
+        with zipfile.ZipFile(tmp_path / name, "w") as archive:
+            for file, content in pictures.items():
+                archive.writestr(file, content)
+        return tmp_path / name
+
+    return write
+
+
+def small_dataset(seed: int = 0, *, train: int = 6, test: int = 4, name: str = "small") -> Dataset:
+    """Random pictures of 4x5 in three classes."""
+    random = np.random.default_rng(seed)
+
+    def split(count: int) -> tuple[np.ndarray, np.ndarray]:
+        return random.integers(0, 256, (count, 3, 4, 5), dtype=np.uint8), np.arange(count) % 3
+
+    return Dataset.from_arrays(name=name, uri=name, classes=("a", "b", "c"), train=split(train), test=split(test))
+
+
+@pytest.fixture(scope="session")
+def moto_server() -> Iterator[str]:
+    """The URL of a real HTTP server that speaks S3."""
+    from moto.server import ThreadedMotoServer
+
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    yield f"http://{host}:{port}"
+    server.stop()
+
+
+@pytest.fixture
+def aws(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """No settings of the machine reach boto3; the keys are ours."""
+    for name in list(os.environ):
+        if name.startswith("AWS_") or name == "MLFLOW_S3_ENDPOINT_URL":
+            monkeypatch.delenv(name)
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "the-key")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "the-secret")
+    monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "none"))
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "none"))
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+
+
+@pytest.fixture
+def bucket(moto_server: str, aws: None, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The name of an empty bucket on the server that AWS_ENDPOINT_URL names."""
+    import boto3
+
+    monkeypatch.setenv("AWS_ENDPOINT_URL", moto_server)
+    name = f"bucket-{uuid.uuid4().hex[:8]}"
+    boto3.client("s3").create_bucket(Bucket=name)
+    return name
