@@ -43,9 +43,7 @@ class Dataset:
 
     def __post_init__(self) -> None:
         if not self.classes or len(set(self.classes)) != len(self.classes):
-            raise DataError(
-                f"{self.uri}: class names are {list(self.classes)}, but must be different and not none"
-            )
+            raise DataError(f"{self.uri}: class names are {list(self.classes)}, but must be different and not none")
         for split in ("train", "test"):
             _check_split(self.uri, split, self.classes, *self.split(split))
         train_size, test_size = tuple(self.train_images.shape[2:]), tuple(self.test_images.shape[2:])
@@ -120,19 +118,14 @@ def _tensor(uri: str, array: npt.NDArray[Any]) -> torch.Tensor:
     """Images or, of one dimension, labels as a tensor; labels of any integer type become int64."""
     if array.dtype != np.uint8 and (array.ndim != 1 or array.dtype.kind not in "iu"):
         what = "labels" if array.ndim == 1 else "images"
-        raise DataError(
-            f"{uri}: {what} are {array.dtype}, but must be {'integers' if array.ndim == 1 else 'uint8'}"
-        )
+        raise DataError(f"{uri}: {what} are {array.dtype}, but must be {'integers' if array.ndim == 1 else 'uint8'}")
     return torch.from_numpy(np.ascontiguousarray(array, dtype=np.int64 if array.ndim == 1 else np.uint8))
 
 
-def _check_split(
-    uri: str, split: str, classes: tuple[str, ...], images: torch.Tensor, labels: torch.Tensor
-) -> None:
+def _check_split(uri: str, split: str, classes: tuple[str, ...], images: torch.Tensor, labels: torch.Tensor) -> None:
     if images.ndim != 4 or images.shape[1] != 3 or images.dtype != torch.uint8:
         raise DataError(
-            f"{uri}: {split} images are {tuple(images.shape)} {images.dtype}, "
-            "but must be (N, 3, H, W) torch.uint8"
+            f"{uri}: {split} images are {tuple(images.shape)} {images.dtype}, but must be (N, 3, H, W) torch.uint8"
         )
     if images.device.type != "cpu" or not images.is_contiguous():
         raise DataError(f"{uri}: {split} images must be contiguous and on the CPU")

@@ -91,9 +91,7 @@ def _decode_zip(path: Path, uri: str, name: str) -> Dataset:
             inner = [entry.removeprefix(top) for entry in names]
             return _decode(inner, lambda file: archive.read(top + file), uri, name)
     except zipfile.BadZipFile as error:
-        raise DataError(
-            f"{uri}: not a zip file, or a damaged one ({error}); make or download it again"
-        ) from error
+        raise DataError(f"{uri}: not a zip file, or a damaged one ({error}); make or download it again") from error
 
 
 def _enclosing_folder(names: list[str]) -> str:
@@ -136,9 +134,7 @@ def _listing(names: Iterable[str], uri: str) -> dict[str, _Classes]:
             raise DataError(f"{uri}: has no class folders in {split}/; the layout is {LAYOUT}")
         for folder, files in classes.items():
             if not files:
-                raise DataError(
-                    f"{uri}: class folder {split}/{folder} has no {', '.join(SUFFIXES)}; fill or remove it"
-                )
+                raise DataError(f"{uri}: class folder {split}/{folder} has no {', '.join(SUFFIXES)}; fill or remove it")
             files.sort()
     return folders
 
@@ -176,9 +172,7 @@ def _pixels(read: _Read, file: str, uri: str) -> npt.NDArray[np.uint8]:
             mode = picture.mode
     except (zipfile.BadZipFile, zlib.error, RuntimeError, NotImplementedError) as error:
         raise DataError(f"{uri}: {file} cannot be unpacked ({error}); make or download it again") from error
-    except (
-        Exception
-    ) as error:  # Pillow lets whatever its decoders meet through: SyntaxError, struct.error, ...
+    except Exception as error:  # Pillow lets whatever its decoders meet through: SyntaxError, struct.error, ...
         reason = "not a picture" if isinstance(error, UnidentifiedImageError) else str(error)
         raise DataError(f"{uri}: {file} cannot be decoded ({reason}); replace or remove it") from error
     raise DataError(f"{uri}: {file} has mode {mode}, but only 8-bit pictures are taken ({', '.join(_MODES)})")

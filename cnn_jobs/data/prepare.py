@@ -51,9 +51,7 @@ def verify(uri: str, expected_digest: str | None = None) -> Dataset:
             )
     dataset = open_dataset(uri)
     if expected_digest and not dataset.digest.startswith(expected_digest):
-        check_digest(
-            dataset, expected_digest, remedy="choose the data set of that digest, or leave --digest out"
-        )
+        check_digest(dataset, expected_digest, remedy="choose the data set of that digest, or leave --digest out")
     return dataset
 
 

@@ -83,8 +83,7 @@ def split_uri(uri: str) -> tuple[str, str]:
     bucket, _, key = uri.removeprefix(SCHEME).partition("/")
     if "@" in bucket:
         raise DataError(
-            "s3://...@...: credentials do not belong into a URI; "
-            "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
+            "s3://...@...: credentials do not belong into a URI; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
         )
     if not bucket or not key:
         raise DataError(f"{uri}: has no {'key' if bucket else 'bucket'}; the form is s3://bucket/key")
@@ -115,7 +114,8 @@ def _client() -> Any:
         response_checksum_validation="when_required",
     )
     with _clear_errors("s3"):
-        return boto3.client("s3", endpoint_url=_endpoint_url(), config=config)
+        # A session of its own: the one that boto3 keeps would keep the credentials that it saw first.
+        return boto3.Session().client("s3", endpoint_url=_endpoint_url(), config=config)
 
 
 def _endpoint() -> str:
@@ -134,9 +134,7 @@ def _clear_errors(uri: str) -> Iterator[None]:
     except boto.ClientError as error:
         raise _refused(uri, error.response) from error
     except (boto.NoCredentialsError, boto.PartialCredentialsError) as error:
-        raise DataError(
-            f"{uri}: no credentials ({error}); set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
-        ) from error
+        raise DataError(f"{uri}: no credentials ({error}); set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY") from error
     except (boto.ParamValidationError, boto.ProfileNotFound, boto.NoRegionError, ValueError) as error:
         raise DataError(f"{uri}: {_one_line(error)}; check the URI and the AWS_ variables") from error
     except (boto.BotoCoreError, ConnectionError, TimeoutError) as error:
@@ -145,17 +143,14 @@ def _clear_errors(uri: str) -> Iterator[None]:
 
 def _refused(uri: str, response: Any) -> CnnJobsError:
     status = int(response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
-    reason = (
-        f"{response.get('Error', {}).get('Code', '')} {response.get('Error', {}).get('Message', '')}".strip()
-    )
+    reason = f"{response.get('Error', {}).get('Code', '')} {response.get('Error', {}).get('Message', '')}".strip()
     if status == 404:
         return _NotThereError(f"{uri}: no such bucket or key ({reason}); check the URI and the endpoint")
     if status >= 500 or status in _TRY_AGAIN:
         return RemoteDataError(f"{uri}: the server failed with {status} ({reason}); try again")
     if status in (401, 403):
         return DataError(
-            f"{uri}: access denied ({reason}); "
-            "check AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and the bucket's policy"
+            f"{uri}: access denied ({reason}); check AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and the bucket's policy"
         )
     return DataError(f"{uri}: refused with {status} ({reason}); check the URI and the AWS_ variables")
 

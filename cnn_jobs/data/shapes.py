@@ -43,9 +43,7 @@ _TINTS = np.array(
 
 _TURNS = 64
 # Rounded to ten bits, where no last digit of a cosine matters.
-_COSINES = np.array(
-    [round(1024 * math.cos(math.tau * turn / _TURNS)) for turn in range(_TURNS)], dtype=np.int32
-)
+_COSINES = np.array([round(1024 * math.cos(math.tau * turn / _TURNS)) for turn in range(_TURNS)], dtype=np.int32)
 _SINES = np.roll(_COSINES, _TURNS // 4)
 _BLOCK = 500  # pictures drawn at a time: few enough for the processor's cache, and part of what is drawn
 

@@ -105,9 +105,7 @@ def test_without_a_network_the_alternatives_are_named(
     assert capsys.readouterr().out == ""
 
 
-def test_an_archive_that_is_not_the_original_is_refused(
-    archive: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_archive_that_is_not_the_original_is_refused(archive: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(CIFAR10.meta, "md5", "0" * 32)
     with pytest.raises(DataError, match=r"cifar-10-python\.tar\.gz is not the original archive .*delete it"):
         open_dataset("cifar10")

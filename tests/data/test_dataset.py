@@ -36,8 +36,7 @@ def test_digest_does_not_depend_on_name_or_uri() -> None:
 def test_any_changed_pixel_or_label_changes_the_digest(field: str, position: int, change: int) -> None:
     dataset = small_dataset()
     tensors = {
-        name: getattr(dataset, name).clone()
-        for name in ("train_images", "train_labels", "test_images", "test_labels")
+        name: getattr(dataset, name).clone() for name in ("train_images", "train_labels", "test_images", "test_labels")
     }
     flat = tensors[field].view(-1)
     flat[position % flat.numel()] += change
@@ -115,9 +114,7 @@ def test_a_wrong_part_is_refused_in_one_line(change: dict[str, object], message:
 )
 def test_arrays_of_another_type_are_refused(images: np.ndarray, labels: np.ndarray, message: str) -> None:
     with pytest.raises(DataError, match=message):
-        Dataset.from_arrays(
-            name="x", uri="x", classes=["a"], train=(images, labels), test=(images, labels)
-        )
+        Dataset.from_arrays(name="x", uri="x", classes=["a"], train=(images, labels), test=(images, labels))
 
 
 def test_a_split_of_another_name_is_a_mistake_of_the_caller() -> None:

@@ -76,9 +76,7 @@ def test_a_grey_pixel_has_three_equal_channels(write_zip: WriteZip, pictures: Pi
     assert (red == blue).all()
 
 
-def test_a_palette_with_transparency_becomes_rgb_without_a_warning(
-    write_zip: WriteZip, pictures: Pictures
-) -> None:
+def test_a_palette_with_transparency_becomes_rgb_without_a_warning(write_zip: WriteZip, pictures: Pictures) -> None:
     file = io.BytesIO()
     Image.new("P", (5, 4)).save(file, "PNG", transparency=b"\0\1\2")
     assert open_dataset(str(write_zip({**pictures, "train/cat/1.png": file.getvalue()}))).train_images[1].sum() == 0
@@ -92,9 +90,7 @@ def test_a_picture_of_16_bits_is_refused_and_not_clipped(write_zip: WriteZip, pi
 
 
 @pytest.mark.parametrize("name", ["train/dog/1.png", "test/cat/0.png"])
-def test_a_picture_of_another_size_is_named_with_both_sizes(
-    write_zip: WriteZip, pictures: Pictures, name: str
-) -> None:
+def test_a_picture_of_another_size_is_named_with_both_sizes(write_zip: WriteZip, pictures: Pictures, name: str) -> None:
     archive = write_zip({**pictures, name: png(6, 4, 0)})
     refused(archive, rf"animals\.zip: {name} is 6x4, but train/cat/0\.png is 5x4; bring all")
 
@@ -199,9 +195,7 @@ def test_a_zip_moved_elsewhere_is_still_known(
 
 
 @pytest.mark.parametrize("change", ["touched", "added", "renamed"])
-def test_a_changed_directory_is_decoded_again(
-    write_folder: WriteFolder, pictures: Pictures, change: str
-) -> None:
+def test_a_changed_directory_is_decoded_again(write_folder: WriteFolder, pictures: Pictures, change: str) -> None:
     root = write_folder(pictures)
     before = open_dataset(str(root)).digest
     picture = root / "train" / "cat" / "0.png"

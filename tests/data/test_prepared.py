@@ -88,7 +88,9 @@ def test_a_changed_pixel_is_found(tmp_path: Path) -> None:
     arrays["test_images"][0, 0, 0, 0] ^= 1
     np.savez(tmp_path / "x.npz", **arrays)
     line = refused(tmp_path / "x.npz", "sha256")
-    expected = rf"data.npz: sha256 [0-9a-f]{{8}}, expected {dataset.digest[:8]}; delete it and run 'cnn-jobs data prepare'"
+    expected = (
+        rf"data.npz: sha256 [0-9a-f]{{8}}, expected {dataset.digest[:8]}; delete it and run 'cnn-jobs data prepare'"
+    )
     refused(tmp_path / "x.npz", f"^{expected}$")
     assert dataset.digest[:8] not in line.split(",")[0]
 
@@ -96,7 +98,10 @@ def test_a_changed_pixel_is_found(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"digest": None, "synthetic": None, "format_version": None, "classes": None}, "has no classes, digest.*prepare"),
+        (
+            {"digest": None, "synthetic": None, "format_version": None, "classes": None},
+            "has no classes, digest.*prepare",
+        ),
         ({"test_labels": None}, "has no test_labels: not a file that 'cnn-jobs data prepare' made"),
         ({"format_version": np.array(99)}, "format version 99, but this is 1; delete it and run"),
         ({"train_images": np.zeros((6, 3, 4, 5))}, "images are float64, but must be uint8"),
@@ -203,9 +208,7 @@ def test_the_cache_is_made_once_and_carries_the_name_asked_for(tmp_path: Path) -
     assert (second.name, second.uri) == ("pets", "pets.zip")
 
 
-def test_a_damaged_cache_is_made_again_with_a_line_in_the_log(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_damaged_cache_is_made_again_with_a_line_in_the_log(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     file = tmp_path / "x.npz"
     cached(file, small_dataset, name="x", uri="pets.zip")
     whole = file.read_bytes()

@@ -47,9 +47,7 @@ def test_a_prepared_object_is_opened(bucket: str, prepared: Path) -> None:
 
 
 @integration
-def test_a_zip_of_pictures_is_opened(
-    bucket: str, write_zip: Callable[..., Path], pictures: Pictures
-) -> None:
+def test_a_zip_of_pictures_is_opened(bucket: str, write_zip: Callable[..., Path], pictures: Pictures) -> None:
     archive = write_zip(pictures)
     uri = put(bucket, "animals.zip", archive)
     dataset = open_dataset(uri)
@@ -175,9 +173,7 @@ def test_wrong_credentials_are_refused_for_good(aws: None, monkeypatch: pytest.M
 
 
 @integration
-def test_a_failing_server_is_asked_three_times_and_may_work_later(
-    aws: None, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_failing_server_is_asked_three_times_and_may_work_later(aws: None, monkeypatch: pytest.MonkeyPatch) -> None:
     with server_that_answers(503) as (url, asked):
         monkeypatch.setenv("AWS_ENDPOINT_URL", url)
         with pytest.raises(RemoteDataError, match="the server failed with 503") as caught:
@@ -187,9 +183,7 @@ def test_a_failing_server_is_asked_three_times_and_may_work_later(
 
 
 @integration
-def test_a_download_that_breaks_off_leaves_nothing(
-    aws: None, monkeypatch: pytest.MonkeyPatch, cache_dir: Path
-) -> None:
+def test_a_download_that_breaks_off_leaves_nothing(aws: None, monkeypatch: pytest.MonkeyPatch, cache_dir: Path) -> None:
     with server_that_answers(200, b"PK\3\4 only the beginning", length=1000) as (url, _):
         monkeypatch.setenv("AWS_ENDPOINT_URL", url)
         with pytest.raises(RemoteDataError, match="s3://bucket/x.npz: .*check the endpoint and the network") as caught:
