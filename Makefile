@@ -22,7 +22,7 @@ METADATA := setup.cfg pyproject.toml
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' '$(firstword $(MAKEFILE_LIST))'
 	@echo
-	@echo "  make local-run TASK=task4a DATA=cifar10 ARGS='--epochs 1 --seed 3' trains something else;"
+	@echo "  make local-run TASK=task3e DATA=cifar10 ARGS='--epochs 1 --seed 3' trains something else;"
 	@echo "  it always records on the local server, whatever MLFLOW_TRACKING_URI says (PORT=$(PORT) or the next free one)."
 	@echo "  make PYTHON=/path/to/python3.12 setup uses another Python (3.11 or later)."
 

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
-
-import click
 
 from cnn_jobs.data.dataset import Dataset
 from cnn_jobs.errors import CnnJobsError
@@ -25,13 +23,16 @@ def run_series(
     dataset: Dataset,
     watcher: Watcher,
     stop: StopRequest,
+    report_error: Callable[[str], None],
 ) -> tuple[list[RunResult], list[CnnJobsError]]:
     """Runs what is planned; returns what finished and what did not. Several get a parent run that holds them.
 
+    ``report_error`` takes a line for each of several runs that fails, when it does.
     The parent trains nothing: its tag ``cnn_jobs.role`` is ``parent``, and it is FINISHED when all its runs are.
     """
     if len(planned) == 1:
-        return run_all(planned, lambda item: _one(task, item, options, dataset, watcher, stop), click.echo)
+        # Its error is the command's own, told by whoever called.
+        return run_all(planned, lambda item: _one(task, item, options, dataset, watcher, stop), lambda line: None)
     group = new_group()
     name = options.run_name or f"{task.name}-{len(planned)}-runs"
     parent = MlflowRecorder(
@@ -42,7 +43,7 @@ def run_series(
     results, errors = run_all(
         planned,
         lambda item: _one(task, item, options, dataset, watcher, stop),
-        lambda line: click.echo(f"error: {line}", err=True),
+        report_error,
     )
     with stop.deferred():
         status = "KILLED" if stop.requested() else "FAILED" if errors else "FINISHED"

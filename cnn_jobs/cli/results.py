@@ -8,9 +8,9 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from rich.console import Console
 from rich.table import Table
 
+from cnn_jobs.cli.tables import console, table
 from cnn_jobs.run import JobOptions, RunResult
 from cnn_jobs.tasks import Task
 from cnn_jobs.tracking.connection import without_password
@@ -22,28 +22,26 @@ def print_results(task: Task, results: Sequence[RunResult], options: JobOptions,
     """A row a model of each finished run, the runs' pages, and the command that compares runs."""
     if not results:
         return
-    console = Console()
-    console.print(_table(task, results, synthetic=synthetic))
+    out = console()
+    out.print(_table(task, results, synthetic=synthetic))
     for result in results:
         early = " (stopped early)" if result.stopped_early else ""
-        console.print(
+        out.print(
             f"{result.name}: {result.steps} steps{early} in {result.seconds:.0f} s\n  {result.url}",
-            highlight=False,
             soft_wrap=True,
         )
-    console.print(f"Compare runs:\n  {compare_command(options)}", highlight=False, soft_wrap=True)
+    out.print(f"Compare runs:\n  {compare_command(options)}", soft_wrap=True)
 
 
 def _table(task: Task, results: Sequence[RunResult], *, synthetic: bool) -> Table:
     title = f"{task.name}" + (" on shapes, synthetic pictures" if synthetic else "")
-    table = Table("Run", "Model", title=title, title_justify="left")
-    for part in PARTS:
-        table.add_column(f"{part} loss", justify="right")
-        table.add_column(f"{part} acc.", justify="right")
+    figures = tuple(f"{part} {kind}" for part in PARTS for kind in ("loss", "acc."))
+    listing = table("Run", "Model", right=figures, title=title)
+    listing.columns[0].no_wrap = True
     for result in results:
         for model in ("best", "last"):
-            figures = [result.metrics[f"{model}/{part}_{kind}"] for part in PARTS for kind in ("loss", "accuracy")]
-            table.add_row(result.name, model, *(f"{figure:.4f}" for figure in figures))
+            values = [result.metrics[f"{model}/{part}_{kind}"] for part in PARTS for kind in ("loss", "accuracy")]
+            listing.add_row(result.name, model, *(f"{figure:.4f}" for figure in values))
     reference = task.reference
     if not synthetic and (reference.test_accuracy or reference.val_accuracy):
         cells = [
@@ -54,9 +52,9 @@ def _table(task: Task, results: Sequence[RunResult], *, synthetic: bool) -> Tabl
             None,
             reference.test_accuracy,
         ]
-        table.add_section()
-        table.add_row("course report", "last", *("-" if cell is None else f"{cell:.4f}" for cell in cells))
-    return table
+        listing.add_section()
+        listing.add_row("course report", "last", *("-" if cell is None else f"{cell:.4f}" for cell in cells))
+    return listing
 
 
 def compare_command(options: JobOptions) -> str:

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import click
-from rich.console import Console
-from rich.table import Table
 
 from cnn_jobs.cli.options import option
+from cnn_jobs.cli.tables import console, table
 from cnn_jobs.tasks import get_task
 
 FIGURES = (
@@ -29,16 +28,15 @@ def runs(experiment: str, task: str) -> None:
     from cnn_jobs.tracking.query import runs_of
 
     rows = runs_of(tracking_uri(), experiment, task)
-    table = Table("Run", "Data", "State")
-    for title in ("last train", "last val", "last test", "best val", "best test", "device s"):
-        table.add_column(title, justify="right")
-    table.add_column("Run id", no_wrap=True)
+    figures = ("last train", "last val", "last test", "best val", "best test", "device s")
+    listing = table("Run", "Data", "State", right=(*figures, "Run id"))
+    listing.columns[0].no_wrap = True
     for row in rows:
         cells = [f"{row.metrics[name]:.4f}" if name in row.metrics else "-" for name in FIGURES]
         seconds = row.metrics.get("attempt/device_seconds")
         cells.append("-" if seconds is None else f"{seconds:.0f}")
         state = row.tags.get("cnn_jobs.state", row.status.lower())
-        table.add_row(row.name, row.tags.get("cnn_jobs.data", "-"), state, *cells, row.run_id)
-    console = Console()
-    console.print(table)
-    console.print(f"{len(rows)} runs in experiment '{experiment}'; accuracies, of the last and of the best model")
+        listing.add_row(row.name, row.tags.get("cnn_jobs.data", "-"), state, *cells, row.run_id[:8])
+    out = console()
+    out.print(listing)
+    out.print(f"{len(rows)} runs in experiment '{experiment}'; accuracies of the last and of the best model.")

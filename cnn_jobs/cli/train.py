@@ -79,8 +79,13 @@ def train(task: str, data: str, seeds: str, sweep: tuple[str, ...], **given: Any
     from cnn_jobs.tracking.connection import tracking_uri
 
     options = JobOptions(tracking_uri=tracking_uri(), ship_deadline_s=given.pop("ship_deadline"), **given)
-    results, errors = run_series(entry, planned, options, open_dataset(data), watcher(), stop)
-    print_results(entry, results, options, synthetic=data == "shapes")
+    dataset = open_dataset(data)
+
+    def report_error(line: str) -> None:
+        click.echo(f"error: {line}", err=True)
+
+    results, errors = run_series(entry, planned, options, dataset, watcher(), stop, report_error)
+    print_results(entry, results, options, synthetic=dataset.synthetic)
     if errors and len(planned) == 1:
         raise errors[0]
     sys.exit(exit_code(errors))

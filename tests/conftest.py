@@ -1,0 +1,95 @@
+"""What tests of all parts share."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import settings
+
+from cnn_jobs.data.dataset import Dataset
+
+# No deadline: on a busy machine any example may be slow. The same examples each time: a failure can be repeated.
+settings.register_profile("cnn-jobs", deadline=None, max_examples=50, derandomize=True)
+settings.load_profile("cnn-jobs")
+
+# MLflow 3.17 on SQLAlchemy 2.1: not ours to change, and only for tests that open such a database themselves.
+MLFLOW_WARNING = "ignore:The ``noload`` loader strategy is deprecated:DeprecationWarning"
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if "mlflow_uri" in getattr(item, "fixturenames", ()):
+            item.add_marker(pytest.mark.filterwarnings(MLFLOW_WARNING))
+
+
+@pytest.fixture(autouse=True)
+def _own_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No setting of the machine reaches a test, and nothing a test leaves behind reaches the machine."""
+    for name in list(os.environ):
+        if name.startswith(("CNN_JOBS_", "MLFLOW_", "AWS_")):
+            monkeypatch.delenv(name)
+    monkeypatch.setenv("CNN_JOBS_CACHE_DIR", str(tmp_path / "cache"))
+    monkeypatch.setenv("CNN_JOBS_STATE_DIR", str(tmp_path / "state"))
+    monkeypatch.setenv("MLFLOW_DISABLE_TELEMETRY", "true")
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """One torch thread: on tensors this small more of them only get in each other's way."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def striped_dataset(*, train: int = 40, test: int = 12, size: int = 16, seed: int = 0) -> Dataset:
+    """Three classes that a small network tells apart at once: a bright band, left, middle or right, in noise."""
+    random = np.random.default_rng(seed)
+
+    def split(count: int) -> tuple[np.ndarray, np.ndarray]:
+        labels = np.arange(count) % 3
+        images = random.integers(0, 80, (count, 3, size, size), dtype=np.uint8)
+        band = size // 3
+        for image, label in zip(images, labels, strict=True):
+            image[:, :, label * band : (label + 1) * band] += 150
+        return images, labels
+
+    return Dataset.from_arrays(
+        name="stripes", uri="stripes", classes=("left", "middle", "right"), train=split(train), test=split(test)
+    )
+
+
+@pytest.fixture(scope="session")
+def tiny_dataset() -> Dataset:
+    """40 training and 12 test pictures of 3x16x16 in three classes that are easy to learn."""
+    return striped_dataset()
+
+
+@pytest.fixture(scope="session")
+def mlflow_template_db(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A fresh MLflow database; making one takes seconds, so it is made once and copied."""
+    folder = tmp_path_factory.mktemp("mlflow")
+    path = folder / "mlflow.db"
+    script = "import sys, mlflow; mlflow.MlflowClient(sys.argv[1]).search_experiments()"
+    # In a process of its own, which surely has closed the file when it ends; in its own folder, for MLflow's default
+    # artifact folder is ./mlruns.
+    command = [sys.executable, "-c", script, f"sqlite:///{path}"]
+    subprocess.run(command, cwd=folder, check=True, timeout=120, capture_output=True)
+    return path
+
+
+@pytest.fixture
+def mlflow_uri(mlflow_template_db: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """An MLflow database of this test alone; the test runs in ``tmp_path``, where its artifacts go to ./mlruns."""
+    monkeypatch.chdir(tmp_path)
+    shutil.copy(mlflow_template_db, tmp_path / "mlflow.db")
+    return f"sqlite:///{tmp_path / 'mlflow.db'}"

@@ -1,0 +1,157 @@
+"""Addresses of MLflow, and its errors in one line."""
+
+from __future__ import annotations
+
+import socket
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import pytest
+
+from cnn_jobs.errors import TrackingUriError
+from cnn_jobs.tracking.connection import (
+    check_uri,
+    configure_client,
+    explain,
+    http_status,
+    is_transient,
+    run_url,
+    tracking_uri,
+    without_password,
+)
+
+
+@contextmanager
+def answering(status: int, body: str = "no", content_type: str = "text/plain") -> Iterator[str]:
+    """A real HTTP server on loopback that gives every request the same answer."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(status)
+            self.send_header("Content-Type", content_type)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body.encode())
+
+        do_POST = do_PATCH = do_PUT = do_GET  # noqa: N815
+
+        def log_message(self, *args: object) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{server.server_port}"
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
+
+
+def unused_address() -> str:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return f"http://127.0.0.1:{probe.getsockname()[1]}"
+
+
+def error_of(uri: str, monkeypatch: pytest.MonkeyPatch) -> Exception:
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    configure_client()
+    from mlflow import MlflowClient
+    from mlflow.exceptions import MlflowException
+
+    with pytest.raises(MlflowException) as caught:
+        MlflowClient(uri).get_experiment_by_name("any")
+    return caught.value
+
+
+@pytest.mark.parametrize(
+    "uri",
+    ["http://localhost:5000", "https://mlflow.example.org/sub", "sqlite:////tmp/a.db", "postgresql+psycopg://u@h/db"],
+)
+def test_addresses_that_mlflow_can_track_to_are_taken_as_they_are(uri: str) -> None:
+    assert check_uri(uri) == uri
+
+
+@pytest.mark.parametrize(
+    "uri", ["", "localhost:5000", "http//localhost", "http://", "http://host:port", "ftp://host/x", "./mlruns"]
+)
+def test_a_malformed_address_is_refused_with_an_example(uri: str) -> None:
+    with pytest.raises(TrackingUriError, match=r"must look like http://host:5000") as caught:
+        check_uri(uri)
+    assert caught.value.exit_code == 2
+    assert repr(uri)[1:-1] in str(caught.value)
+
+
+def test_a_password_is_never_shown() -> None:
+    with pytest.raises(TrackingUriError) as caught:
+        check_uri("ftp://me:secret@host/x")
+    assert "secret" not in str(caught.value)
+    assert without_password("postgresql://me:secret@host:5432/db") == "postgresql://me:***@host:5432/db"
+    assert without_password("http://host:5000/a") == "http://host:5000/a"
+    assert "secret" not in run_url("http://me:secret@host:5000/", "1", "abc")
+
+
+def test_the_address_is_the_environments_else_a_database_here(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: object
+) -> None:
+    monkeypatch.chdir(str(tmp_path))
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    assert tracking_uri() == f"sqlite:///{tmp_path}/mlflow.db"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://host:5000")
+    assert tracking_uri() == "http://host:5000"
+
+
+@pytest.mark.parametrize(
+    ("status", "hint", "transient"),
+    [
+        (401, "MLFLOW_TRACKING_USERNAME", False),
+        (403, "--allowed-hosts", False),
+        (404, "check host, port and path", False),
+        (400, "refused", False),
+        (408, "refused", True),
+        (429, "refused", True),
+        (500, "see the server's log", True),
+        (503, "see the server's log", True),
+    ],
+)
+def test_an_answer_is_named_with_what_to_do(
+    status: int, hint: str, transient: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with answering(status) as uri:
+        error = error_of(uri, monkeypatch)
+        line = explain(error, uri)
+    assert hint in line
+    assert uri in line
+    assert "\n" not in line
+    assert is_transient(error) is transient
+
+
+def test_mlflows_own_json_answer_keeps_its_status(monkeypatch: pytest.MonkeyPatch) -> None:
+    body = '{"error_code": "PERMISSION_DENIED", "message": "not yours"}'
+    with answering(403, body, "application/json") as uri:
+        error = error_of(uri, monkeypatch)
+    assert http_status(error) == 403
+    assert not is_transient(error)
+
+
+def test_another_kind_of_server_is_told_as_such(monkeypatch: pytest.MonkeyPatch) -> None:
+    with answering(418, '{"detail": "I am a teapot"}', "application/json") as uri:
+        error = error_of(uri, monkeypatch)
+        assert "answered, but not as MLflow does" in explain(error, uri)
+
+
+def test_no_answer_is_an_outage(monkeypatch: pytest.MonkeyPatch) -> None:
+    uri = unused_address()
+    error = error_of(uri, monkeypatch)
+    assert http_status(error) is None
+    assert is_transient(error)
+    assert explain(error, uri).startswith(f"MLflow at {uri} does not answer")
+
+
+def test_a_mistake_of_ours_is_no_outage() -> None:
+    assert not is_transient(FileNotFoundError("gone"))
+    assert not is_transient(TypeError("wrong"))
