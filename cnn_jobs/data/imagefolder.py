@@ -43,7 +43,8 @@ def open_imagefolder(path: Path, *, uri: str, cache_dir: Path) -> Dataset:
     except OSError as error:
         raise DataError(f"{uri}: cannot be read ({error.strerror or error}); check the path") from error
     name = Path(uri).name if path.is_dir() else Path(uri).stem
-    name = name or path.resolve().name
+    if name in ("", ".."):  # '.' has no name, and neither says which directory it is
+        name = path.resolve().name
     decode = _decode_directory if path.is_dir() else _decode_zip
     return cached(cache_dir / f"decoded-{key}.npz", lambda: decode(path, uri, name), name=name, uri=uri)
 

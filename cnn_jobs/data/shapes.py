@@ -4,6 +4,12 @@ Ten kinds of figure, 32x32 RGB, each with random place, size, turn and colours, 
 clutter, and noise. Everything is integer arithmetic on raw generator bits: floating-point sines differ
 between machines, and numpy keeps the raw stream of a bit generator for ever, but not what its distributions
 make of it.
+
+How hard it is (torch 2.14.1, AMD EPYC, one thread, 10 epochs): task2 (SGD), best model, test accuracy 0.698
+(mean of seeds 0-2: 0.708, 0.694, 0.691). Last model, seed 0 alone, train / test accuracy: task3d-batchnorm
+1.000 / 0.797, task3d-plain 0.928 / 0.800, task3-arch2 (BatchNorm and dropout) 0.975 / 0.805. After 5 epochs
+task3d-batchnorm is at 0.771. Training accuracies are of 2,000 images. The test set has 1,000: a standard
+error of 0.013 to 0.015.
 """
 
 from __future__ import annotations

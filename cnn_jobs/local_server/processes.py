@@ -30,9 +30,9 @@ class ProcessId:
     def is_alive(self) -> bool:
         """Whether this very process still runs; a zombie does not."""
         now = identify(self.pid)
-        return (
-            now is not None and now.command == self.command and abs(now.started_s - self.started_s) < START_TOLERANCE_S
-        )
+        if now is None or self.command not in ((), now.command):
+            return False
+        return abs(now.started_s - self.started_s) < START_TOLERANCE_S
 
 
 def identify(pid: int) -> ProcessId | None:

@@ -74,8 +74,9 @@ def plot_mistakes(
     for axes, index in zip(figure.axes, chosen.tolist(), strict=False):
         axes.imshow(images[index].permute(1, 2, 0).numpy(), interpolation="nearest")
         said = int(logits[index].argmax())
+        sure = float(probabilities[index, said])
         axes.set_title(
-            f"{classes[said]} {100 * float(probabilities[index, said]):.0f} %\ntrue: {classes[int(labels[index])]}",
+            f"said {classes[said]}, {100 * sure:.1f} %\ntrue: {classes[int(labels[index])]}",
             fontsize=9,
         )
     return _save(figure, path)

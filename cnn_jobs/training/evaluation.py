@@ -11,7 +11,9 @@ from torch.nn import functional as F
 
 from cnn_jobs.data.batches import ImageSet
 
-EVALUATION_BATCH = 500  # images; larger ones were not faster
+# Images at a time. On a CPU 500 took 10 % (task2) and 30 % (task3e) longer: the activations leave the cache. A GPU wants
+# fewer, larger launches (not measured).
+EVALUATION_BATCH = {"cpu": 100, "cuda": 1000}
 
 
 @dataclass(frozen=True)
@@ -35,20 +37,21 @@ def accuracy(logits: torch.Tensor, labels: torch.Tensor) -> float:
     return float((logits.argmax(dim=1) == labels).double().mean())
 
 
-def evaluate(model: nn.Module, images: ImageSet, precision: str = "fp32") -> Evaluation:
+def evaluate(model: nn.Module, images: ImageSet, precision: str = "fp32", batch_size: int = 0) -> Evaluation:
     """The model's figures on every image, dropout off and BatchNorm on its running statistics.
 
-    Leaves the model in the mode in which it was.
+    ``batch_size`` 0 takes what suits the device. Leaves the model in the mode in which it was.
     """
+    batch_size = batch_size or EVALUATION_BATCH[images.images.device.type]
     was_training = model.training
     model.eval()
     parts = []
     with torch.inference_mode():
-        for pixels, _ in images.in_order(EVALUATION_BATCH):
+        for pixels, _ in images.in_order(batch_size):
             with precision_context(precision, pixels.device):
-                parts.append(model(pixels).float().cpu())
+                parts.append(model(pixels).float())
     model.train(was_training)
-    logits = torch.cat(parts)
+    logits = torch.cat(parts).cpu()
     labels = images.labels[images.indices].cpu()
     # Summed in double: the mean over 45,000 images then does not depend on how it is cut into batches.
     loss = F.cross_entropy(logits.double(), labels)

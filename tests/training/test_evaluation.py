@@ -1,0 +1,109 @@
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from cnn_jobs.data.batches import ImageSet
+from cnn_jobs.training.evaluation import accuracy, evaluate, precision_context
+from tests.training.conftest import Experiment
+
+
+class FirstPixel(nn.Module):
+    """Logits that can be chosen: the three colours of the first pixel."""
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return images[:, :, 0, 0]
+
+
+def image_set(logits: list[list[int]], labels: list[int], indices: list[int] | None = None) -> ImageSet:
+    """Pictures of one pixel, whose colours reach the network as they are."""
+    images = torch.tensor(logits, dtype=torch.uint8).reshape(len(logits), 3, 1, 1)
+    chosen = torch.arange(len(logits)) if indices is None else torch.tensor(indices)
+    one, zero = torch.ones(1, 3, 1, 1), torch.zeros(1, 3, 1, 1)
+    return ImageSet(images, torch.tensor(labels), chosen, one, zero, torch.contiguous_format)
+
+
+def cross_entropy(logits: list[int], label: int) -> float:
+    return math.log(sum(math.exp(value) for value in logits)) - logits[label]
+
+
+LOGITS, LABELS = [[2, 1, 0], [0, 3, 1], [5, 5, 9], [1, 0, 0]], [0, 2, 2, 0]
+
+
+def test_loss_and_accuracy_of_known_logits() -> None:
+    result = evaluate(FirstPixel(), image_set(LOGITS, LABELS))
+    expected = sum(cross_entropy(row, label) for row, label in zip(LOGITS, LABELS, strict=True)) / 4
+    assert result.loss == pytest.approx(expected, abs=1e-12)
+    assert result.accuracy == 0.75
+    assert result.logits.dtype == torch.float32
+    assert result.logits.tolist() == LOGITS
+
+
+def test_only_the_images_of_the_part_count() -> None:
+    result = evaluate(FirstPixel(), image_set(LOGITS, LABELS, indices=[1, 3]))
+    assert result.loss == pytest.approx((cross_entropy([0, 3, 1], 2) + cross_entropy([1, 0, 0], 0)) / 2, abs=1e-12)
+    assert result.accuracy == 0.5
+    assert result.logits.tolist() == [[0, 3, 1], [1, 0, 0]]
+
+
+def test_equal_logits_cost_the_logarithm_of_the_classes() -> None:
+    assert evaluate(FirstPixel(), image_set([[7, 7, 7]] * 5, [0, 1, 2, 0, 1])).loss == pytest.approx(math.log(3))
+
+
+@pytest.mark.parametrize("batch", [1, 2, 3, 4, 5])
+def test_the_size_of_batches_does_not_change_the_figures(batch: int) -> None:
+    whole = evaluate(FirstPixel(), image_set(LOGITS, LABELS))
+    cut = evaluate(FirstPixel(), image_set(LOGITS, LABELS), batch_size=batch)
+    assert (cut.loss, cut.accuracy) == (whole.loss, whole.accuracy)
+    assert torch.equal(cut.logits, whole.logits)
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_the_model_stays_in_the_mode_in_which_it_was(experiment: Experiment, training: bool) -> None:
+    model = experiment.state().model.train(training)
+    evaluate(model, experiment.data().validation)
+    assert {module.training for module in model.modules()} == {training}
+
+
+def test_it_is_done_without_dropout_and_moves_neither_statistics_nor_generator(experiment: Experiment) -> None:
+    model, part = experiment.state().model.train(), experiment.data().train
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    generator = torch.get_rng_state()
+    first, second = evaluate(model, part), evaluate(model, part)
+    assert torch.equal(first.logits, second.logits)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+    assert torch.equal(torch.get_rng_state(), generator)
+    with torch.no_grad():
+        images, _ = part.batch(torch.arange(len(part)))
+        torch.testing.assert_close(model.eval()(images), first.logits)
+        assert not torch.allclose(model.train()(images), first.logits)  # with dropout it would be another
+
+
+def test_accuracy_of_known_answers() -> None:
+    logits = torch.tensor([[0.1, 0.9], [0.8, 0.2], [0.3, 0.7]])
+    assert accuracy(logits, torch.tensor([1, 0, 0])) == pytest.approx(2 / 3)
+    assert accuracy(logits, torch.tensor([0, 1, 0])) == 0.0
+    assert accuracy(logits, torch.tensor([1, 0, 1])) == 1.0
+
+
+def test_accuracy_refuses_labels_of_another_length() -> None:
+    with pytest.raises(ValueError, match="3 rows of logits, 2 labels"):
+        accuracy(torch.zeros(3, 2), torch.zeros(2, dtype=torch.int64))
+
+
+def test_bf16_is_computed_in_bfloat16_and_fp32_is_not() -> None:
+    layer, images = nn.Linear(3, 3), torch.rand(2, 3)
+    kinds = {}
+    for precision in ("fp32", "bf16"):
+        with precision_context(precision, torch.device("cpu")):
+            kinds[precision] = layer(images).dtype
+    assert kinds == {"fp32": torch.float32, "bf16": torch.bfloat16}
+
+
+def test_bf16_gives_float32_logits_near_those_of_fp32(experiment: Experiment) -> None:
+    model, part = experiment.state().model, experiment.data().validation
+    exact, rough = evaluate(model, part), evaluate(model, part, "bf16")
+    assert rough.logits.dtype == torch.float32
+    assert rough.loss == pytest.approx(exact.loss, abs=0.05)
+    assert not torch.equal(rough.logits, exact.logits)
