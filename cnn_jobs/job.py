@@ -46,9 +46,12 @@ def run_task(
         options.tracking_uri,
         RunRequest(options.experiment, run.name, run_record.first_tags(run), options.parent_run_id),
     )
-    recorder.start()
+    # A signal in this moment waits: the run that was just made must not stay RUNNING for ever.
+    with stop.deferred():
+        recorder.start()
     watcher.begin(run.name, steps * recipe.epochs)
     try:
+        stop.check()
         run_record.record_start(run, recorder)
         metrics = _train_to_the_end(run, state, data, recorder, watcher, stop)
         with stop.deferred():

@@ -38,22 +38,33 @@ def run_series(
     parent = MlflowRecorder(
         options.tracking_uri, RunRequest(options.experiment, name, _parent_tags(task, planned, group))
     )
-    parent.start()
-    options = replace(options, parent_run_id=parent.run_id, group=group)
-    results, errors = run_all(
-        planned,
-        lambda item: _one(task, item, options, dataset, watcher, stop),
-        report_error,
-    )
     with stop.deferred():
-        status = "KILLED" if stop.requested() else "FAILED" if errors else "FINISHED"
-        state = "interrupted" if stop.requested() else "failed" if errors else "finished"
-        parent.tags({"cnn_jobs.state": state, "cnn_jobs.reason": "; ".join(map(str, errors))[:1000]})
-        try:
-            parent.finish(status, options.ship_deadline_s)
-        except CnnJobsError as error:
-            errors.append(error)
+        parent.start()
+    options = replace(options, parent_run_id=parent.run_id, group=group)
+    try:
+        results, errors = run_all(
+            planned,
+            lambda item: _one(task, item, options, dataset, watcher, stop),
+            report_error,
+        )
+    except BaseException as error:
+        _finish_parent(parent, f"{type(error).__name__}: {error}", options, stop)
+        raise
+    try:
+        _finish_parent(parent, "; ".join(map(str, errors)), options, stop)
+    except CnnJobsError as error:
+        errors.append(error)
     return results, errors
+
+
+def _finish_parent(parent: MlflowRecorder, reason: str, options: JobOptions, stop: StopRequest) -> None:
+    """FINISHED without a reason; KILLED after a signal, else FAILED."""
+    status, state = ("KILLED", "interrupted") if stop.requested() else ("FAILED", "failed")
+    if not reason:
+        status, state = "FINISHED", "finished"
+    with stop.deferred():
+        parent.tags({"cnn_jobs.state": state, "cnn_jobs.reason": reason[:1000]})
+        parent.finish(status, options.ship_deadline_s)
 
 
 def _one(

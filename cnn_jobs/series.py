@@ -37,16 +37,22 @@ def parse_seeds(text: str) -> list[int]:
 
 
 def parse_sweep(text: str) -> tuple[str, list[object]]:
-    """``lr=1e-3,1e-4`` to the field's name and its values. Raises ``UserError`` for an unknown field or value."""
+    """``lr=1e-3,1e-4`` to the field's name and its values.
+
+    Raises ``UserError`` for an unknown field or value, and for a repetition.
+    """
     name, equals, values = text.partition("=")
     name = name.strip().replace("-", "_")
     if not equals or name not in FIELD_NAMES:
         raise UserError(f"--sweep is '{text}', but must be FIELD=VALUE,... with a field of {', '.join(FIELD_NAMES)}")
     kind = get_type_hints(Recipe)[name]
     try:
-        return name, [kind(value.strip()) for value in values.split(",")]
+        parsed = [kind(value.strip()) for value in values.split(",")]
     except ValueError:
         raise UserError(f"--sweep is '{text}', but every value of {name} must be of type {kind.__name__}") from None
+    if len(set(parsed)) < len(parsed):
+        raise UserError(f"--sweep is '{text}', which names a value twice; name each once")
+    return name, parsed
 
 
 def plan(recipe: Recipe, seeds: str = "", sweeps: Sequence[str] = ()) -> list[Planned]:

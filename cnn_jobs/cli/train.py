@@ -33,7 +33,7 @@ def default_state_dir() -> str:
 )
 @recipe_options
 @option("seeds", default="", help="Several seeds, one run after another: 0-4 or 0,2,5-7.")
-@click.option("--sweep", multiple=True, metavar="FIELD=V1,V2", help="Values of a recipe field; repeated, a grid.")
+@option("sweep", multiple=True, metavar="FIELD=V1,V2", help="Values of a recipe field; repeated, a grid.")
 @option("device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", help="Where to train.")
 @option("threads", type=click.IntRange(min=0), default=0, help="CPU threads; 0: as many as this process may use.")
 @option("fast", is_flag=True, default=False, help="On CUDA, faster arithmetic that does not repeat bit for bit.")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import socket
 import sys
-import warnings
 from collections.abc import Iterator
 from http.client import HTTPException
 from pathlib import Path
@@ -58,14 +57,12 @@ def _arrays(split: Any) -> tuple[Any, Any]:
 def _quietly() -> Iterator[None]:
     """Standard output stays the command's own, and a network that swallows packets ends the wait.
 
-    torchvision prints, passes no timeout to urllib, and unpickles arrays that numpy 2.4 calls outdated.
+    torchvision prints, and passes no timeout to urllib.
     """
     before = socket.getdefaulttimeout()
     socket.setdefaulttimeout(DOWNLOAD_TIMEOUT_S)
     try:
-        with contextlib.redirect_stdout(sys.stderr), warnings.catch_warnings():
-            warnings.simplefilter("ignore", category=DeprecationWarning)
-            warnings.filterwarnings("ignore", message=r"dtype\(\): align")
+        with contextlib.redirect_stdout(sys.stderr):
             yield
     finally:
         socket.setdefaulttimeout(before)

@@ -84,7 +84,8 @@ def plot_mistakes(
 
 def most_confident_mistakes(labels: torch.Tensor, logits: torch.Tensor, count: int = 12) -> torch.Tensor:
     """Indices (at most ``count``,) of wrong answers, highest probability of the answer first."""
-    confidence, answers = logits.softmax(dim=1).max(dim=1)
+    # In double: float32 rounds every probability above 1 - 6e-8 to 1, and cannot tell the surest apart.
+    confidence, answers = logits.double().softmax(dim=1).max(dim=1)
     wrong = (answers != labels).nonzero().flatten()
     return wrong[confidence[wrong].argsort(descending=True, stable=True)][:count]
 
