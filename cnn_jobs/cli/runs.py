@@ -19,7 +19,7 @@ FIGURES = (
 
 @click.command(context_settings={"show_default": True})
 @option("experiment", default="cnn-jobs", help="Experiment in MLflow.")
-@click.option("--task", default="", help="Only runs of this task.")
+@option("task", default="", help="Only runs of this task.")
 def runs(experiment: str, task: str) -> None:
     """Compare the runs of an experiment: state, accuracies of the last and the best model, cost."""
     if task:

@@ -5,10 +5,10 @@ from __future__ import annotations
 import contextlib
 import http.client
 import json
-import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from cnn_jobs.files import write_text
 from cnn_jobs.local_server.processes import ProcessId, descendants, listens_on
 
 HOST = "127.0.0.1"
@@ -65,12 +65,7 @@ def read(directory: Path) -> Server | None:
 
 def write(server: Server, directory: Path) -> None:
     """Puts the record into ``directory``, whole or not at all."""
-    path, partial = directory / "server.json", directory / "server.json.partial"
-    with partial.open("w") as file:
-        json.dump(asdict(server), file, indent=2)
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)
+    write_text(directory / "server.json", json.dumps(asdict(server), indent=2))
 
 
 def remove(directory: Path) -> None:
