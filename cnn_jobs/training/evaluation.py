@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from cnn_jobs.data.batches import ImageSet
 
-# Images at a time. On a CPU 500 took 10 % (task2) and 30 % (task3e) longer: the activations leave the cache. A GPU wants
+# Images at a time. On a CPU 500 took 10 % (task2) and 30 % (task3e) longer: activations leave the cache. A GPU wants
 # fewer, larger launches (not measured).
 EVALUATION_BATCH = {"cpu": 100, "cuda": 1000}
 

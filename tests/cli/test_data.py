@@ -43,7 +43,7 @@ def test_verify_prints_and_compares(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_another_digest_is_an_error(by_variable: bool) -> None:
     arguments = ["verify", "shapes"] + ([] if by_variable else ["--digest", "0" * 64])
     env = {"CNN_JOBS_DIGEST": "0" * 64} if by_variable else {}
-    with pytest.raises(DataError, match="shapes: sha256 .*, expected 00000000; "):
+    with pytest.raises(DataError, match=r"shapes: sha256 .*, expected 00000000; "):
         CliRunner().invoke(data, arguments, env=env, catch_exceptions=False)
 
 

@@ -242,7 +242,7 @@ def test_a_cache_that_cannot_be_written_is_said_in_one_line(
 ) -> None:
     (tmp_path / "file").write_text("x")
     archive = write_zip(pictures)
-    with pytest.raises(StateDirError, match="cannot be written .*CNN_JOBS_CACHE_DIR names the cache"):
+    with pytest.raises(StateDirError, match=r"cannot be written .*CNN_JOBS_CACHE_DIR names the cache"):
         open_imagefolder(archive, uri="animals.zip", cache_dir=tmp_path / "file" / "cache")
 
 
@@ -265,7 +265,9 @@ def test_a_class_folder_may_be_a_link(write_folder: WriteFolder, pictures: Pictu
 def test_the_jpeg_copy_of_cifar10_is_decoded_once() -> None:
     if not REAL_ZIP.exists():
         pytest.skip("../shared/data/cifar10-jpeg.zip is not here")
+    started = time.perf_counter()
     dataset = open_dataset(str(REAL_ZIP))
+    decoding_s = time.perf_counter() - started
     assert dataset.train_images.shape == (50_000, 3, 32, 32)
     assert dataset.test_images.shape == (10_000, 3, 32, 32)
     assert np.bincount(dataset.train_labels).tolist() == [5000] * 10
@@ -274,4 +276,5 @@ def test_the_jpeg_copy_of_cifar10_is_decoded_once() -> None:
     assert (dataset.test_images[-1].numpy() == last).all()
     started = time.perf_counter()
     assert open_dataset(str(REAL_ZIP)).digest == dataset.digest
-    assert time.perf_counter() - started < 5  # 0.3 s alone on two cores; decoding takes 10 s
+    # 14 s and 0.3 s on two idle cores; a ratio, since a busy machine slows both.
+    assert time.perf_counter() - started < decoding_s / 3

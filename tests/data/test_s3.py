@@ -12,7 +12,7 @@ import pytest
 from cnn_jobs.data import s3
 from cnn_jobs.data.prepared import write_prepared
 from cnn_jobs.data.sources import open_dataset
-from cnn_jobs.errors import DataError, RemoteDataError, StateDirError
+from cnn_jobs.errors import DataError, DiskFullError, RemoteDataError, StateDirError
 from tests.data.conftest import Pictures, small_dataset
 
 integration = pytest.mark.integration
@@ -134,20 +134,29 @@ def test_a_cache_that_cannot_be_written_is_not_called_a_network_failure(
         open_dataset(uri, cache_dir=prepared)
 
 
+@integration
+def test_a_full_cache_is_not_called_a_network_failure(bucket: str, prepared: Path, small_disk: Path) -> None:
+    write_prepared(small_dataset(train=3000), prepared, compressed=True)
+    uri = put(bucket, "x.npz", prepared)
+    with pytest.raises(DiskFullError, match="no space left"):
+        open_dataset(uri, cache_dir=small_disk)
+    assert not list(small_disk.iterdir())
+
+
 @contextmanager
 def server_that_answers(status: int, body: bytes = b"", length: int | None = None) -> Iterator[tuple[str, list[str]]]:
     """Its URL, and the methods that it was asked with."""
     asked: list[str] = []
 
     class Handler(http.server.BaseHTTPRequestHandler):
-        def do_HEAD(self) -> None:  # noqa: N802
+        def do_HEAD(self) -> None:
             asked.append(self.command)
             self.send_response(status)
             self.send_header("ETag", '"abc"')
             self.send_header("Content-Length", str(length if length is not None else len(body)))
             self.end_headers()
 
-        def do_GET(self) -> None:  # noqa: N802
+        def do_GET(self) -> None:
             self.do_HEAD()
             self.wfile.write(body)
 
@@ -186,7 +195,7 @@ def test_a_failing_server_is_asked_three_times_and_may_work_later(aws: None, mon
 def test_a_download_that_breaks_off_leaves_nothing(aws: None, monkeypatch: pytest.MonkeyPatch, cache_dir: Path) -> None:
     with server_that_answers(200, b"PK\3\4 only the beginning", length=1000) as (url, _):
         monkeypatch.setenv("AWS_ENDPOINT_URL", url)
-        with pytest.raises(RemoteDataError, match="s3://bucket/x.npz: .*check the endpoint and the network") as caught:
+        with pytest.raises(RemoteDataError, match=r"s3://bucket/x.npz: .*check the endpoint and the network") as caught:
             open_dataset("s3://bucket/x.npz")
     assert "\n" not in str(caught.value)
     assert not list(cache_dir.iterdir())

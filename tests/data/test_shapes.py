@@ -20,9 +20,9 @@ def test_it_says_that_it_is_synthetic() -> None:
 
 
 def test_classes_are_of_equal_number_and_training_pictures_are_no_test_pictures() -> None:
-    dataset = draw_shapes(200, 100)
+    dataset = draw_shapes(200, 200)
     assert np.bincount(dataset.train_labels).tolist() == [20] * len(CLASSES)
-    assert np.bincount(dataset.test_labels).tolist() == [10] * len(CLASSES)
+    assert np.bincount(dataset.test_labels).tolist() == [20] * len(CLASSES)
     train = {image.numpy().tobytes() for image in dataset.train_images}
     test = {image.numpy().tobytes() for image in dataset.test_images}
     assert len(train) == 200

@@ -60,11 +60,12 @@ def test_a_tilde_is_the_home_directory(tmp_path: Path, monkeypatch: pytest.Monke
     assert open_dataset("~/x.npz").digest == small_dataset().digest
 
 
-def test_a_directory_given_as_a_dot_is_called_by_its_name(
-    write_folder: object, pictures: Pictures, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("uri", [".", "train/.."])
+def test_a_directory_given_as_dots_is_called_by_its_name(
+    uri: str, write_folder: object, pictures: Pictures, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(write_folder(pictures))  # type: ignore[operator]
-    assert open_dataset(".").name == "animals"
+    assert open_dataset(uri).name == "animals"
 
 
 def test_the_cache_directory_is_that_of_the_variable_else_of_the_user(
