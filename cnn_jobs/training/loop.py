@@ -64,7 +64,7 @@ def train(
     steps = data.steps_per_epoch(recipe.batch_size)
     validate_after = validation_batches(steps, recipe, len(data.train))
     losses = LossLog(state, recorder, data.train.images.device)
-    stretch = _Stretch()
+    stretch = _Stretch(ledger)
 
     state.model.train()
     while state.epoch < recipe.epochs and not state.stopped_early:
@@ -73,7 +73,7 @@ def train(
         while state.batch < steps and not state.stopped_early:
             if should_stop():
                 losses.flush()
-                stretch.close(ledger)
+                stretch.book()
                 return Ending.INTERRUPTED
             generator = augmentation_generator(recipe.seed, state.epoch, state.batch)
             images, labels = data.train.batch(batches[state.batch], recipe.augmentation, generator)
@@ -85,16 +85,16 @@ def train(
             loss.backward()  # type: ignore[no-untyped-call]
             state.optimizer.step()
             state.step, state.batch = state.step + 1, state.batch + 1
-            stretch.steps += 1
+            stretch.book(steps=1)
 
             if state.batch in validate_after:
                 losses.flush()
-                seconds = stretch.close(ledger)
-                speed = stretch.steps * recipe.batch_size / seconds
+                stretch.book()
+                speed = stretch.steps * recipe.batch_size / stretch.seconds
                 recorder.metrics({"train/images_per_second": speed}, state.step)
                 validate(state, data, recipe, recorder, ledger)
                 on_validation(state)
-                stretch = _Stretch()
+                stretch = _Stretch(ledger)
         if state.batch == steps:
             state.epoch, state.batch = state.epoch + 1, 0
     return Ending.COMPLETE
@@ -162,14 +162,18 @@ def _diverged(kind: str, loss: float, step: int) -> str:
 
 
 class _Stretch:
-    """Training steps between two validations, and their wall time in seconds."""
+    """Training steps between two validations. Books each on the ledger as it ends: what follows may raise."""
 
-    def __init__(self) -> None:
+    def __init__(self, ledger: Ledger) -> None:
         self.steps = 0
-        self._started = time.perf_counter()
+        self.seconds = 0.0
+        self._ledger = ledger
+        self._booked = time.perf_counter()
 
-    def close(self, ledger: Ledger) -> float:
-        seconds = time.perf_counter() - self._started
-        ledger.steps += self.steps
-        ledger.training_seconds += seconds
-        return seconds
+    def book(self, steps: int = 0) -> None:
+        """Adds ``steps`` and the wall time since the last booking."""
+        now = time.perf_counter()
+        seconds, self._booked = now - self._booked, now
+        self.steps, self.seconds = self.steps + steps, self.seconds + seconds
+        self._ledger.steps += steps
+        self._ledger.training_seconds += seconds

@@ -1,0 +1,127 @@
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from cnn_jobs.errors import RecipeError
+from cnn_jobs.models.build import build_model
+from cnn_jobs.models.describe import COLUMNS, Layer, as_markdown, cells, describe, total_parameters
+from cnn_jobs.models.spec import ConvBlock, ConvNet, Pool
+from cnn_jobs.tasks import TASKS, get_task
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+Image = tuple[int, int, int]
+KINDS: dict[type[nn.Module], str] = {
+    nn.Conv2d: "Conv2D",
+    nn.MaxPool2d: "MaxPool2D",
+    nn.AvgPool2d: "AvgPool2D",
+    nn.BatchNorm2d: "Batch normalization",
+    nn.Flatten: "Flatten",
+    nn.Linear: "Fully-Connected",
+}
+Row = tuple[str, tuple[int, ...], int]
+
+
+def rows_of(layers: list[Layer]) -> list[Row]:
+    return [(layer.kind, layer.output, layer.parameters) for layer in layers]
+
+
+def rows_in_torch(model: nn.Module, image: Image) -> list[Row]:
+    """What one picture really meets on its way: kind, output shape and parameters of every layer with a row."""
+    rows: list[Row] = []
+
+    def see(module: nn.Module, _: object, output: torch.Tensor) -> None:
+        parameters = sum(parameter.numel() for parameter in module.parameters())
+        rows.append((KINDS[type(module)], tuple(output.shape[1:]), parameters))
+
+    for module in model.modules():
+        if type(module) in KINDS:
+            module.register_forward_hook(see)
+    with torch.inference_mode():
+        model.eval()(torch.zeros(1, *image))
+    return rows
+
+
+@pytest.mark.parametrize(("image", "classes"), [((3, 32, 32), 10), ((3, 28, 41), 2), ((1, 28, 28), 7)])
+@pytest.mark.parametrize("name", TASKS)
+def test_the_table_is_what_torch_sees(name: str, image: Image, classes: int) -> None:
+    network = get_task(name).network
+    layers = describe(network, image, classes)
+    model = build_model(network, image, classes, seed=0)
+    assert rows_of(layers) == rows_in_torch(model, image)
+    assert total_parameters(layers) == sum(parameter.numel() for parameter in model.parameters())
+
+
+@st.composite
+def networks(draw: st.DrawFn) -> ConvNet:
+    blocks = st.builds(
+        ConvBlock,
+        filters=st.integers(1, 4),
+        kernel=st.integers(1, 5),
+        padding=st.integers(0, 2),
+        stride=st.integers(1, 2),
+        pool=st.builds(
+            Pool, kernel=st.integers(1, 4), stride=st.integers(1, 3), kind=st.sampled_from(["max", "average"])
+        ),
+        batch_norm=st.booleans(),
+    )
+    return ConvNet(
+        blocks=tuple(draw(st.lists(blocks, min_size=1, max_size=3))),
+        hidden=draw(st.integers(1, 9)),
+        dropout=draw(st.sampled_from([0.0, 0.4])),
+    )
+
+
+@settings(max_examples=25)
+@given(network=networks(), height=st.integers(1, 20), width=st.integers(1, 20), classes=st.integers(1, 5))
+def test_any_network_is_described_as_torch_builds_it_or_refused(
+    network: ConvNet, height: int, width: int, classes: int
+) -> None:
+    image = (3, height, width)
+    try:
+        layers = describe(network, image, classes)
+    except RecipeError:
+        with pytest.raises(RecipeError):
+            build_model(network, image, classes, seed=0)
+    else:
+        assert rows_of(layers) == rows_in_torch(build_model(network, image, classes, seed=0), image)
+
+
+@pytest.mark.parametrize(("name", "side"), [("task2", 7), ("task3-arch1", 11), ("task3e", 11)])
+def test_images_too_small_for_the_network_are_refused(name: str, side: int) -> None:
+    network = get_task(name).network
+    with pytest.raises(RecipeError, match=r"kernel \d is larger than its input of \d pixels") as caught:
+        describe(network, (3, side, 64))
+    assert "\n" not in str(caught.value)
+    with pytest.raises(RecipeError):
+        describe(network, (3, 64, side))
+    with pytest.raises(RecipeError):
+        build_model(network, (3, side, side), 10, seed=0)
+    assert describe(network, (3, side + 1, side + 1))
+
+
+def test_the_table_of_task3e_row_by_row() -> None:
+    assert [cells(layer) for layer in describe(get_task("task3e").network)] == [
+        ("1", "Conv2D", "64", "F=3, p=1, s=1", "ReLU", "64x32x32", "1,792"),
+        ("1", "MaxPool2D", "-", "F=4, s=2", "-", "64x15x15", "-"),
+        ("", "Batch normalization", "-", "-", "-", "64x15x15", "128"),
+        ("2", "Conv2D", "128", "F=3, p=1, s=1", "ReLU", "128x15x15", "73,856"),
+        ("2", "MaxPool2D", "-", "F=3, s=2", "-", "128x7x7", "-"),
+        ("", "Batch normalization", "-", "-", "-", "128x7x7", "256"),
+        ("3", "Conv2D", "256", "F=3, p=1, s=1", "ReLU", "256x7x7", "295,168"),
+        ("3", "MaxPool2D", "-", "F=2, s=2", "-", "256x3x3", "-"),
+        ("", "Batch normalization", "-", "-", "-", "256x3x3", "512"),
+        ("", "Flatten", "-", "-", "-", "2304", "-"),
+        ("4", "Fully-Connected", "64", "dropout p=0.4", "ReLU", "64", "147,520"),
+        ("5", "Fully-Connected", "10", "dropout p=0.4", "Softmax (in the loss)", "10", "650"),
+    ]
+
+
+def test_the_markdown_table_has_a_line_a_layer_and_the_total() -> None:
+    layers = describe(get_task("task2").network)
+    lines = as_markdown(layers).splitlines()
+    table = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines if line.startswith("| ")]
+    assert table == [list(COLUMNS), *([*cells(layer)] for layer in layers)]
+    assert lines[-1] == "390,410 parameters"

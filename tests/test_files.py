@@ -1,0 +1,155 @@
+import errno
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from cnn_jobs.errors import DiskFullError, StateDirError
+from cnn_jobs.files import make_folder, whole_file, write_text
+
+
+def test_a_file_appears_only_when_it_is_whole(tmp_path: Path) -> None:
+    path = tmp_path / "deep" / "folder" / "x.txt"
+    with whole_file(path) as partial:
+        partial.write_text("new")
+        assert not path.exists()
+        assert partial.parent == path.parent
+        assert partial.name.endswith(".partial")
+    assert path.read_text() == "new"
+    assert list(path.parent.iterdir()) == [path]
+
+
+def test_the_old_file_stays_until_the_new_one_is_whole(tmp_path: Path) -> None:
+    path = write_text(tmp_path / "x.txt", "old")
+    with whole_file(path) as partial:
+        partial.write_text("new")
+        assert path.read_text() == "old"
+    assert path.read_text() == "new"
+
+
+@pytest.mark.parametrize("kind", [ValueError, KeyboardInterrupt])
+def test_an_error_while_writing_leaves_the_old_file_and_no_other(tmp_path: Path, kind: type[BaseException]) -> None:
+    path = write_text(tmp_path / "x.txt", "old")
+
+    def write_half() -> None:
+        with whole_file(path) as partial:
+            partial.write_text("half")
+            raise kind
+
+    with pytest.raises(kind):
+        write_half()
+    assert path.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_two_writers_of_one_file_do_not_write_into_each_others(tmp_path: Path) -> None:
+    path = tmp_path / "x.txt"
+    with whole_file(path) as one, whole_file(path) as other:
+        one.write_text("one")
+        other.write_text("other")
+        assert one.read_text() == "one"
+    assert path.read_text() == "one"  # the outer one ends last
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_the_bytes_are_on_the_disk_before_the_file_has_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    events: list[str] = []
+    real_sync, real_replace = os.fsync, Path.replace
+
+    def sync(descriptor: int) -> None:
+        events.append("fsync")
+        real_sync(descriptor)
+
+    def replace(self: Path, target: Path) -> Path:
+        events.append("replace")
+        return real_replace(self, target)
+
+    monkeypatch.setattr(os, "fsync", sync)
+    monkeypatch.setattr(Path, "replace", replace)
+    write_text(tmp_path / "x.txt", "text")
+    assert events == ["fsync", "replace"]
+
+
+KILLED_WRITER = """
+import sys
+from pathlib import Path
+from cnn_jobs.files import write_text
+path = Path(sys.argv[1])
+while True:
+    for letter in "ab":
+        write_text(path, letter * 300_000)
+        print(flush=True)
+"""
+
+
+def test_a_process_killed_while_it_writes_leaves_a_whole_file(tmp_path: Path) -> None:
+    path = tmp_path / "x.txt"
+    for pause in (0.0, 0.003, 0.011):
+        command = [sys.executable, "-c", KILLED_WRITER, str(path)]
+        with subprocess.Popen(command, stdout=subprocess.PIPE) as process:
+            assert process.stdout is not None
+            process.stdout.readline()
+            time.sleep(pause)
+            process.kill()
+        assert path.read_text() in ("a" * 300_000, "b" * 300_000)
+
+
+@pytest.mark.parametrize(
+    ("number", "kind", "code"),
+    [(errno.ENOSPC, DiskFullError, 1), (errno.EDQUOT, DiskFullError, 1), (errno.EROFS, StateDirError, 2)],
+)
+def test_what_the_disk_refuses_is_an_error_of_ours(
+    tmp_path: Path, number: int, kind: type[DiskFullError], code: int
+) -> None:
+    def write() -> None:
+        with whole_file(tmp_path / "x.txt"):
+            raise OSError(number, os.strerror(number))
+
+    with pytest.raises(kind, match=r"x\.txt: ") as caught:
+        write()
+    assert caught.value.exit_code == code
+    assert "\n" not in str(caught.value)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full, as on Linux")
+def test_a_device_that_is_really_full(tmp_path: Path) -> None:
+    def write() -> None:
+        with whole_file(tmp_path / "x.txt"), Path("/dev/full").open("w") as stream:
+            stream.write("text")
+
+    with pytest.raises(DiskFullError, match="no space left"):
+        write()
+
+
+def test_a_file_in_place_of_a_folder_is_refused_and_kept(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(StateDirError):
+        write_text(tmp_path / "file" / "x.txt", "text")
+    with pytest.raises(StateDirError):
+        make_folder(tmp_path / "file" / "folder")
+    assert (tmp_path / "file").read_text() == "in the way"
+
+
+def test_a_folder_in_place_of_the_file_is_refused_and_kept(tmp_path: Path) -> None:
+    (tmp_path / "x.txt").mkdir()
+    with pytest.raises(StateDirError):
+        write_text(tmp_path / "x.txt", "text")
+    assert [path.name for path in tmp_path.iterdir()] == ["x.txt"]
+
+
+def test_text_is_written_as_it_is(tmp_path: Path) -> None:
+    text = "first\r\nsecond\n\u00e4\u4e16\n"
+    path = write_text(tmp_path / "x.txt", text)
+    assert path.read_bytes() == text.encode("utf-8")
+
+
+def test_a_folder_is_made_with_what_is_missing_above_it_and_may_be_there_already(tmp_path: Path) -> None:
+    path = make_folder(tmp_path / "a" / "b")
+    assert path.is_dir()
+    assert make_folder(path) == path

@@ -1,0 +1,103 @@
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import nn
+
+from cnn_jobs.recipe import Recipe
+from cnn_jobs.training.loop import train
+from cnn_jobs.training.state import Validation, build_optimizer, copy_weights
+from tests.training.conftest import RECIPE, Experiment, differences, snapshot
+
+
+def test_a_new_state_stands_before_the_first_step(experiment: Experiment) -> None:
+    state = experiment.state()
+    assert (state.epoch, state.batch, state.step, state.stopped_early) == (0, 0, 0, False)
+    assert (state.train_losses, state.validations, state.best) == ([], [], None)
+    assert state.model.conv1.weight.is_contiguous(memory_format=torch.channels_last)
+
+
+def test_a_new_state_is_the_same_whatever_ran_before_in_the_process(experiment: Experiment) -> None:
+    first = snapshot(experiment.state())
+    train(experiment.state(), experiment.data(), replace(RECIPE, epochs=1))
+    assert differences(first, snapshot(experiment.state())) == []
+
+
+def test_another_seed_is_another_state(experiment: Experiment) -> None:
+    changed = differences(snapshot(experiment.state()), snapshot(experiment.state(replace(RECIPE, seed=1))))
+    assert "state.model.conv1.weight" in changed
+    assert "state.generators.cpu" in changed
+
+
+def test_the_best_validation_is_the_first_of_the_lowest_loss(experiment: Experiment) -> None:
+    state = experiment.state()
+    expected = {}
+    for step, loss in [(1, 2.0), (2, 1.0), (3, 1.5), (4, 1.0)]:
+        with torch.no_grad():
+            state.model.conv1.bias.fill_(step)
+        state.note_validation(Validation(step, loss, 0.5))
+        expected[step] = copy_weights(state.model)
+    assert [validation.step for validation in state.validations] == [1, 2, 3, 4]
+    assert state.best is not None
+    assert state.best.validation == Validation(2, 1.0, 0.5)
+    assert differences(state.best.weights, expected[2]) == []
+
+
+def test_a_copy_of_weights_does_not_follow_the_model(experiment: Experiment) -> None:
+    model = experiment.state().model
+    copied = copy_weights(model)
+    assert set(copied) == {*dict(model.named_parameters()), *dict(model.named_buffers())}
+    before = {name: tensor.clone() for name, tensor in copied.items()}
+    with torch.no_grad():
+        for tensor in model.state_dict().values():
+            tensor.add_(1)
+    assert differences(copied, before) == []
+
+
+def test_a_state_loaded_into_a_fresh_one_is_the_same_in_every_bit(experiment: Experiment) -> None:
+    state = experiment.state()
+    train(state, experiment.data(), replace(RECIPE, epochs=1))
+    saved = snapshot(state)
+    other = experiment.state(replace(RECIPE, seed=9))
+    torch.manual_seed(123)
+    other.load_state_dict(saved)
+    assert differences(saved, snapshot(other)) == []
+    assert other.model.conv1.weight.is_contiguous(memory_format=torch.channels_last)
+
+
+def one_step(optimizer: torch.optim.Optimizer, layer: nn.Linear) -> torch.Tensor:
+    for _ in range(2):
+        optimizer.zero_grad()
+        layer(torch.ones(1, 2)).sum().backward()
+        optimizer.step()
+    return layer.weight.detach().clone()
+
+
+def layer() -> nn.Linear:
+    result = nn.Linear(2, 1)
+    with torch.no_grad():
+        result.weight.fill_(0.5)
+    return result
+
+
+@pytest.mark.parametrize(
+    ("recipe", "expected"),
+    [
+        # Two steps on a gradient of 1 from a weight of 0.5.
+        (Recipe(lr=0.1), 0.3),
+        (Recipe(lr=0.1, momentum=0.5), 0.5 - 0.1 * 1 - 0.1 * 1.5),
+        (Recipe(lr=0.1, weight_decay=1.0), (0.5 - 0.1 * 1.5) - 0.1 * (1 + 0.35)),
+        (Recipe(optimizer="adam", lr=0.1), 0.3),  # a constant gradient moves Adam by lr a step
+    ],
+)
+def test_the_optimiser_does_what_the_recipe_says(recipe: Recipe, expected: float) -> None:
+    trained = layer()
+    weight = one_step(build_optimizer(trained, recipe), trained)
+    torch.testing.assert_close(weight, torch.full((1, 2), expected))
+
+
+def test_adam_adds_weight_decay_to_the_gradient() -> None:
+    recipe = Recipe(optimizer="adam", lr=0.1, weight_decay=0.3)
+    ours, theirs = layer(), layer()
+    reference = torch.optim.Adam(theirs.parameters(), lr=0.1, weight_decay=0.3, betas=(0.9, 0.999), eps=1e-8)
+    torch.testing.assert_close(one_step(build_optimizer(ours, recipe), ours), one_step(reference, theirs))
