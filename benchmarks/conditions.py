@@ -1,0 +1,37 @@
+"""Under which conditions something was measured."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import psutil
+import torch
+
+from cnn_jobs.tracking import lineage
+
+PACKAGES = ("torch", "torchvision", "lightning", "mlflow", "numpy", "pillow")
+
+
+def conditions(arguments: Sequence[str], threads: int) -> dict[str, Any]:
+    """Machine, versions, command and how busy the machine already was: JSON-ready."""
+    facts = lineage.collect(torch.device("cpu"), threads)
+    return {
+        "date": time.strftime("%Y-%m-%d", time.gmtime()),
+        "command": shlex.join(["python", "-m", "benchmarks.run", *arguments]),
+        "cpu": facts["cpu"],
+        "instructions": torch.backends.cpu.get_cpu_capability(),
+        "cores": psutil.cpu_count(),
+        "threads": threads,
+        "memory_bytes": psutil.virtual_memory().total,
+        "platform": facts["platform"],
+        "python": facts["python"],
+        "packages": {name: lineage.version_of(name) for name in PACKAGES},
+        "commit": facts["git"]["commit"][:12],
+        "dirty": facts["git"]["dirty"],
+        "omp_wait_policy": os.environ.get("OMP_WAIT_POLICY", ""),
+        "load_average": os.getloadavg()[0],
+    }

@@ -1,0 +1,24 @@
+"""``python -m benchmarks.peak ARGS...``: runs ``python ARGS...`` and prints its peak resident memory in bytes.
+
+A process of its own, and a small one: on Linux a process starts with the peak of the one that started it.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+
+def main() -> int:
+    """Prints the peak; returns the exit code of what was run, whose own output goes to stderr."""
+    process = subprocess.Popen([sys.executable, *sys.argv[1:]], stdout=sys.stderr)
+    _, status, usage = os.wait4(process.pid, 0)
+    process.returncode = os.waitstatus_to_exitcode(status)
+    unit = 1 if sys.platform == "darwin" else 1024
+    print(usage.ru_maxrss * unit)
+    return abs(process.returncode)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

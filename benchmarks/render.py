@@ -1,0 +1,147 @@
+"""Results to Markdown, and Markdown into the page: nothing in a table is typed by hand."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from benchmarks.figures import Summary, of_ceiling, over_others, ratios, targets
+
+BEGIN, END = "<!-- measured: begin -->", "<!-- measured: end -->"
+
+CONTENDERS = {
+    "ours": "(a) our loop, tracking on",
+    "ceiling": "(b) one constant batch: the ceiling",
+    "usual_0": "(c) usual loop, 0 workers",
+    "usual_2": "(c) usual loop, 2 workers",
+    "lightning": "(d) Lightning",
+}
+ABLATIONS = {
+    "shipped": "as shipped",
+    "relu_before_pool": "ReLU before max pooling",
+    "contiguous": "contiguous in place of channels_last",
+    "plain_optimizer": "plain in place of fused optimiser",
+    "all_undone": "all three undone",
+    "bf16": "as shipped, with bfloat16 autocast",
+}
+WAIT_POLICIES = {
+    "passive_alone": "`PASSIVE` (shipped), alone",
+    "default_alone": "OpenMP's default, alone",
+    "passive_beside": "`PASSIVE` (shipped), beside a busy process",
+    "default_beside": "OpenMP's default, beside a busy process",
+}
+MEMORY = {
+    "imports": "imports alone: torch, mlflow, matplotlib",
+    "small": "a run on little data",
+    "full": "a run on data of CIFAR-10's size",
+}
+
+
+def render(results: Mapping[str, Any]) -> str:
+    """Every part that ``results`` holds, in the order of the page."""
+    parts = [("speed", _speed), ("ablations", _ablations), ("wait_policy", _wait_policy)]
+    parts += [("startup", _startup), ("memory", _memory)]
+    blocks = [_conditions(results["conditions"]), _targets(results)]
+    blocks += [write(results[name]) for name, write in parts if name in results]
+    return "\n\n".join(block for block in blocks if block)
+
+
+def into_page(page: str, rendered: str) -> str:
+    """``page`` with ``rendered`` between its two marks. Raises ``ValueError`` where it does not have each once."""
+    if page.count(BEGIN) != 1 or page.count(END) != 1 or page.index(BEGIN) > page.index(END):
+        raise ValueError(f"the page must hold the lines {BEGIN} and {END} once each, in this order")
+    return f"{page.split(BEGIN)[0]}{BEGIN}\n\n{rendered}\n\n{END}{page.split(END)[1]}"
+
+
+def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A Markdown table; all columns but the first are right-aligned."""
+    lines = [head, ["---", *["---:"] * (len(head) - 1)], *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def _spread(values: Sequence[float], form: str) -> list[str]:
+    """The cells median, least-most and n."""
+    summary = Summary.of(values)
+    return [format(summary.median, form), f"{summary.least:{form}} to {summary.most:{form}}", str(summary.n)]
+
+
+def _conditions(facts: Mapping[str, Any]) -> str:
+    packages = ", ".join(f"{name} {version}" for name, version in facts["packages"].items())
+    changed = " with uncommitted changes" if facts["dirty"] else ""
+    return (
+        f"{facts['date']}, `{facts['command']}`, commit {facts['commit'] or 'unknown'}{changed}. "
+        f"{facts['cpu']} ({facts['instructions']}), {facts['cores']} cores, {facts['threads']} threads, "
+        f"{facts['memory_bytes'] / 1e9:.0f} GB; load average before the start {facts['load_average']:.2f}; "
+        f"`OMP_WAIT_POLICY={facts['omp_wait_policy']}`; {facts['platform']}; "
+        f"Python {facts['python']}, {packages}."
+    )
+
+
+def _targets(results: Mapping[str, Any]) -> str:
+    rows = [[target.text, target.measured, "yes" if target.met else "**no**"] for target in targets(results)]
+    return "## Targets\n\n" + table(["target", "measured (median)", "met"], rows) if rows else ""
+
+
+def _speed(parts: Mapping[str, Any]) -> str:
+    blocks = ["## Speed"]
+    for task, part in parts.items():
+        rates = part["images_per_second"]
+        names = {**CONTENDERS, "lightning": f"{CONTENDERS['lightning']}, {part['lightning_workers']} workers"}
+        blocks.append(f"**{task}**, batches of {part['batch_size']}, {part['steps']} steps a round:")
+        rows = [[names[name], *_spread(values, ",.0f")] for name, values in rates.items()]
+        blocks.append(table(["contender", "images/s, median", "least to most", "n"], rows))
+        rows = [["(a) / (b)", *_spread(of_ceiling(rates), ".3f")]]
+        rows.append(["(a) / fastest of (c) and (d)", *_spread(over_others(rates), ".2f")])
+        blocks.append(table(["ratio within a round", "median", "least to most", "n"], rows))
+    return "\n\n".join(blocks)
+
+
+def _ablations(parts: Mapping[str, Any]) -> str:
+    blocks = ["## What each choice is worth"]
+    for task, part in parts.items():
+        blocks.append(f"**{task}**, constant batch of {part['batch_size']}, {part['steps']} steps a round:")
+        rows = _against(part["images_per_second"], ABLATIONS, "shipped")
+        blocks.append(table(["variant", "images/s, median", "least to most", "n", "of shipped"], rows))
+    return "\n\n".join(blocks)
+
+
+def _wait_policy(parts: Mapping[str, Any]) -> str:
+    blocks = ["## Idle threads: spin or sleep"]
+    for task, part in parts.items():
+        blocks.append(f"**{task}**, constant batch of {part['batch_size']}, {part['steps']} steps a round:")
+        rows = _against(part["images_per_second"], WAIT_POLICIES, "passive_alone")
+        blocks.append(table(["wait policy", "images/s, median", "least to most", "n", "of PASSIVE alone"], rows))
+    return "\n\n".join(blocks)
+
+
+def _against(rates: Mapping[str, Sequence[float]], names: Mapping[str, str], base: str) -> list[list[str]]:
+    """A row a variant, with the median of its ratio to ``base`` within a round."""
+    return [
+        [names[name], *_spread(values, ",.0f"), f"{Summary.of(ratios(rates, name, [base])).median:.0%}"]
+        for name, values in rates.items()
+    ]
+
+
+def _startup(seconds: Mapping[str, Sequence[float]]) -> str:
+    rows = [["`import torch, torchvision, mlflow`", *_spread(seconds["imports"], ".2f")]]
+    rows.append(["`cnn-jobs train task2 --data shapes`, first step", *_spread(seconds["first_step"], ".2f")])
+    rows.append(
+        ["first step over imports, within a round", *_spread(ratios(seconds, "first_step", ["imports"]), ".2f")]
+    )
+    return "## Start\n\n" + table(["from process start to", "seconds, median", "least to most", "n"], rows)
+
+
+def _memory(part: Mapping[str, Any]) -> str:
+    peaks = part["peak_bytes"]
+    rows = [[MEMORY[name], *_spread([value / 1e6 for value in values], ",.0f")] for name, values in peaks.items()]
+    middle = {name: Summary.of(values).median for name, values in peaks.items()}
+    data, small = part["data_bytes"], part["small_data_bytes"]
+    whole = (middle["full"] - middle["imports"]) / data
+    copies = (middle["full"] - middle["small"]) / (data - small)
+    return (
+        "## Memory\n\n"
+        + table(["peak resident memory of", "MB, median", "least to most", "n"], rows)
+        + f"\n\nThe data in memory are {data / 1e6:,.0f} MB, the little data {small / 1e6:,.0f} MB. "
+        f"Peak over the imports: {whole:.2f} times the data. "
+        f"What the larger data add to the peak: {copies:.2f} times what they are larger by."
+    )
