@@ -19,8 +19,8 @@ IMPORTS = "import torch, torchvision, mlflow"
 def environment(folder: Path) -> dict[str, str]:
     """The environment of a ``cnn-jobs`` that records in ``folder``, free of this user's own settings for it."""
     own = {key: value for key, value in os.environ.items() if not key.startswith(("CNN_JOBS_", "MLFLOW_"))}
-    # The shipped command sets the policy by itself; benchmarks.run has set it for its own process.
-    own.pop("OMP_WAIT_POLICY", None)
+    # The shipped command sets the spin count by itself; benchmarks.run has set it for its own process.
+    own.pop("GOMP_SPINCOUNT", None)
     return {
         **own,
         "MLFLOW_TRACKING_URI": f"sqlite:///{folder / 'mlflow.db'}",

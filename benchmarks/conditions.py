@@ -32,6 +32,6 @@ def conditions(arguments: Sequence[str], threads: int) -> dict[str, Any]:
         "packages": {name: lineage.version_of(name) for name in PACKAGES},
         "commit": facts["git"]["commit"][:12],
         "dirty": facts["git"]["dirty"],
-        "omp_wait_policy": os.environ.get("OMP_WAIT_POLICY", ""),
+        "gomp_spincount": os.environ.get("GOMP_SPINCOUNT", ""),
         "load_average": os.getloadavg()[0],
     }

@@ -10,6 +10,8 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from cnn_jobs.process import keep_freed_memory, limit_spinning
+
 ROOT = Path(__file__).resolve().parents[1]
 PARTS = ("speed", "ablations", "wait_policy", "startup", "memory")
 PAGE, JSON_FILE = ROOT / "docs/performance.md", ROOT / "benchmarks/results.json"
@@ -98,7 +100,8 @@ def main(arguments: list[str]) -> None:
     """Measures, writes, prints."""
     options = parse(arguments)
     # As 'cnn-jobs train' does, and like there before torch is imported.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    limit_spinning()
+    keep_freed_memory()
     from benchmarks.render import into_page, render
     from cnn_jobs.files import write_text
 

@@ -1,4 +1,4 @@
-"""What idle OpenMP threads cost: spinning (the library's default) against sleeping (what ``cnn-jobs train`` sets).
+"""What idle OpenMP threads cost: spinning long (the library's default), a little (as shipped), not at all.
 
 The policy is read when torch loads the library, so each has a process of its own, which trains a constant batch
 whenever it is told to: ``python -m benchmarks.wait_policy TASK THREADS``.
@@ -14,24 +14,29 @@ from contextlib import ExitStack, contextmanager
 from typing import Any
 
 from benchmarks.children import python
+from cnn_jobs.process import SPIN_COUNT, keep_freed_memory
 
-POLICIES = {"passive": "PASSIVE", "default": None}
+POLICIES = {
+    "shipped": {"GOMP_SPINCOUNT": SPIN_COUNT},
+    "default": {},
+    "passive": {"OMP_WAIT_POLICY": "PASSIVE"},
+}
 STRETCH_S = 0.4
 UNTIMED_STEPS = 2
 
 
 def measure_wait_policy(task: str, threads: int, *, repeats: int, steps: int) -> dict[str, Any]:
-    """Images per second of both policies, alone and beside one process that never rests; interleaved.
+    """Images per second of every policy, alone and beside one process that never rests; interleaved.
 
     With ``steps`` 0, as many a stretch as take about ``STRETCH_S`` seconds alone.
     """
     rates: dict[str, list[float]] = {f"{policy}_{load}": [] for load in ("alone", "beside") for policy in POLICIES}
     with ExitStack() as stack:
         trainers = {name: stack.enter_context(_trainer(task, threads, value)) for name, value in POLICIES.items()}
-        batch_size = {name: int(_answer(process)) for name, process in trainers.items()}["passive"]
+        batch_size = {name: int(_answer(process)) for name, process in trainers.items()}["shipped"]
         for process in trainers.values():
             _seconds(process, 10)
-        steps = steps or max(5, round(STRETCH_S * 10 / _seconds(trainers["passive"], 10)))
+        steps = steps or max(5, round(STRETCH_S * 10 / _seconds(trainers["shipped"], 10)))
         for number in range(repeats):
             for load in ("alone", "beside"):
                 with _competitor() if load == "beside" else ExitStack():
@@ -42,10 +47,9 @@ def measure_wait_policy(task: str, threads: int, *, repeats: int, steps: int) ->
     return {"batch_size": batch_size, "steps": steps, "images_per_second": rates}
 
 
-def _trainer(task: str, threads: int, policy: str | None) -> Any:
-    env = {key: value for key, value in os.environ.items() if key != "OMP_WAIT_POLICY"}
-    if policy:
-        env["OMP_WAIT_POLICY"] = policy
+def _trainer(task: str, threads: int, policy: dict[str, str]) -> Any:
+    env = {key: value for key, value in os.environ.items() if key not in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")}
+    env.update(policy)
     args = ("-m", "benchmarks.wait_policy", task, str(threads))
     return _told_to_end(python(*args, env=env, stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=1))
 
@@ -86,6 +90,7 @@ def main() -> None:
     from benchmarks.contenders import Ceiling
     from benchmarks.setting import Setting, random_dataset
 
+    keep_freed_memory()
     setting = Setting.of(sys.argv[1], random_dataset(1000, 100), int(sys.argv[2]))
     ceiling = Ceiling(setting)
     print(setting.recipe.batch_size, flush=True)

@@ -33,7 +33,9 @@ def commands_of(page: str) -> list[list[str]]:
     found = []
     for line in candidates:
         match = re.match(r"(?:[A-Z_]+=\S+ )*(?:\.venv/bin/)?cnn-jobs (.+)", line)
-        if match and "--help" not in match[1] and not re.search(r"[A-Z]{3,}|\.\.\.", match[1]):  # TASK, URI: a placeholder
+        if (
+            match and "--help" not in match[1] and not re.search(r"[A-Z]{3,}|\.\.\.", match[1])
+        ):  # TASK, URI: a placeholder
             found.append(shlex.split(match[1]))
     return found
 

@@ -19,7 +19,7 @@ def console() -> Console:
 
 def table(*left: str, right: tuple[str, ...] = (), title: str = "") -> Table:
     """An empty table: text columns ``left``, then number columns ``right``, aligned and never broken."""
-    made = Table(*left, title=title or None, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+    made = Table(*left, title=title or None, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
     for name in right:
         made.add_column(name, justify="right", no_wrap=True)
     return made

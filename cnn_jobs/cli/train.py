@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ from typing import Any
 import click
 
 from cnn_jobs.cli.options import option, recipe_options
+from cnn_jobs.process import keep_freed_memory, limit_spinning
 from cnn_jobs.recipe import FIELD_NAMES
 from cnn_jobs.series import exit_code, plan
 from cnn_jobs.stop import StopRequest
@@ -63,9 +63,8 @@ def train(task: str, data: str, seeds: str, sweep: tuple[str, ...], **given: Any
     # Before torch is imported: a signal in those seconds must end the run properly, too.
     stop = StopRequest()
     stop.install()
-    # Idle OpenMP threads that spin make a step up to ten times slower when another program wants a core
-    # (docs/performance.md); the library reads this when torch loads it.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    limit_spinning()
+    keep_freed_memory()
     entry = get_task(task)
     changes = {name: given.pop(name) for name in FIELD_NAMES}
     recipe = dataclasses.replace(entry.recipe, **{k: v for k, v in changes.items() if v is not None})

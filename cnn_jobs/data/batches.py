@@ -80,9 +80,7 @@ def place_on_device(
     def part(images: torch.Tensor, labels: torch.Tensor, indices: torch.Tensor) -> ImageSet:
         return ImageSet(images, labels, indices.to(device), scale, shift, memory_format)
 
-    train, validation = split_indices(
-        len(dataset.train_images), recipe.validation_fraction, recipe.split_seed
-    )
+    train, validation = split_indices(len(dataset.train_images), recipe.validation_fraction, recipe.split_seed)
     images, labels = dataset.train_images.to(device), dataset.train_labels.to(device)
     test_images, test_labels = dataset.test_images.to(device), dataset.test_labels.to(device)
     return TrainingData(

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import getpass
 import json
+import os
 import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -17,6 +19,8 @@ if TYPE_CHECKING:
 METRICS_PER_CALL = 1000
 VALUES_PER_CALL = 100
 DIGEST_LENGTH = 36
+# Without it the UI takes the runs for evaluations of a language model.
+EXPERIMENT_TAGS = {"mlflow.experimentKind": "custom_model_development"}
 
 
 def create_run(client: MlflowClient, request: RunRequest) -> tuple[str, str]:
@@ -24,11 +28,18 @@ def create_run(client: MlflowClient, request: RunRequest) -> tuple[str, str]:
     from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 
     experiment_id = _experiment_id(client, request.experiment)
-    tags = dict(request.tags)
+    tags = {"mlflow.user": _user(), **request.tags}
     if request.parent_run_id:
         tags[MLFLOW_PARENT_RUN_ID] = request.parent_run_id
     run = client.create_run(experiment_id, start_time=now_ms(), tags=tags, run_name=request.name)
     return experiment_id, run.info.run_id
+
+
+def _user() -> str:
+    try:
+        return getpass.getuser()
+    except (OSError, KeyError):  # a numeric user of a container has no name
+        return str(os.getuid()) if hasattr(os, "getuid") else ""
 
 
 def _experiment_id(client: MlflowClient, name: str) -> str:
@@ -37,7 +48,7 @@ def _experiment_id(client: MlflowClient, name: str) -> str:
     found = client.get_experiment_by_name(name)
     if found is None:
         try:
-            return str(client.create_experiment(name))
+            return str(client.create_experiment(name, tags=EXPERIMENT_TAGS))
         except MlflowException:
             # Another process may have made it in between; anything else is the error to show.
             found = client.get_experiment_by_name(name)

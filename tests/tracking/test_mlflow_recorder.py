@@ -45,6 +45,9 @@ def test_everything_that_was_recorded_is_in_mlflow(mlflow_uri: str, tmp_path: Pa
     run = server.get_run(recorder.run_id)
     assert run.info.status == "FINISHED"
     assert run.info.run_name == "a run"
+    assert run.data.tags["mlflow.user"]
+    experiment = server.get_experiment_by_name("tests")
+    assert experiment.tags["mlflow.experimentKind"] == "custom_model_development"
     assert run.data.params == {"lr": "0.1", "epochs": "3"}
     assert run.data.tags["cnn_jobs.state"] == "finished"
     history = server.get_metric_history(recorder.run_id, "train/loss")

@@ -1,0 +1,31 @@
+"""Settings of this process that training is faster with. Imports nothing heavy: they go before torch."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+
+# Iterations of GNU OpenMP's waiting loop, some tens of microseconds. Its default of 300,000 makes a step three to five
+# times slower when another program wants a core; sleeping at once (OMP_WAIT_POLICY=PASSIVE) costs up to a fifth when
+# none does. docs/performance.md has the figures.
+SPIN_COUNT = "10000"
+
+# From glibc's malloc.h. Blocks above the threshold are mapped anew at every allocation, and what is free at the heap's
+# top beyond the trim threshold goes back to the system: at each step the kernel then clears megabytes once more.
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
+_LARGE = 1 << 30
+
+
+def limit_spinning() -> None:
+    """Sets ``GOMP_SPINCOUNT`` for this process and its children, unless the user has said how to wait."""
+    if not {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT"} & os.environ.keys():
+        os.environ["GOMP_SPINCOUNT"] = SPIN_COUNT
+
+
+def keep_freed_memory() -> bool:
+    """Lets glibc's allocator keep what a step frees for the next one; whether it took that (elsewhere it cannot)."""
+    with contextlib.suppress(OSError, AttributeError, TypeError):  # another C library, or none to be found
+        mallopt = ctypes.CDLL(None).mallopt
+        return bool(mallopt(_M_MMAP_THRESHOLD, _LARGE)) and bool(mallopt(_M_TRIM_THRESHOLD, _LARGE))
+    return False
