@@ -65,7 +65,8 @@ def run_url(uri: str, experiment_id: str, run_id: str) -> str:
     """The run's page in the MLflow UI; a database has none, there it is the URI and the run's id."""
     shown = without_password(uri).rstrip("/")
     if urlsplit(uri).scheme in _SERVER_SCHEMES:
-        return f"{shown}/#/experiments/{experiment_id}/runs/{run_id}"
+        # Without the last part a fresh browser shows the run as an evaluation of a language model.
+        return f"{shown}/#/experiments/{experiment_id}/runs/{run_id}?workflowType=machine_learning"
     return f"{shown} run {run_id}"
 
 

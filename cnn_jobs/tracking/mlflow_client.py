@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 METRICS_PER_CALL = 1000
 VALUES_PER_CALL = 100
 DIGEST_LENGTH = 36
-# Without it the UI takes the runs for evaluations of a language model.
+# What the UI calls an experiment of this kind.
 EXPERIMENT_TAGS = {"mlflow.experimentKind": "custom_model_development"}
 
 

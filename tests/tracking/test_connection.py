@@ -95,6 +95,12 @@ def test_a_password_is_never_shown() -> None:
     assert "secret" not in run_url("http://me:secret@host:5000/", "1", "abc")
 
 
+def test_a_runs_page_is_that_of_a_training() -> None:
+    page = "http://host:5000/#/experiments/1/runs/abc?workflowType=machine_learning"
+    assert run_url("http://host:5000/", "1", "abc") == page
+    assert run_url("sqlite:////tmp/a.db", "1", "abc") == "sqlite:////tmp/a.db run abc"
+
+
 def test_the_address_is_the_environments_else_a_database_here(
     monkeypatch: pytest.MonkeyPatch, tmp_path: object
 ) -> None:
