@@ -6,9 +6,9 @@ import contextlib
 import ctypes
 import os
 
-# Iterations of GNU OpenMP's waiting loop, some tens of microseconds. Its default of 300,000 makes a step three to five
-# times slower when another program wants a core; sleeping at once (OMP_WAIT_POLICY=PASSIVE) costs up to a fifth when
-# none does. docs/performance.md has the figures.
+# Iterations of GNU OpenMP's waiting loop, some tens of microseconds. Its default of 300,000 is slowest when another
+# program wants a core, sleeping at once (OMP_WAIT_POLICY=PASSIVE) when none does; this lies between the two, and alone
+# is as fast as the default. docs/performance.md has the figures.
 SPIN_COUNT = "10000"
 
 # From glibc's malloc.h. Blocks above the threshold are mapped anew at every allocation, and what is free at the heap's
