@@ -99,20 +99,21 @@ def _speed(parts: Mapping[str, Any]) -> str:
 
 
 def _ablations(parts: Mapping[str, Any]) -> str:
-    blocks = ["## What each choice is worth"]
-    for task, part in parts.items():
-        blocks.append(f"**{task}**, constant batch of {part['batch_size']}, {part['steps']} steps a round:")
-        rows = _against(part["images_per_second"], ABLATIONS, "shipped")
-        blocks.append(table(["variant", "images/s, median", "least to most", "n", "of shipped"], rows))
-    return "\n\n".join(blocks)
+    return _variants("## What each choice is worth", parts, ABLATIONS, "shipped", "variant")
 
 
 def _wait_policy(parts: Mapping[str, Any]) -> str:
-    blocks = ["## Idle threads: spin or sleep"]
+    return _variants("## Idle threads: spin or sleep", parts, WAIT_POLICIES, "shipped_alone", "wait policy")
+
+
+def _variants(title: str, parts: Mapping[str, Any], names: Mapping[str, str], base: str, column: str) -> str:
+    """A table a task: each variant's rate, and what it is of that of ``base``."""
+    blocks = [title]
     for task, part in parts.items():
         blocks.append(f"**{task}**, constant batch of {part['batch_size']}, {part['steps']} steps a round:")
-        rows = _against(part["images_per_second"], WAIT_POLICIES, "shipped_alone")
-        blocks.append(table(["wait policy", "images/s, median", "least to most", "n", "of shipped alone"], rows))
+        rows = _against(part["images_per_second"], names, base)
+        header = [column, "images/s, median", "least to most", "n", f"of {base.replace('_', ' ')}"]
+        blocks.append(table(header, rows))
     return "\n\n".join(blocks)
 
 

@@ -49,9 +49,9 @@ def run_task(
     # A signal in this moment waits: the run that was just made must not stay RUNNING for ever.
     with stop.deferred():
         recorder.start()
-    watcher.begin(run.name, steps * recipe.epochs)
     try:
         stop.check()
+        watcher.begin(run.name, steps * recipe.epochs)
         run_record.record_start(run, recorder)
         metrics = _train_to_the_end(run, state, data, recorder, watcher, stop)
         with stop.deferred():

@@ -30,9 +30,13 @@ def run_series(
     ``report_error`` takes a line for each of several runs that fails, when it does.
     The parent trains nothing: its tag ``cnn_jobs.role`` is ``parent``, and it is FINISHED when all its runs are.
     """
+
+    def run_one(item: Planned) -> RunResult:
+        return _one(task, item, options, dataset, watcher, stop)
+
     if len(planned) == 1:
         # Its error is the command's own, told by whoever called.
-        return run_all(planned, lambda item: _one(task, item, options, dataset, watcher, stop), lambda line: None)
+        return run_all(planned, run_one, lambda line: None)
     group = new_group()
     name = options.run_name or f"{task.name}-{len(planned)}-runs"
     parent = MlflowRecorder(
@@ -40,13 +44,9 @@ def run_series(
     )
     with stop.deferred():
         parent.start()
-    options = replace(options, parent_run_id=parent.run_id, group=group)
     try:
-        results, errors = run_all(
-            planned,
-            lambda item: _one(task, item, options, dataset, watcher, stop),
-            report_error,
-        )
+        options = replace(options, parent_run_id=parent.run_id, group=group)
+        results, errors = run_all(planned, run_one, report_error)
     except BaseException as error:
         _finish_parent(parent, f"{type(error).__name__}: {error}", options, stop)
         raise

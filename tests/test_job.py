@@ -236,6 +236,18 @@ def test_a_signal_ends_the_run_as_killed_with_its_state_on_disk(
     assert load_checkpoint(state / "checkpoints" / "last.pt")["step"] == 5
 
 
+def test_a_signal_while_the_first_line_is_shown_leaves_no_run_running(
+    mlflow_uri: str, tmp_path: Path, tiny_dataset: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def begin(self: Watcher, name: str, steps: int) -> None:
+        raise InterruptedRunError("stopped by SIGTERM")  # as the handler does, outside of training
+
+    monkeypatch.setattr(Watcher, "begin", begin)
+    with pytest.raises(InterruptedRunError):
+        run(mlflow_uri, tmp_path, tiny_dataset)
+    assert only_run(mlflow_uri).info.status == "KILLED"
+
+
 def test_an_unexpected_error_is_failed_with_its_reason(
     mlflow_uri: str, tmp_path: Path, tiny_dataset: Dataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:

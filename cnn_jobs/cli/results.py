@@ -36,9 +36,7 @@ def print_results(task: Task, results: Sequence[RunResult], options: JobOptions,
 def _table(task: Task, results: Sequence[RunResult], *, synthetic: bool) -> Table:
     title = f"{task.name}" + (" on shapes, synthetic pictures" if synthetic else "")
     figures = tuple(f"{part}\n{kind}" for part in PARTS for kind in ("loss", "acc."))
-    listing = table("Run", "Model", right=figures, title=title)
-    for column in listing.columns[:2]:
-        column.no_wrap = True
+    listing = table("Run", "Model", right=figures, title=title, unbroken=2)
     for result in results:
         for model in ("best", "last"):
             values = [result.metrics[f"{model}/{part}_{kind}"] for part in PARTS for kind in ("loss", "accuracy")]

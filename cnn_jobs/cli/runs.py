@@ -29,9 +29,7 @@ def runs(experiment: str, task: str) -> None:
 
     rows = runs_of(tracking_uri(), experiment, task)
     figures = ("last train", "last val", "last test", "best val", "best test", "device s")
-    listing = table("Run", "Data", "State", right=(*figures, "Run id"))
-    for column in listing.columns[:3]:
-        column.no_wrap = True
+    listing = table("Run", "Data", "State", right=(*figures, "Run id"), unbroken=3)
     for row in rows:
         cells = [f"{row.metrics[name]:.4f}" if name in row.metrics else "-" for name in FIGURES]
         seconds = row.metrics.get("attempt/device_seconds")

@@ -17,9 +17,14 @@ def console() -> Console:
     return Console(width=width, highlight=False, soft_wrap=False)
 
 
-def table(*left: str, right: tuple[str, ...] = (), title: str = "") -> Table:
-    """An empty table: text columns ``left``, then number columns ``right``, aligned and never broken."""
+def table(*left: str, right: tuple[str, ...] = (), title: str = "", unbroken: int = 0) -> Table:
+    """An empty table: text columns ``left``, then number columns ``right``, aligned and never broken.
+
+    The first ``unbroken`` text columns are not broken either, however narrow the terminal.
+    """
     made = Table(*left, title=title or None, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    for column in made.columns[:unbroken]:
+        column.no_wrap = True
     for name in right:
         made.add_column(name, justify="right", no_wrap=True)
     return made

@@ -13,7 +13,7 @@ from cnn_jobs.tasks import TASKS, get_task
 @click.command()
 def tasks() -> None:
     """List the tasks: network, recipe, reference."""
-    listing = table("Task", "What it trains", right=("Parameters", "Optimiser", "Course report"))
+    listing = table("Task", "What it trains", right=("Parameters", "Optimiser", "Course report"), unbroken=1)
     for task in TASKS.values():
         reference = task.reference.test_accuracy
         listing.add_row(
@@ -23,7 +23,6 @@ def tasks() -> None:
             f"{task.recipe.optimizer} {task.recipe.lr:g}",
             "-" if reference is None else f"{reference:.3f}",
         )
-    listing.columns[0].no_wrap = True
     out = console()
     out.print(listing)
     out.print("Optimiser with its learning rate; the course report's accuracy is on the test set.")
