@@ -1,6 +1,7 @@
 """Every error a user can meet, and the exit code it ends with.
 
-Exit code 2 says "this can never work, do not try again" (Kubernetes: ``FailJob``); 1 says "this attempt failed".
+Exit code 2 says "this can never work, do not try again" (Kubernetes: ``FailJob``); 75 says "progress is saved, the
+same command goes on" (Kubernetes: ``Ignore``); 1 says "this attempt failed".
 A message names the value, the rule and the next step, on one line.
 """
 
@@ -8,11 +9,16 @@ from __future__ import annotations
 
 import errno
 
+# EX_TEMPFAIL of sysexits.h: call again.
+CONTINUE = 75
+
 
 class CnnJobsError(Exception):
     """An attempt failed in a way that a later one may not."""
 
     exit_code = 1
+    # Of the run that it ended, where there was one.
+    run_key = ""
 
 
 class UserError(CnnJobsError):
@@ -58,7 +64,49 @@ class DiskFullError(CnnJobsError):
 
 
 class InterruptedRunError(CnnJobsError):
-    """A signal asked the run to stop before it was done."""
+    """A signal asked the run to stop before it was done; ``saved``: this attempt brought it further."""
+
+    def __init__(self, message: str = "stopped", *, saved: bool = False) -> None:
+        super().__init__(message)
+        if saved:
+            self.exit_code = CONTINUE
+
+
+class NotShippedError(CnnJobsError):
+    """The training is done, but MLflow does not have all of it; ``kept``: what is missing outlives this process."""
+
+    def __init__(self, message: str, *, kept: bool) -> None:
+        super().__init__(message)
+        if kept:
+            self.exit_code = CONTINUE
+
+
+class RejectedRecordsError(CnnJobsError):
+    """MLflow refused records of the run for good."""
+
+
+class AnotherAttemptError(CnnJobsError):
+    """Another process trains this run."""
+
+
+class CheckpointMismatchError(UserError):
+    """A checkpoint is of another recipe or data set, or there is none where one must be."""
+
+
+class ReproductionError(UserError):
+    """A run cannot come out the same here."""
+
+
+class DamagedCheckpointError(CnnJobsError):
+    """A checkpoint is not as it was written, or the file is none."""
+
+
+class DamagedJournalError(CnnJobsError):
+    """A journal does not say which run it is of."""
+
+
+class ThreadError(CnnJobsError):
+    """A thread of this process died of an unexpected error."""
 
 
 def from_os_error(error: OSError, path: object) -> CnnJobsError:

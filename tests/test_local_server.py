@@ -210,6 +210,10 @@ def test_a_server_that_says_nothing_is_ended(directory: Path, broken_mlflow: Pat
     with pytest.raises(TrackingError, match="did not answer within 1 s"):
         start_server(directory, say=said.append, timeout_s=1)
     pid = int(said[0].split("(pid ")[1].split(",")[0])
+    # A process that was killed takes a moment to be gone.
+    deadline = time.monotonic() + 10
+    while identify(pid) and time.monotonic() < deadline:
+        time.sleep(0.01)
     assert identify(pid) is None
     assert record.read(directory) is None
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
@@ -37,26 +38,49 @@ def accuracy(logits: torch.Tensor, labels: torch.Tensor) -> float:
     return float((logits.argmax(dim=1) == labels).double().mean())
 
 
-def evaluate(model: nn.Module, images: ImageSet, precision: str = "fp32", batch_size: int = 0) -> Evaluation:
+class EvaluationStoppedError(Exception):
+    """Somebody asked to stop before the last batch. Caught in this package: no user meets it."""
+
+
+def evaluate(
+    model: nn.Module,
+    images: ImageSet,
+    precision: str = "fp32",
+    batch_size: int = 0,
+    *,
+    should_stop: Callable[[], bool] = lambda: False,
+) -> Evaluation:
     """The model's figures on every image, dropout off and BatchNorm on its running statistics.
 
-    ``batch_size`` 0 takes what suits the device. Leaves the model in the mode in which it was.
+    ``batch_size`` 0 takes what suits the device. Leaves the model in the mode in which it was, also where it raises
+    ``EvaluationStoppedError`` because ``should_stop``, asked between two batches, said yes.
     """
     batch_size = batch_size or EVALUATION_BATCH[images.images.device.type]
     was_training = model.training
     model.eval()
-    logits = torch.empty(0)
-    with torch.inference_mode():
-        for number, (pixels, _) in enumerate(images.in_order(batch_size)):
-            with precision_context(precision, pixels.device):
-                part = model(pixels)
-            # Into one block made at the start: a small one kept from each batch would pin the large ones between them.
-            if number == 0:
-                logits = torch.empty(len(images), part.shape[1], device=part.device)
-            logits[number * batch_size : number * batch_size + len(part)] = part
-    model.train(was_training)
-    logits = logits.cpu()
+    try:
+        logits = _logits(model, images, precision, batch_size, should_stop).cpu()
+    finally:
+        model.train(was_training)
     labels = images.labels[images.indices].cpu()
     # Summed in double: the mean over 45,000 images then does not depend on how it is cut into batches.
     loss = F.cross_entropy(logits.double(), labels)
     return Evaluation(float(loss), accuracy(logits, labels), logits)
+
+
+@torch.inference_mode()
+def _logits(
+    model: nn.Module, images: ImageSet, precision: str, batch_size: int, should_stop: Callable[[], bool]
+) -> torch.Tensor:
+    """(N, classes) float32 on the device."""
+    logits = torch.empty(0)
+    for number, (pixels, _) in enumerate(images.in_order(batch_size)):
+        if number and should_stop():
+            raise EvaluationStoppedError
+        with precision_context(precision, pixels.device):
+            part = model(pixels)
+        # Into one block made at the start: a small one kept from each batch would pin the large ones between them.
+        if number == 0:
+            logits = torch.empty(len(images), part.shape[1], device=part.device)
+        logits[number * batch_size : number * batch_size + len(part)] = part
+    return logits

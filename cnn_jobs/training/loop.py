@@ -1,11 +1,12 @@
-"""The training loop: one pass from top to bottom, able to stop and go on between any two steps."""
+"""The training loop: one pass from top to bottom, able to stop and go on between any two steps, and in a validation."""
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from enum import Enum
 
 import torch
@@ -13,15 +14,13 @@ from torch.nn import functional as F
 
 from cnn_jobs.data.batches import TrainingData, augmentation_generator
 from cnn_jobs.data.split import epoch_order
-from cnn_jobs.errors import DivergedError, RecipeError
+from cnn_jobs.errors import RecipeError
 from cnn_jobs.recipe import Recipe
 from cnn_jobs.training.early_stopping import should_stop_early
-from cnn_jobs.training.evaluation import evaluate, precision_context
+from cnn_jobs.training.evaluation import EvaluationStoppedError, evaluate, precision_context
+from cnn_jobs.training.loss_log import LossLog, diverged
 from cnn_jobs.training.recorder import NullRecorder, Recorder
 from cnn_jobs.training.state import TrainState, Validation
-
-# On CUDA a loss is read back only every so many steps: each reading waits for the device.
-CUDA_LOSS_INTERVAL = 20
 
 
 class Ending(Enum):
@@ -54,9 +53,14 @@ def train(
     ledger: Ledger | None = None,
     should_stop: Callable[[], bool] = lambda: False,
     on_validation: Callable[[TrainState], object] = lambda state: None,
+    save_due: Callable[[], bool] = lambda: False,
+    on_save: Callable[[TrainState], object] = lambda state: None,
 ) -> Ending:
-    """Trains from where ``state`` stands to the end of the recipe, or until ``should_stop`` (asked before a step).
+    """Trains from where ``state`` stands to the end of the recipe, or until ``should_stop``.
 
+    That is asked before every step and validation, and between the batches of a validation, which is then done anew
+    by whoever goes on. ``save_due`` is asked after every step; ``on_save`` and ``on_validation`` see all that is
+    recorded so far, and their time is nobody's training time.
     Raises ``DivergedError`` at a loss that is not finite, on a CPU before it changes the weights, and ``RecipeError``
     where the data does not fill one batch.
     """
@@ -65,52 +69,75 @@ def train(
     validate_after = validation_batches(steps, recipe, len(data.train))
     losses = LossLog(state, recorder, data.train.images.device)
     stretch = _Stretch(ledger)
+    batches: tuple[torch.Tensor, ...] = ()
 
     state.model.train()
     while state.epoch < recipe.epochs and not state.stopped_early:
-        order = epoch_order(len(data.train), recipe.seed, state.epoch).to(data.train.images.device)
-        batches = torch.split(order[: steps * recipe.batch_size], recipe.batch_size)
-        while state.batch < steps and not state.stopped_early:
-            if should_stop():
-                losses.flush()
-                stretch.book()
+        if should_stop():
+            losses.flush()
+            stretch.book()
+            return Ending.INTERRUPTED
+
+        if state.batch in validate_after and not state.is_validated:
+            losses.flush()
+            stretch.book()
+            stretch.record_speed(recorder, recipe.batch_size, state.step)
+            if not validate(state, data, recipe, recorder, ledger, should_stop):
                 return Ending.INTERRUPTED
-            generator = augmentation_generator(recipe.seed, state.epoch, state.batch)
-            images, labels = data.train.batch(batches[state.batch], recipe.augmentation, generator)
+            if state.batch == steps:  # every epoch ends in a validation
+                state.epoch, state.batch = state.epoch + 1, 0
+            on_validation(state)
+            stretch = _Stretch(ledger)
+            continue
 
-            state.optimizer.zero_grad()
-            with precision_context(recipe.precision, images.device):
-                loss = F.cross_entropy(state.model(images), labels)
-            losses.add(loss.detach())
-            loss.backward()  # type: ignore[no-untyped-call]
-            state.optimizer.step()
-            state.step, state.batch = state.step + 1, state.batch + 1
-            stretch.book(steps=1)
+        if state.batch == 0 or not batches:
+            order = epoch_order(len(data.train), recipe.seed, state.epoch).to(data.train.images.device)
+            batches = torch.split(order[: steps * recipe.batch_size], recipe.batch_size)
+        generator = augmentation_generator(recipe.seed, state.epoch, state.batch)
+        images, labels = data.train.batch(batches[state.batch], recipe.augmentation, generator)
 
-            if state.batch in validate_after:
-                losses.flush()
-                stretch.book()
-                speed = stretch.steps * recipe.batch_size / stretch.seconds
-                recorder.metrics({"train/images_per_second": speed}, state.step)
-                validate(state, data, recipe, recorder, ledger)
-                on_validation(state)
-                stretch = _Stretch(ledger)
-        if state.batch == steps:
-            state.epoch, state.batch = state.epoch + 1, 0
+        state.optimizer.zero_grad()
+        with precision_context(recipe.precision, images.device):
+            loss = F.cross_entropy(state.model(images), labels)
+        losses.add(loss.detach())
+        loss.backward()  # type: ignore[no-untyped-call]
+        state.optimizer.step()
+        state.step, state.batch = state.step + 1, state.batch + 1
+        stretch.book(steps=1)
+
+        if save_due():
+            losses.flush()
+            with stretch.paused():
+                on_save(state)
     return Ending.COMPLETE
 
 
-def validate(state: TrainState, data: TrainingData, recipe: Recipe, recorder: Recorder, ledger: Ledger) -> None:
-    """Evaluates on the validation set, keeps the best weights and decides about early stopping."""
+def validate(
+    state: TrainState,
+    data: TrainingData,
+    recipe: Recipe,
+    recorder: Recorder,
+    ledger: Ledger,
+    should_stop: Callable[[], bool] = lambda: False,
+) -> bool:
+    """Evaluates on the validation set, keeps the best weights and decides about early stopping.
+
+    Returns whether it was done: after a yes of ``should_stop`` the state is as it was before.
+    """
     started = time.perf_counter()
-    result = evaluate(state.model, data.validation, recipe.precision)
-    ledger.evaluation_seconds += time.perf_counter() - started
+    try:
+        result = evaluate(state.model, data.validation, recipe.precision, should_stop=should_stop)
+    except EvaluationStoppedError:
+        return False
+    finally:
+        ledger.evaluation_seconds += time.perf_counter() - started
     if not math.isfinite(result.loss):
-        raise DivergedError(_diverged("validation", result.loss, state.step))
+        raise diverged("validation", result.loss, state.step)
     state.note_validation(Validation(state.step, result.loss, result.accuracy))
-    recorder.metrics({"val/loss": result.loss, "val/accuracy": result.accuracy}, state.step)
     losses = [validation.loss for validation in state.validations]
     state.stopped_early = should_stop_early(losses, recipe.early_stop_count)
+    recorder.metrics({"val/loss": result.loss, "val/accuracy": result.accuracy}, state.step)
+    return True
 
 
 def validation_batches(steps: int, recipe: Recipe, images: int) -> frozenset[int]:
@@ -126,39 +153,6 @@ def validation_batches(steps: int, recipe: Recipe, images: int) -> frozenset[int
     if times > steps:
         raise RecipeError(f"validations_per_epoch {times} is more than the {steps} steps of an epoch; lower it")
     return frozenset(steps * (number + 1) // times for number in range(times))
-
-
-@dataclass
-class LossLog:
-    """Reads losses back from the device, in order, and refuses one that is not finite."""
-
-    state: TrainState
-    recorder: Recorder
-    device: torch.device
-    pending: list[torch.Tensor] = field(default_factory=list)
-
-    def add(self, loss: torch.Tensor) -> None:
-        """The loss of the step that is under way, a scalar on the device."""
-        self.pending.append(loss)
-        if self.device.type == "cpu" or len(self.pending) == CUDA_LOSS_INTERVAL:
-            self.flush()
-
-    def flush(self) -> None:
-        """Records every loss that waits. Raises ``DivergedError`` at the first that is not finite."""
-        if not self.pending:
-            return
-        values = torch.stack(self.pending).float().tolist()
-        self.pending.clear()
-        for value in values:
-            step = len(self.state.train_losses) + 1
-            if not math.isfinite(value):
-                raise DivergedError(_diverged("training", value, step))
-            self.state.train_losses.append(value)
-            self.recorder.metrics({"train/loss": value}, step)
-
-
-def _diverged(kind: str, loss: float, step: int) -> str:
-    return f"the {kind} loss is {loss} at step {step}: the training diverged; try a smaller --lr"
 
 
 class _Stretch:
@@ -177,3 +171,15 @@ class _Stretch:
         self.steps, self.seconds = self.steps + steps, self.seconds + seconds
         self._ledger.steps += steps
         self._ledger.training_seconds += seconds
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Books, and leaves out the time spent within."""
+        self.book()
+        yield
+        self._booked = time.perf_counter()
+
+    def record_speed(self, recorder: Recorder, batch_size: int, step: int) -> None:
+        """Images of its steps a second; nothing where a run goes on right at a validation and there was no step."""
+        if self.steps:
+            recorder.metrics({"train/images_per_second": self.steps * batch_size / self.seconds}, step)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -13,6 +15,11 @@ from cnn_jobs.models.build import build_model
 from cnn_jobs.models.spec import ConvNet
 from cnn_jobs.recipe import Recipe
 from cnn_jobs.training.device import Placement
+
+FIGURES = ("step", "loss", "accuracy")
+SAVED_KEYS = (
+    "model", "optimizer", "epoch", "batch", "step", "train_losses", "validations", "best", "stopped_early", "generators"
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -50,6 +57,11 @@ class TrainState:
     best: Best | None = None
     stopped_early: bool = False
 
+    @property
+    def is_validated(self) -> bool:
+        """Whether the last validation was of the weights as they are now."""
+        return bool(self.validations) and self.validations[-1].step == self.step
+
     def note_validation(self, validation: Validation) -> None:
         """Adds to the history, and keeps the weights if no validation loss was lower before."""
         self.validations.append(validation)
@@ -72,21 +84,21 @@ class TrainState:
         }
 
     def load_state_dict(self, saved: dict[str, Any]) -> None:
-        """Takes over what ``state_dict`` gave, the generators of this process included."""
+        """Takes over what ``state_dict`` gave, the generators of this process included; shares no tensor with it.
+
+        Raises ``ValueError`` where a key is missing, before anything is changed.
+        """
+        _check_keys(saved)
         self.model.load_state_dict(saved["model"])
-        self.optimizer.load_state_dict(saved["optimizer"])
+        # A copy: torch's optimisers go on with the very tensors that they are given.
+        self.optimizer.load_state_dict(copy.deepcopy(saved["optimizer"]))
         self.epoch, self.batch, self.step = saved["epoch"], saved["batch"], saved["step"]
         self.train_losses = list(saved["train_losses"])
-        self.validations = [Validation(**values) for values in saved["validations"]]
-        self.best = None
-        if saved["best"]:
-            best = dict(saved["best"])
-            weights = best.pop("weights")
-            self.best = Best(Validation(**best), weights)
+        self.validations = [_validation(values) for values in saved["validations"]]
+        best = saved["best"]
+        self.best = best and Best(_validation(best), {name: value.clone() for name, value in best["weights"].items()})
         self.stopped_early = saved["stopped_early"]
-        torch.set_rng_state(saved["generators"]["cpu"])
-        if torch.cuda.is_available():
-            torch.cuda.set_rng_state_all(saved["generators"]["cuda"])
+        _set_generators(saved["generators"])
 
 
 def new_state(
@@ -113,6 +125,33 @@ def copy_weights(model: nn.Module) -> dict[str, torch.Tensor]:
     return {name: tensor.detach().cpu().clone() for name, tensor in model.state_dict().items()}
 
 
+def _check_keys(saved: Mapping[str, Any]) -> None:
+    _require(saved, SAVED_KEYS, "the saved state")
+    _require(saved["generators"], ("cpu", "cuda"), "generators of the saved state")
+    for values in saved["validations"]:
+        _require(values, FIGURES, "a validation of the saved state")
+    if saved["best"]:
+        _require(saved["best"], (*FIGURES, "weights"), "best of the saved state")
+
+
+def _require(values: Mapping[str, Any], keys: Iterable[str], where: str) -> None:
+    missing = [key for key in keys if key not in values]
+    if missing:
+        raise ValueError(f"{where} lacks {', '.join(missing)}")
+
+
+def _validation(values: Mapping[str, Any]) -> Validation:
+    return Validation(**{name: values[name] for name in FIGURES})
+
+
 def _generator_states() -> dict[str, Any]:
     cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
     return {"cpu": torch.get_rng_state(), "cuda": cuda}
+
+
+def _set_generators(saved: Mapping[str, Any]) -> None:
+    torch.set_rng_state(saved["cpu"].cpu())
+    if torch.cuda.is_available():
+        # Another machine may have fewer devices, or more.
+        for device, generator in enumerate(saved["cuda"][: torch.cuda.device_count()]):
+            torch.cuda.set_rng_state(generator.cpu(), device)

@@ -1,16 +1,24 @@
 import errno
+import hashlib
+import io
 import os
 import pickle
+import signal
+import stat
 import subprocess
-from collections.abc import Iterator
+import sys
+import zipfile
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from cnn_jobs.errors import DiskFullError, StateDirError
-from cnn_jobs.training.checkpoint import load_checkpoint, save_checkpoint
+from cnn_jobs.errors import CnnJobsError, DamagedCheckpointError, DiskFullError, StateDirError
+from cnn_jobs.models.spec import ConvBlock, ConvNet
+from cnn_jobs.training.checkpoint import load_checkpoint, newest_checkpoint, save_checkpoint
 from cnn_jobs.training.loop import train
 from tests.training.conftest import RECIPE, Experiment, differences, snapshot
 
@@ -44,15 +52,331 @@ def test_a_checkpoint_replaces_the_one_before(tmp_path: Path) -> None:
     assert load_checkpoint(tmp_path / "last.pt") == {"step": 2}
 
 
+# -- its own digest ----------------------------------------------------------------------------------------------
+
+
+def test_the_file_is_an_ordinary_one_of_torch_and_an_ordinary_zip(tmp_path: Path) -> None:
+    path = save_checkpoint(tmp_path / "last.pt", CONTENT)
+    assert differences(torch.load(path, weights_only=True), CONTENT) == []
+    assert differences(torch.load(path, weights_only=True, mmap=True), CONTENT) == []
+    with zipfile.ZipFile(path) as archive:
+        assert archive.testzip() is None
+        comment = archive.comment
+    data = path.read_bytes()
+    assert data.endswith(comment)
+    assert comment == b"sha256:" + hashlib.sha256(data[: -len(comment)]).hexdigest().encode()
+
+
+@pytest.fixture
+def real(experiment: Experiment, tmp_path: Path) -> Path:
+    """A checkpoint of a training, as small as one can be."""
+    network = ConvNet(blocks=(ConvBlock(filters=1, kernel=3, padding=1),), hidden=1)
+    return save_checkpoint(tmp_path / "real.pt", replace(experiment, network=network).state().state_dict())
+
+
+def complaint(path: Path) -> str:
+    with pytest.raises(DamagedCheckpointError) as caught:
+        load_checkpoint(path)
+    assert type(caught.value) is DamagedCheckpointError
+    assert caught.value.exit_code == 1
+    line = str(caught.value)
+    assert line.startswith(f"{path}: ")
+    assert line.isprintable()
+    return line
+
+
+@pytest.mark.parametrize("mask", [0x01, 0x20, 0x80, 0xFF])  # 0x20 makes one letter another's capital
+def test_a_flipped_byte_is_found_wherever_it_is(real: Path, mask: int) -> None:
+    with real.open("rb+", buffering=0) as stream:
+        for place, byte in enumerate(real.read_bytes()):
+            os.pwrite(stream.fileno(), bytes([byte ^ mask]), place)
+            complaint(real)
+            os.pwrite(stream.fileno(), bytes([byte]), place)
+    load_checkpoint(real)
+
+
+def test_a_file_cut_short_is_found_at_whatever_length(real: Path) -> None:
+    for length in reversed(range(real.stat().st_size)):
+        os.truncate(real, length)
+        line = complaint(real)
+    assert line == f"{real}: is empty"
+
+
+def test_a_byte_more_is_found(real: Path) -> None:
+    with real.open("ab") as stream:
+        stream.write(b"0")
+    assert "is cut short, or was not written by cnn-jobs" in complaint(real)
+
+
+def sealed(content: bytes) -> bytes:
+    """Whoever wants can make a digest, too."""
+    return content + b"sha256:" + hashlib.sha256(content).hexdigest().encode()
+
+
+def saved_by_torch(content: object) -> bytes:
+    buffer = io.BytesIO()
+    torch.save(content, buffer)
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (b"", "is empty"),
+        (b"not a checkpoint", "was not written by cnn-jobs"),
+        (saved_by_torch({"step": 1}), "was not written by cnn-jobs"),
+        (b"sha256:" + b"0" * 64, "is damaged: its SHA-256 is e3b0c44298fc, not the one at its end"),
+        (sealed(b""), "is no checkpoint, torch ends with "),
+        (sealed(b"not a checkpoint"), "is no checkpoint, torch ends with "),
+        (sealed(b"PK\x03\x04 and no more"), "is no checkpoint, torch ends with RuntimeError"),
+        (sealed(pickle.dumps({"step": 1}, protocol=2)), "is no checkpoint, torch ends with "),
+        (sealed(saved_by_torch([1, 2])), "is no checkpoint, it holds a list"),
+    ],
+)
+def test_a_file_of_something_else_is_refused(tmp_path: Path, content: bytes, reason: str) -> None:
+    (tmp_path / "last.pt").write_bytes(content)
+    assert reason in complaint(tmp_path / "last.pt")
+
+
 def test_loading_runs_no_code_from_the_file(tmp_path: Path) -> None:
     class Trap:
         def __reduce__(self) -> tuple[Any, ...]:
             return os.mkdir, (str(tmp_path / "trapped"),)
 
-    torch.save({"model": Trap()}, tmp_path / "last.pt")
-    with pytest.raises(pickle.UnpicklingError):
-        load_checkpoint(tmp_path / "last.pt")
+    save_checkpoint(tmp_path / "last.pt", {"model": Trap()})
+    assert "torch ends with UnpicklingError" in complaint(tmp_path / "last.pt")
     assert not (tmp_path / "trapped").exists()
+    torch.load(tmp_path / "last.pt", weights_only=False)
+    assert (tmp_path / "trapped").exists()  # it would have
+
+
+def test_a_file_that_is_not_there_is_just_that(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError):
+        load_checkpoint(tmp_path / "last.pt")
+
+
+def test_a_file_out_of_reach_is_not_called_damaged(tmp_path: Path) -> None:
+    (tmp_path / "last.pt").mkdir()
+    for load in (lambda: load_checkpoint(tmp_path / "last.pt"), lambda: newest_checkpoint(tmp_path)):
+        with pytest.raises(StateDirError, match=r"last\.pt: cannot be read \(Is a directory\)"):
+            load()
+
+
+def reading(monkeypatch: pytest.MonkeyPatch, suffix: str, answer: Callable[[bytes], bytes]) -> None:
+    """A disk that gives something else for files that end in ``suffix``."""
+    really = Path.read_bytes
+    monkeypatch.setattr(
+        Path, "read_bytes", lambda path: answer(really(path)) if path.name.endswith(suffix) else really(path)
+    )
+
+
+def bad_sector(data: bytes) -> bytes:
+    raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+
+def test_a_file_on_a_bad_sector_is_damaged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    save_checkpoint(tmp_path / "last.pt", CONTENT)
+    reading(monkeypatch, "last.pt", bad_sector)
+    assert complaint(tmp_path / "last.pt") == f"{tmp_path / 'last.pt'}: the disk cannot read it (Input/output error)"
+
+
+@pytest.mark.parametrize("answer", [lambda data: data[:-1], lambda data: b"\0" * len(data)])
+def test_what_reads_back_as_something_else_never_replaces_the_old_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, answer: Callable[[bytes], bytes]
+) -> None:
+    path, keep = tmp_path / "last.pt", tmp_path / "previous.pt"
+    save_checkpoint(path, {"step": 1})
+    reading(monkeypatch, ".partial", answer)
+    with pytest.raises(CnnJobsError, match=r"last\.pt: was written, but reads back as something else") as caught:
+        save_checkpoint(path, {"step": 2}, keep=keep)
+    assert caught.value.exit_code == 1
+    assert load_checkpoint(path) == {"step": 1}
+    assert list(tmp_path.iterdir()) == [path]
+
+
+# -- the file before ---------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def last(tmp_path: Path) -> Path:
+    return tmp_path / "last.pt"
+
+
+@pytest.fixture
+def previous(tmp_path: Path) -> Path:
+    return tmp_path / "previous.pt"
+
+
+def damage(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+
+
+def no_hard_links(source: object, target: object) -> None:
+    raise OSError(errno.EPERM, os.strerror(errno.EPERM))
+
+
+@pytest.mark.parametrize("links", [True, False])
+def test_the_file_before_is_kept_under_its_other_name(
+    last: Path, previous: Path, monkeypatch: pytest.MonkeyPatch, links: bool
+) -> None:
+    if not links:
+        monkeypatch.setattr(os, "link", no_hard_links)
+    for step in (1, 2, 3, 4):
+        inode = last.exists() and last.stat().st_ino
+        assert save_checkpoint(last, {"step": step}, keep=previous) == last
+        assert load_checkpoint(last) == {"step": step}
+        assert newest_checkpoint(last.parent) == ({"step": step}, [])
+        if step > 1:
+            assert load_checkpoint(previous) == {"step": step - 1}
+            assert (previous.stat().st_ino == inode) == links
+        assert {path.name for path in last.parent.iterdir()} == ({"last.pt", "previous.pt"} if inode else {"last.pt"})
+
+
+def test_a_damaged_file_does_not_push_out_the_last_whole_one(last: Path, previous: Path) -> None:
+    save_checkpoint(last, {"step": 1}, keep=previous)
+    save_checkpoint(last, {"step": 2}, keep=previous)
+    damage(last)
+    save_checkpoint(last, {"step": 3}, keep=previous)
+    assert (load_checkpoint(last), load_checkpoint(previous)) == ({"step": 3}, {"step": 1})
+
+
+def test_a_save_that_was_killed_after_the_link_hinders_no_other(last: Path, previous: Path) -> None:
+    save_checkpoint(last, {"step": 1})
+    os.link(last, previous)
+    save_checkpoint(last, {"step": 2}, keep=previous)
+    assert (load_checkpoint(last), load_checkpoint(previous)) == ({"step": 2}, {"step": 1})
+    assert set(last.parent.iterdir()) == {last, previous}
+
+
+def test_an_empty_folder_has_no_checkpoint(tmp_path: Path) -> None:
+    assert newest_checkpoint(tmp_path) == newest_checkpoint(tmp_path / "missing") == (None, [])
+
+
+def test_the_file_before_serves_where_the_last_is_damaged_or_gone(last: Path, previous: Path) -> None:
+    save_checkpoint(last, {"step": 1}, keep=previous)
+    save_checkpoint(last, {"step": 2}, keep=previous)
+    damage(last)
+    content, notes = newest_checkpoint(last.parent)
+    assert content == {"step": 1}
+    assert len(notes) == 1
+    assert notes[0].startswith(f"{last}: is damaged: its SHA-256 is ")
+    assert notes[0].endswith(", not the one at its end; passed over")
+    last.unlink()
+    assert newest_checkpoint(last.parent) == ({"step": 1}, [])
+    previous.write_bytes(b"")
+    last.write_bytes(b"")
+    assert newest_checkpoint(last.parent) == (
+        None,
+        [f"{last}: is empty; passed over", f"{previous}: is empty; passed over"],
+    )
+
+
+# -- kill -9 -----------------------------------------------------------------------------------------------------
+
+# Processes that are killed at the n-th time they touch a file, for every n until one gets through.
+KILLED_AT_EVERY_MOMENT = """
+import os, signal, sys
+from pathlib import Path
+from cnn_jobs.training.checkpoint import load_checkpoint, save_checkpoint
+
+last, previous = Path("last.pt"), Path("previous.pt")
+
+def attempt(moment):
+    left = moment
+    def on_event(event, arguments):
+        nonlocal left
+        if event in ("open", "os.link", "os.rename", "os.remove"):
+            left -= 1
+            if left < 0:
+                os.kill(os.getpid(), signal.SIGKILL)
+    sys.addaudithook(on_event)
+    save_checkpoint(last, {"step": 2}, keep=previous)
+
+ending, moment = -1, 0
+while ending:
+    save_checkpoint(previous, {"step": 0})
+    save_checkpoint(last, {"step": 1})
+    child = os.fork()
+    if not child:
+        attempt(moment)
+        os._exit(0)
+    ending, moment = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), moment + 1
+    print(ending, load_checkpoint(previous)["step"], load_checkpoint(last)["step"])
+"""
+
+# Processes that save again and again, each going on where the last one was killed. A training would lie between two
+# saves; without one most kills hit a save.
+KILLED_AT_RANDOM = """
+import os, random, signal, time
+from pathlib import Path
+import torch
+from cnn_jobs.training.checkpoint import load_checkpoint, newest_checkpoint, save_checkpoint
+
+last, previous, chance = Path("last.pt"), Path("previous.pt"), random.Random(0)
+torch.set_num_threads(1)  # a forked process has none of OpenMP's other threads, and would wait for them
+
+def save_for_ever(report):
+    signal.alarm(100)  # should this process be left alone
+    content, _ = newest_checkpoint(Path())
+    step = content["step"] if content else 0
+    while True:
+        step += 1
+        save_checkpoint(last, {"step": step, "weights": torch.full((500_000,), float(step))}, keep=previous)
+        os.write(report, b"%d " % step)
+
+for _ in range(12):
+    reading, writing = os.pipe()
+    child = os.fork()
+    if not child:
+        save_for_ever(writing)
+    os.close(writing)
+    reported = os.read(reading, 100)
+    time.sleep(chance.uniform(0, 0.05))
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    while more := os.read(reading, 1000):
+        reported += more
+    os.close(reading)
+    steps = reported.split()
+    content, notes = newest_checkpoint(Path())
+    assert bool((content["weights"] == content["step"]).all())
+    older = load_checkpoint(previous)["step"] if previous.exists() else 0
+    print(int(steps[0]), int(steps[-1]), content["step"], older, len(notes))
+"""
+
+
+def printed_by(script: str, folder: Path) -> list[list[int]]:
+    """The numbers on each line that a fresh interpreter prints."""
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+    command = [sys.executable, "-c", script]
+    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stderr
+    return [[int(number) for number in line.split()] for line in done.stdout.splitlines()]
+
+
+def test_killed_at_every_touch_of_a_file_both_names_stand_for_whole_checkpoints(tmp_path: Path) -> None:
+    *killed, through = printed_by(KILLED_AT_EVERY_MOMENT, tmp_path)
+    assert len(killed) > 8
+    assert {ending for ending, _, _ in killed} == {-signal.SIGKILL}
+    # The three moments there are: nothing yet, the old file kept, the new one in its place.
+    assert sorted({(older, newer) for _, older, newer in killed}) == [(0, 1), (1, 1), (1, 2)]
+    assert through == [0, 1, 2]
+
+
+def test_killed_at_random_the_last_save_that_was_done_is_there(tmp_path: Path) -> None:
+    before = 0
+    for first, done, newest, older, notes in printed_by(KILLED_AT_RANDOM, tmp_path):
+        assert first == before + 1
+        assert newest in (done, done + 1)
+        assert older in (newest - 1, newest)
+        assert notes == 0
+        before = newest
+    assert before >= 12
+
+
+# -- what the disk refuses ---------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("number", "kind"), [(errno.ENOSPC, DiskFullError), (errno.EIO, StateDirError)])
@@ -70,6 +394,20 @@ def test_a_write_that_fails_leaves_the_old_file_whole_and_nothing_else(
             save_checkpoint(path, {"step": 2})
     assert load_checkpoint(path) == {"step": 1}
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_file_system_that_cannot_sync_folders_is_good_enough(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    really, synced = os.fsync, []
+
+    def files_only(descriptor: int) -> None:
+        if stat.S_ISDIR(os.fstat(descriptor).st_mode):
+            synced.append(descriptor)
+            raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
+        really(descriptor)
+
+    monkeypatch.setattr(os, "fsync", files_only)
+    assert load_checkpoint(save_checkpoint(tmp_path / "last.pt", CONTENT))["step"] == 7
+    assert len(synced) == 1
 
 
 def test_content_that_cannot_be_saved_leaves_the_old_file_whole(tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from cnn_jobs.data.batches import ImageSet
-from cnn_jobs.training.evaluation import accuracy, evaluate, precision_context
+from cnn_jobs.training.evaluation import EvaluationStoppedError, accuracy, evaluate, precision_context
 from tests.training.conftest import Experiment
 
 
@@ -64,6 +64,34 @@ def test_the_model_stays_in_the_mode_in_which_it_was(experiment: Experiment, tra
     model = experiment.state().model.train(training)
     evaluate(model, experiment.data().validation)
     assert {module.training for module in model.modules()} == {training}
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("batches", [1, 2, 3])
+def test_it_can_be_stopped_between_two_batches(batches: int, training: bool) -> None:
+    model, seen = FirstPixel().train(training), []
+    model.register_forward_hook(lambda module, *_: seen.append(module.training))
+    part = image_set(LOGITS, LABELS)
+    with pytest.raises(EvaluationStoppedError):
+        evaluate(model, part, batch_size=1, should_stop=lambda: len(seen) == batches)
+    assert seen == [False] * batches
+    assert model.training is training
+    assert not torch.is_inference_mode_enabled()
+    assert evaluate(model, part, batch_size=1, should_stop=lambda: len(seen) == batches).loss > 0  # nobody asks now
+
+
+@pytest.mark.parametrize(("batch", "times"), [(1, 3), (2, 1), (3, 1), (4, 0), (9, 0)])
+def test_what_is_done_is_not_thrown_away_by_a_question_after_it(batch: int, times: int) -> None:
+    asked: list[bool] = []
+    evaluate(FirstPixel(), image_set(LOGITS, LABELS), batch_size=batch, should_stop=lambda: bool(asked.append(False)))
+    assert len(asked) == times
+
+
+def test_a_model_that_fails_stays_in_its_mode() -> None:
+    model = nn.Linear(7, 2)  # no picture has 7 columns
+    with pytest.raises(RuntimeError):
+        evaluate(model, image_set(LOGITS, LABELS))
+    assert model.training
 
 
 def test_it_is_done_without_dropout_and_moves_neither_statistics_nor_generator(experiment: Experiment) -> None:

@@ -1,7 +1,9 @@
 import time
-from collections.abc import Mapping
-from dataclasses import replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -13,9 +15,12 @@ from cnn_jobs.data.split import epoch_order
 from cnn_jobs.errors import DivergedError, RecipeError
 from cnn_jobs.models.spec import ConvBlock, ConvNet
 from cnn_jobs.recipe import Recipe
+from cnn_jobs.training import evaluation, loop
 from cnn_jobs.training.checkpoint import load_checkpoint, save_checkpoint
 from cnn_jobs.training.evaluation import evaluate
-from cnn_jobs.training.loop import CUDA_LOSS_INTERVAL, Ending, Ledger, LossLog, train, validation_batches
+from cnn_jobs.training.loop import Ending, Ledger, train, validation_batches
+from cnn_jobs.training.loss_log import CUDA_LOSS_INTERVAL, LossLog
+from cnn_jobs.training.recorder import Recorder
 from cnn_jobs.training.state import TrainState, copy_weights
 from tests.training.conftest import (
     NETWORK,
@@ -32,10 +37,10 @@ NO_NORM = ConvNet(blocks=(ConvBlock(filters=4, kernel=3, padding=1),), hidden=8)
 
 
 class StopAfter:
-    """Asks to stop before step number ``steps`` + 1 of this attempt."""
+    """Says yes from question number ``questions`` + 1 of this attempt on."""
 
-    def __init__(self, steps: int) -> None:
-        self.left = steps
+    def __init__(self, questions: int) -> None:
+        self.left = questions
 
     def __call__(self) -> bool:
         self.left -= 1
@@ -156,9 +161,9 @@ def test_bf16_trains_near_fp32_and_keeps_its_weights_in_float32(experiment: Expe
 # -- determinism, stop and continue ------------------------------------------------------------------------------
 
 
-def trained(experiment: Experiment, recipe: Recipe = RECIPE) -> dict[str, object]:
+def trained(experiment: Experiment, recipe: Recipe = RECIPE, recorder: Recorder | None = None) -> dict[str, Any]:
     state = experiment.state(recipe)
-    train(state, experiment.data(recipe), recipe)
+    train(state, experiment.data(recipe), recipe, recorder=recorder)
     return snapshot(state)
 
 
@@ -174,28 +179,83 @@ def test_another_seed_is_another_training(experiment: Experiment) -> None:
     assert "state.model.linear3.weight" in changed
 
 
-@pytest.mark.parametrize("steps", range(STEPS + 1))
-def test_stopped_anywhere_and_continued_it_ends_the_same_in_every_bit(
-    experiment: Experiment, tmp_path: Path, steps: int
-) -> None:
-    straight, straight_rows = experiment.state(), ListRecorder()
-    train(straight, experiment.data(), RECIPE, recorder=straight_rows)
+# Asked before each of 12 steps and 6 validations, and between the 4 batches of one picture of each validation.
+QUESTIONS = STEPS + 6 + 6 * 3
 
-    state, rows, ledger = experiment.state(), ListRecorder(), Ledger()
-    ending = train(state, experiment.data(), RECIPE, recorder=rows, ledger=ledger, should_stop=StopAfter(steps))
-    assert ending is (Ending.INTERRUPTED if steps < STEPS else Ending.COMPLETE)
-    assert state.step == ledger.steps == len(state.train_losses) == steps
+
+@pytest.fixture
+def _small_evaluations(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(evaluation.EVALUATION_BATCH, "cpu", 1)
+
+
+def go_on(experiment: Experiment, saved: dict[str, Any], recorder: Recorder | None = None) -> dict[str, Any]:
+    """The end that another process reaches from ``saved``."""
+    torch.manual_seed(99)  # its generators are elsewhere
+    torch.rand(5)
+    state = experiment.state()
+    state.load_state_dict(saved)
+    assert train(state, experiment.data(), RECIPE, recorder=recorder) is Ending.COMPLETE
+    return snapshot(state)
+
+
+@pytest.mark.usefixtures("_small_evaluations")
+@pytest.mark.parametrize("questions", range(QUESTIONS + 1))
+def test_stopped_anywhere_and_continued_it_ends_the_same_in_every_bit(
+    experiment: Experiment, tmp_path: Path, questions: int
+) -> None:
+    straight_rows, rows, ledger = ListRecorder(), ListRecorder(), Ledger()
+    straight = trained(experiment, recorder=straight_rows)
+
+    state = experiment.state()
+    ending = train(state, experiment.data(), RECIPE, recorder=rows, ledger=ledger, should_stop=StopAfter(questions))
+    assert ending is (Ending.INTERRUPTED if questions < QUESTIONS else Ending.COMPLETE)
+    assert state.step == ledger.steps == len(state.train_losses)
+    assert all(module.training for module in state.model.modules())
     path = save_checkpoint(tmp_path / "last.pt", state.state_dict())
 
-    torch.manual_seed(99)  # another process has its generators elsewhere
-    torch.rand(5)
-    resumed = experiment.state()
-    resumed.load_state_dict(load_checkpoint(path))
-    assert train(resumed, experiment.data(), RECIPE, recorder=rows, ledger=ledger) is Ending.COMPLETE
-    assert differences(snapshot(straight), snapshot(resumed)) == []
-    assert ledger.steps == STEPS
+    assert differences(straight, go_on(experiment, load_checkpoint(path), rows)) == []
     for name in ("train/loss", "val/loss", "val/accuracy"):
         assert rows.of(name) == straight_rows.of(name)
+
+
+@pytest.mark.usefixtures("_small_evaluations")
+def test_a_validation_that_was_stopped_has_left_no_trace(experiment: Experiment) -> None:
+    """Two steps, and then the question before a validation and the three within it."""
+    states, ledgers, rows = [], [], []
+    for questions in (2, 3, 4, 5):
+        state, ledger, recorder = experiment.state(), Ledger(), ListRecorder()
+        train(state, experiment.data(), RECIPE, recorder=recorder, ledger=ledger, should_stop=StopAfter(questions))
+        assert (state.step, state.epoch, state.batch, state.validations) == (2, 0, 2, [])
+        states.append(snapshot(state))
+        ledgers.append(ledger)
+        rows.append(recorder)
+    assert all(differences(states[0], state) == [] for state in states)
+    # What it cost is not forgotten, though, and the speed of the two steps is known before it.
+    assert [ledger.evaluation_seconds > 0 for ledger in ledgers] == [False, True, True, True]
+    assert [len(recorder.of("train/images_per_second")) for recorder in rows] == [0, 1, 1, 1]
+    assert all(recorder.of("val/loss") == [] for recorder in rows)
+
+
+def test_at_the_end_of_an_epoch_its_validation_comes_before_the_next_epoch(experiment: Experiment) -> None:
+    state, places = experiment.state(), []
+    while (state.epoch, state.batch) != (RECIPE.epochs, 0):
+        train(state, experiment.data(), RECIPE, should_stop=StopAfter(1))
+        places.append((state.epoch, state.batch, state.step, state.is_validated))
+    first_epoch = [(0, 1, 1, False), (0, 2, 2, False), (0, 2, 2, True)]
+    first_epoch += [(0, 3, 3, False), (0, 4, 4, False), (1, 0, 4, True)]
+    assert places[:6] == first_epoch
+    assert [place[:2] for place in places[6:]] == [
+        (epoch + more, batch) for more in (1, 2) for epoch, batch, _, _ in first_epoch
+    ]
+
+
+def test_a_run_that_goes_on_at_a_validation_has_no_speed_before_the_next(experiment: Experiment) -> None:
+    state, recorder, ledger = experiment.state(), ListRecorder(), Ledger()
+    train(state, experiment.data(), RECIPE, should_stop=StopAfter(2))
+    train(state, experiment.data(), RECIPE, recorder=recorder, ledger=ledger)
+    assert [step for step, _ in recorder.of("val/loss")] == [2, 4, 6, 8, 10, 12]
+    assert [step for step, _ in recorder.of("train/images_per_second")] == [4, 6, 8, 10, 12]
+    assert ledger.steps == STEPS - 2
 
 
 def test_stopped_again_and_again_it_ends_the_same(experiment: Experiment, tmp_path: Path) -> None:
@@ -208,15 +268,30 @@ def test_stopped_again_and_again_it_ends_the_same(experiment: Experiment, tmp_pa
         ending = train(state, experiment.data(), RECIPE, should_stop=StopAfter(1))
         save_checkpoint(path, state.state_dict())
         attempts += 1
-    assert attempts == STEPS
+    assert attempts == STEPS + 6  # a step or a validation in each
     assert differences(trained(experiment), load_checkpoint(path)) == []
+
+
+def test_whatever_it_saved_last_it_ends_the_same(experiment: Experiment) -> None:
+    """Of a run that was killed: saved after each step and after each validation."""
+    saved: list[dict[str, Any]] = []
+
+    def keep(state: TrainState) -> None:
+        saved.append(snapshot(state))
+
+    straight = experiment.state()
+    train(straight, experiment.data(), RECIPE, save_due=lambda: True, on_save=keep, on_validation=keep)
+    assert len(saved) == STEPS + 6
+    assert differences(trained(experiment), snapshot(straight)) == []
+    for number, state in enumerate(saved):
+        assert differences(snapshot(straight), go_on(experiment, state)) == [], number
 
 
 @pytest.mark.parametrize("forgotten", ["generators", "optimizer", "batch", "model"])
 def test_a_part_of_the_state_that_is_forgotten_changes_the_end(experiment: Experiment, forgotten: str) -> None:
     """What the tests above would see if the state did not hold it."""
     state = experiment.state()
-    train(state, experiment.data(), RECIPE, should_stop=StopAfter(5))
+    train(state, experiment.data(), RECIPE, should_stop=lambda: state.step == 5)
     resumed = experiment.state()
     resumed.load_state_dict({**snapshot(state), forgotten: snapshot(experiment.state())[forgotten]})
     train(resumed, experiment.data(), RECIPE)
@@ -268,6 +343,19 @@ def test_early_stopping_at_the_end_of_an_epoch_closes_the_epoch(experiment: Expe
     train(state, plain.data(STANDING), STANDING)
     assert state.stopped_early
     assert (state.step, state.epoch, state.batch) == (8, 2, 0)
+
+
+def test_whatever_was_saved_before_an_early_stop_it_stops_at_the_same_place(experiment: Experiment) -> None:
+    plain = replace(experiment, network=NO_NORM)
+    saved: list[dict[str, Any]] = []
+    straight = plain.state(STANDING)
+    train(straight, plain.data(STANDING), STANDING, on_validation=lambda state: saved.append(snapshot(state)))
+    assert len(saved) == 4
+    for state in saved:
+        resumed = plain.state(STANDING)
+        resumed.load_state_dict(state)
+        train(resumed, plain.data(STANDING), STANDING)
+        assert differences(snapshot(straight), snapshot(resumed)) == []
 
 
 def test_with_a_count_of_0_it_never_stops_early(experiment: Experiment) -> None:
@@ -376,6 +464,149 @@ def test_validations_are_as_many_as_asked_and_the_last_ends_the_epoch(data: st.D
     assert after[-1] == steps
     gaps = [later - earlier for earlier, later in zip([0, *after], after, strict=False)]
     assert max(gaps) - min(gaps) <= 1
+
+
+# -- saving ------------------------------------------------------------------------------------------------------
+
+
+def test_it_is_asked_after_every_step_whether_to_save(experiment: Experiment) -> None:
+    state, asked = experiment.state(), []
+    saved: list[tuple[int, int, bool]] = []
+
+    def due() -> bool:
+        asked.append(state.step)
+        return state.step % 4 in (1, 2)
+
+    train(
+        state,
+        experiment.data(),
+        RECIPE,
+        save_due=due,
+        on_save=lambda s: saved.append((s.step, s.batch, s.is_validated)),
+    )
+    assert asked == list(range(1, STEPS + 1))
+    # Where a validation is due it is still to come.
+    assert saved == [(1, 1, False), (2, 2, False), (5, 1, False), (6, 2, False), (9, 1, False), (10, 2, False)]
+
+
+@dataclass
+class Clock:
+    """Stands still but where a test moves it. Binary fractions, so that sums are exact."""
+
+    now: float = 0.0
+
+    def take(self, seconds: float) -> Callable[..., None]:
+        def use(*anything: object) -> None:
+            self.now += seconds
+
+        return use
+
+
+def test_only_steps_count_as_training_and_only_validations_as_evaluation(
+    experiment: Experiment, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock, recorder, ledger, state = Clock(), ListRecorder(), Ledger(), experiment.state()
+    monkeypatch.setattr(loop, "time", SimpleNamespace(perf_counter=lambda: clock.now))
+    state.model.register_forward_hook(lambda module, *_: clock.take(2.0 if module.training else 64.0)())
+    train(
+        state,
+        experiment.data(),
+        RECIPE,
+        recorder=recorder,
+        ledger=ledger,
+        save_due=lambda: state.step in (1, 2, 7),
+        on_save=clock.take(1000.0),
+        on_validation=clock.take(1_000_000.0),
+    )
+    assert (ledger.steps, ledger.training_seconds, ledger.evaluation_seconds) == (STEPS, 2.0 * STEPS, 64.0 * 6)
+    speed = RECIPE.batch_size / 2.0
+    assert recorder.of("train/images_per_second") == [(step, speed) for step in (2, 4, 6, 8, 10, 12)]
+    assert clock.now == 2.0 * STEPS + 64.0 * 6 + 1000.0 * 3 + 1_000_000.0 * 6
+
+
+def test_what_is_saved_knows_what_it_cost(experiment: Experiment, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock, ledger, state = Clock(), Ledger(), experiment.state()
+    monkeypatch.setattr(loop, "time", SimpleNamespace(perf_counter=lambda: clock.now))
+    state.model.register_forward_hook(lambda module, *_: clock.take(2.0 if module.training else 64.0)())
+    costs: list[tuple[int, float]] = []
+
+    def note(state: TrainState) -> None:
+        costs.append((ledger.steps, ledger.device_seconds))
+
+    train(
+        state,
+        experiment.data(),
+        RECIPE,
+        ledger=ledger,
+        save_due=lambda: state.step < 4,
+        on_save=note,
+        on_validation=note,
+        should_stop=lambda: state.step == 4,
+    )
+    assert costs == [(1, 2.0), (2, 4.0), (2, 68.0), (3, 70.0)]
+    assert (ledger.steps, ledger.device_seconds) == (4, 72.0)
+
+
+@pytest.fixture
+def _losses_wait(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on CUDA, where up to ``CUDA_LOSS_INTERVAL`` losses are still on the device."""
+    monkeypatch.setattr(loop, "LossLog", lambda state, recorder, _: LossLog(state, recorder, torch.device("cuda")))
+
+
+@pytest.mark.usefixtures("_losses_wait", "_small_evaluations")
+def test_losses_that_wait_are_read_before_a_save_a_validation_and_a_stop(experiment: Experiment) -> None:
+    state, seen = experiment.state(), []
+
+    def look(state: TrainState) -> None:
+        seen.append((state.step, len(state.train_losses)))
+
+    train(state, experiment.data(), RECIPE, save_due=lambda: state.step == 3, on_save=look, on_validation=look)
+    assert seen == [(step, step) for step in (2, 3, 4, 6, 8, 10, 12)]
+    for questions in range(QUESTIONS):
+        stopped = experiment.state()
+        train(stopped, experiment.data(), RECIPE, should_stop=StopAfter(questions))
+        assert len(stopped.train_losses) == stopped.step
+
+
+def test_waiting_for_the_device_before_a_save_or_a_stop_is_training(
+    experiment: Experiment, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock, ledger, state = Clock(), Ledger(), experiment.state()
+
+    class Waiting(LossLog):
+        def flush(self) -> None:
+            clock.take(8.0 * len(self.pending))()
+            super().flush()
+
+    monkeypatch.setattr(loop, "LossLog", lambda state, recorder, _: Waiting(state, recorder, torch.device("cuda")))
+    monkeypatch.setattr(loop, "time", SimpleNamespace(perf_counter=lambda: clock.now))
+    seen: list[float] = []
+    train(
+        state,
+        experiment.data(),
+        replace(RECIPE, validations_per_epoch=1),
+        ledger=ledger,
+        save_due=lambda: state.step == 1,
+        on_save=lambda _: seen.append(ledger.training_seconds),
+        should_stop=lambda: state.step == 3,
+    )
+    assert (seen, ledger.training_seconds) == ([8.0], 24.0)
+
+
+@pytest.mark.usefixtures("_losses_wait")
+def test_a_training_that_diverged_unseen_is_not_saved(experiment: Experiment) -> None:
+    plain, recipe = replace(experiment, network=NO_NORM), replace(SGD, lr=1e20, validations_per_epoch=1)
+    state, saved = plain.state(recipe), []
+    with pytest.raises(DivergedError, match=r"the training loss is (nan|inf) at step 2: "):
+        train(
+            state,
+            plain.data(recipe),
+            recipe,
+            save_due=lambda: state.step != 2,
+            on_save=lambda state: saved.append(state.step),
+        )
+    assert state.step == 3
+    assert saved == [1]
 
 
 # -- recorder and ledger -----------------------------------------------------------------------------------------

@@ -1,4 +1,6 @@
+import copy
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -14,6 +16,7 @@ def test_a_new_state_stands_before_the_first_step(experiment: Experiment) -> Non
     state = experiment.state()
     assert (state.epoch, state.batch, state.step, state.stopped_early) == (0, 0, 0, False)
     assert (state.train_losses, state.validations, state.best) == ([], [], None)
+    assert not state.is_validated
     assert state.model.conv1.weight.is_contiguous(memory_format=torch.channels_last)
 
 
@@ -63,6 +66,94 @@ def test_a_state_loaded_into_a_fresh_one_is_the_same_in_every_bit(experiment: Ex
     other.load_state_dict(saved)
     assert differences(saved, snapshot(other)) == []
     assert other.model.conv1.weight.is_contiguous(memory_format=torch.channels_last)
+
+
+def test_a_state_shares_no_tensor_with_what_it_was_loaded_from(experiment: Experiment) -> None:
+    state = experiment.state()
+    train(state, experiment.data(), replace(RECIPE, epochs=1))
+    saved = snapshot(state)
+    untouched = copy.deepcopy(saved)
+    resumed = experiment.state()
+    resumed.load_state_dict(saved)
+    assert resumed.best
+    for tensor in resumed.best.weights.values():
+        tensor.add_(1)
+    train(resumed, experiment.data(), RECIPE)
+    assert differences(saved, untouched) == []
+
+
+KEYS = [
+    "model", "optimizer", "epoch", "batch", "step", "train_losses", "validations", "best", "stopped_early", "generators"
+]  # fmt: skip
+
+
+def without(saved: dict[str, Any], path: tuple[str | int, ...]) -> dict[str, Any]:
+    part: Any = saved
+    for key in path[:-1]:
+        part = part[key]
+    del part[path[-1]]
+    return saved
+
+
+def test_every_key_of_a_state_is_looked_for(experiment: Experiment) -> None:
+    assert list(experiment.state().state_dict()) == KEYS
+
+
+@pytest.mark.parametrize(
+    ("path", "message"),
+    [
+        *[((key,), f"the saved state lacks {key}") for key in KEYS],
+        (("generators", "cpu"), "generators of the saved state lacks cpu"),
+        (("generators", "cuda"), "generators of the saved state lacks cuda"),
+        (("validations", 1, "loss"), "a validation of the saved state lacks loss"),
+        (("best", "step"), "best of the saved state lacks step"),
+        (("best", "weights"), "best of the saved state lacks weights"),
+    ],
+)
+def test_a_saved_state_that_lacks_a_key_is_refused_before_anything_changes(
+    experiment: Experiment, path: tuple[str | int, ...], message: str
+) -> None:
+    state = experiment.state()
+    train(state, experiment.data(), replace(RECIPE, epochs=1))
+    saved = without(snapshot(state), path)
+    other = experiment.state(replace(RECIPE, seed=9))
+    before = snapshot(other)
+    with pytest.raises(ValueError, match=f"^{message}$"):
+        other.load_state_dict(saved)
+    assert differences(before, snapshot(other)) == []
+
+
+def test_more_than_the_state_may_be_in_the_dictionary(experiment: Experiment) -> None:
+    state = experiment.state()
+    state.load_state_dict({**snapshot(state), "task": "task1"})
+
+
+@pytest.mark.parametrize(("saved", "here"), [(0, 0), (0, 2), (2, 0), (1, 2), (2, 1), (2, 2)])
+def test_cuda_generators_are_set_as_far_as_there_are_devices(
+    experiment: Experiment, monkeypatch: pytest.MonkeyPatch, saved: int, here: int
+) -> None:
+    content = snapshot(experiment.state(replace(RECIPE, seed=3)))
+    content["generators"]["cuda"] = [torch.full((16,), device, dtype=torch.uint8) for device in range(saved)]
+    state = experiment.state()
+    restored: list[tuple[int, list[int]]] = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: here > 0)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: here)
+    monkeypatch.setattr(torch.cuda, "set_rng_state", lambda new, device: restored.append((device, new.tolist())))
+    state.load_state_dict(content)
+    assert restored == [(device, [device] * 16) for device in range(min(saved, here))]
+    assert torch.equal(torch.get_rng_state(), content["generators"]["cpu"])
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.gpu
+@pytest.mark.parametrize("more", [[], [torch.zeros(16, dtype=torch.uint8)] * 9])
+def test_a_real_cuda_generator_is_where_it_was(experiment: Experiment, more: list[torch.Tensor]) -> None:
+    state = experiment.state()
+    saved = snapshot(state)
+    saved["generators"]["cuda"] += more  # a machine with more devices
+    drawn = torch.rand(9, device="cuda")
+    state.load_state_dict(saved)
+    assert torch.equal(torch.rand(9, device="cuda"), drawn)
 
 
 def one_step(optimizer: torch.optim.Optimizer, layer: nn.Linear) -> torch.Tensor:
