@@ -14,9 +14,10 @@ from torch import nn
 from torch.nn import functional as F
 
 from benchmarks.setting import Setting
+from cnn_jobs import endings
 from cnn_jobs.cli.console import LineWatcher
-from cnn_jobs.tracking.mlflow_recorder import MlflowRecorder
-from cnn_jobs.tracking.records import RunRequest
+from cnn_jobs.tracking.plain_run import PlainRun
+from cnn_jobs.tracking.records import RunHeader, now_ms
 from cnn_jobs.training.evaluation import precision_context
 from cnn_jobs.training.loop import Ending, Ledger, train
 from cnn_jobs.training.recorder import Recorders
@@ -44,8 +45,10 @@ class OurLoop:
         self._state = setting.new_state()
         self._database = folder / "mlflow.db"
         name = f"speed-{setting.task.name}"
-        self._recorder = MlflowRecorder(f"sqlite:///{self._database}", RunRequest("benchmarks", name, {}))
-        self._recorder.start()
+        header = RunHeader("benchmarks", name, name, now_ms(), {})
+        self._run = PlainRun(folder / name, f"sqlite:///{self._database}", header)
+        self._recorder = self._run.recorder
+        self._recorder.start(contact_s=60.0)
         self._watcher = LineWatcher()
         with contextlib.redirect_stderr(io.StringIO()):
             self._watcher.begin(name, setting.recipe.epochs)
@@ -93,7 +96,9 @@ class OurLoop:
 
     def close(self) -> None:
         """Ends the MLflow run; everything must have arrived there."""
-        self._recorder.finish("FINISHED", 60.0)
+        delivered = self._recorder.finish(endings.finished(), 60.0)
+        self._run.close()
+        assert delivered, self._recorder.outage
 
 
 class Ceiling:

@@ -1,125 +1,200 @@
-"""One run from arguments to its end: the only place that wires data, networks, training and tracking together."""
+"""One attempt of a run, from arguments to its end: the only place that wires data, networks, training and tracking."""
 
 from __future__ import annotations
 
 import time
-from pathlib import Path
 
-from cnn_jobs import outputs, run_record
+from cnn_jobs import continuation, endings, outputs, run_record
+from cnn_jobs.attempt import Attempt, open_attempt
 from cnn_jobs.data.batches import TrainingData, place_on_device
 from cnn_jobs.data.dataset import Dataset
-from cnn_jobs.errors import InterruptedRunError
+from cnn_jobs.errors import CONTINUE, CnnJobsError, InterruptedRunError, NotShippedError
 from cnn_jobs.files import make_folder
+from cnn_jobs.process import claim_start
 from cnn_jobs.recipe import Recipe
 from cnn_jobs.reporting import description
 from cnn_jobs.run import JobOptions, Run, RunResult, Watcher
+from cnn_jobs.saved_result import finished_result
+from cnn_jobs.saving import CheckpointSaver
 from cnn_jobs.stop import StopRequest
 from cnn_jobs.tasks import Task
-from cnn_jobs.tracking.mlflow_recorder import MlflowRecorder
-from cnn_jobs.tracking.records import RunRequest
-from cnn_jobs.training.checkpoint import save_checkpoint
-from cnn_jobs.training.device import available_threads, configure_arithmetic, select_device
+from cnn_jobs.tracking.left_behind import last_metrics
+from cnn_jobs.tracking.recorder import LAST_WORDS_S, JournalRecorder
+from cnn_jobs.tracking.records import RunHeader, now_ms
+from cnn_jobs.training.device import available_threads, select_device
 from cnn_jobs.training.loop import Ending, train, validation_batches
 from cnn_jobs.training.recorder import Recorders
-from cnn_jobs.training.state import TrainState, new_state
+
+# How long a start waits for a word from MLflow; without one the training begins all the same.
+CONTACT_S = 5.0
+# For the reason of a failure, which is also in the journal.
+FAILURE_DEADLINE_S = 60.0
 
 
 def run_task(
     task: Task, recipe: Recipe, options: JobOptions, dataset: Dataset, watcher: Watcher, stop: StopRequest
 ) -> RunResult:
-    """Trains one run and leaves it in MLflow, FINISHED with everything in it.
+    """Trains one run, or goes on with it, and leaves it in MLflow, FINISHED with everything in it.
 
-    Any other end raises: the run is then FAILED or, after a signal, KILLED, with the reason in a tag.
+    A run that is FINISHED already is only read back. Any other end raises: the run is then FAILED or, after a signal,
+    KILLED, with the reason in a tag.
     """
     # All that can be refused is looked at before MLflow hears of the run: a mistake leaves no run behind.
     placement = select_device(options.device, fast=options.fast)
-    threads = options.threads or available_threads()
-    configure_arithmetic(threads, fast=options.fast)
-    run = Run(task, recipe, options, dataset, placement, threads)
+    run = Run(task, recipe, options, dataset, placement, options.threads or available_threads(), claim_start())
     data = place_on_device(dataset, recipe, task.transform, placement.device, placement.memory_format)
     steps = data.steps_per_epoch(recipe.batch_size)
     validation_batches(steps, recipe, len(data.train))
-    state = new_state(task.network, recipe, run.image, len(dataset.classes), placement)
-    make_folder(run.folder)
-
-    recorder = MlflowRecorder(
-        options.tracking_uri,
-        RunRequest(options.experiment, run.name, run_record.first_tags(run), options.parent_run_id),
-    )
-    # A signal in this moment waits: the run that was just made must not stay RUNNING for ever.
-    with stop.deferred():
-        recorder.start()
+    header = RunHeader(options.experiment, run.key, run.name, now_ms(), run_record.first_tags(run), options.parent_key)
     try:
-        stop.check()
-        watcher.begin(run.name, steps * recipe.epochs)
-        run_record.record_start(run, recorder)
-        metrics = _train_to_the_end(run, state, data, recorder, watcher, stop)
-        with stop.deferred():
-            recorder.tags({"cnn_jobs.state": "finished"})
-            watcher.phase("sending the rest to MLflow")
-            recorder.finish("FINISHED", options.ship_deadline_s)
-    except BaseException as error:
-        with stop.deferred():
-            run_record.record_failure(run, recorder, error)
+        attempt = open_attempt(run, header, watcher.warn)
+        try:
+            if attempt.finished:
+                return finished_result(run, attempt, steps)
+            return _Job(run, attempt, data, watcher, stop).run(steps)
+        finally:
+            attempt.close()
+    except CnnJobsError as error:
+        error.run_key = run.key
         raise
-    finally:
-        watcher.end()
-    return RunResult(
-        run_id=recorder.run_id,
-        url=recorder.url,
-        name=run.name,
-        recipe=recipe,
-        metrics=metrics,
-        steps=state.step,
-        stopped_early=state.stopped_early,
-        seconds=time.perf_counter() - run.started,
-    )
 
 
-def _train_to_the_end(
-    run: Run,
-    state: TrainState,
-    data: TrainingData,
-    recorder: MlflowRecorder,
-    watcher: Watcher,
-    stop: StopRequest,
-) -> dict[str, float]:
-    """Training, final figures and files; returns the final metrics."""
-    with stop.deferred():
-        ending = train(
-            state,
-            data,
-            run.recipe,
-            recorder=Recorders(recorder, watcher),
-            ledger=run.ledger,
-            should_stop=lambda: stop.requested() or recorder.failure is not None,
-            on_validation=lambda state: _save_checkpoints(run, state),
+class _Job:
+    """The parts of one attempt, and the order in which they act."""
+
+    def __init__(self, run: Run, attempt: Attempt, data: TrainingData, watcher: Watcher, stop: StopRequest) -> None:
+        self.task_run, self.attempt, self.data, self.watcher, self.stop = run, attempt, data, watcher, stop
+        self.state = continuation.state_of(run, attempt)
+        self.start_step = self.state.step
+        self.book = continuation.cost_book_of(run, attempt)
+        self.recorder = JournalRecorder(
+            run.folder,
+            attempt.remote,
+            attempt.journal,
+            attempt.header,
+            attempt.mark,
+            ledger=self.book.as_json,
+            on_tick=self.book.write,
         )
-    if ending is Ending.INTERRUPTED:
-        path = _save_checkpoints(run, state)
-        if recorder.failure:
-            raise recorder.failure
-        raise InterruptedRunError(f"stopped by {stop.signal_name} after step {state.step}; the state is in {path}")
-    watcher.phase("final figures of the best and the last model")
-    results = outputs.final_evaluations(state, data, run.recipe, run.ledger)
-    metrics = outputs.final_metrics(state, results)
-    recorder.metrics(metrics, state.step)
-    watcher.phase("plots, tables and model")
-    outbox = make_folder(run.folder / "outbox")
-    outputs.write(run.task, state, results, data, run.dataset.classes, outbox)
-    for path in sorted(outbox.iterdir()):
-        recorder.artifact(path, path.name if path.is_dir() else "")
-    recorder.artifact(run.folder / "checkpoints", "checkpoints")
-    run_record.record_ledger(run, recorder)
-    recorder.tags({"mlflow.note.content": description.note(run.task, run.recipe, run.dataset, metrics)})
-    return metrics
 
+    def run(self, steps: int) -> RunResult:
+        """Everything from the first record to the run's status."""
+        run, attempt, recorder, stop = self.task_run, self.attempt, self.recorder, self.stop
+        try:
+            # A signal in this moment waits: the run that was just made must not stay RUNNING for ever.
+            with stop.deferred():
+                recorder.start(CONTACT_S, stop.requested)
+            stop.check()
+            if recorder.outage:
+                self.watcher.warn(f"{recorder.outage}; the training goes on, {run.folder} keeps what MLflow has to get")
+            self.watcher.begin(run.name, steps * run.recipe.epochs)
+            if attempt.is_trained and run.options.resume != "never":
+                metrics = last_metrics(attempt.entries)
+            else:
+                with stop.deferred():
+                    continuation.record_beginning(run, attempt, self.state, recorder, self.watcher.warn)
+                stop.check()
+                metrics = self._train_to_the_end()
+            self._deliver()
+        except BaseException as error:
+            with stop.deferred():
+                self._end_badly(error)
+            if isinstance(error, SystemExit):  # a library's: a run that did not finish must not exit with 0
+                raise CnnJobsError(f"something called sys.exit({error.code})") from error
+            raise
+        finally:
+            self.watcher.end()
+        return RunResult(
+            run_id=recorder.run_id,
+            url=recorder.url,
+            name=run.name,
+            recipe=run.recipe,
+            metrics={name: value for name, value in metrics.items() if name.startswith(("best/", "last/"))},
+            steps=self.state.step,
+            stopped_early=self.state.stopped_early,
+            seconds=time.monotonic() - run.began,
+        )
 
-def _save_checkpoints(run: Run, state: TrainState) -> Path:
-    """Writes ``last.pt`` and, where this validation was the best, ``best.pt``; returns the path of the first."""
-    folder, identity = run.folder / "checkpoints", {**run.identity(), "recipe": run.recipe.as_dict()}
-    best = state.best
-    if best and best.validation.step == state.step:
-        content = {"model": best.weights, "step": best.validation.step, "val_loss": best.validation.loss}
-        save_checkpoint(folder / "best.pt", {**content, **identity, "classes": list(run.dataset.classes)})
-    return save_checkpoint(folder / "last.pt", {**state.state_dict(), **identity})
+    # -- the training --------------------------------------------------------------------------------------------
+
+    def _train_to_the_end(self) -> dict[str, float]:
+        """Training, final figures and files; returns the final metrics."""
+        run, state, recorder, stop = self.task_run, self.state, self.recorder, self.stop
+        saver = CheckpointSaver(run, state, recorder, self.attempt.journal, self.book)
+        with stop.deferred():
+            ending = train(
+                state,
+                self.data,
+                run.recipe,
+                recorder=Recorders(recorder, self.watcher),
+                ledger=run.ledger,
+                should_stop=lambda: stop.requested() or recorder.failure is not None,
+                on_validation=saver.after_validation,
+                save_due=saver.due,
+                on_save=saver.save,
+            )
+            if ending is Ending.INTERRUPTED:
+                path = saver.save_and_ship(state)
+                if recorder.failure:
+                    raise recorder.failure
+                if stop.fault:
+                    raise stop.fault
+                raise InterruptedRunError(
+                    f"stopped by {stop.signal_name} after step {state.step}; its state is in {path}"
+                )
+        stop.check()
+        self.watcher.phase("final figures of the best and the last model")
+        results = outputs.final_evaluations(state, self.data, run.recipe, run.ledger)
+        metrics = outputs.final_metrics(state, results)
+        self.watcher.phase("plots, tables and model")
+        folder = make_folder(run.folder / "artifacts")
+        outputs.write(run.task, state, results, self.data, run.dataset.classes, folder)
+        with stop.deferred():
+            recorder.metrics(metrics, state.step)
+            recorder.artifact(folder, "")
+            saver.ship_final(state)
+            recorder.tags({"mlflow.note.content": description.note(run.task, run.recipe, run.dataset, metrics)})
+            self.book.attempt = recorder.attempt
+            run_record.record_costs(self.book, state.step, recorder)
+        return metrics
+
+    # -- the end -------------------------------------------------------------------------------------------------
+
+    def _deliver(self) -> None:
+        """Waits until MLflow has everything. Raises ``NotShippedError`` where it has not in time."""
+        run, stop = self.task_run, self.stop
+        with stop.deferred():
+            stop.check()
+            self.watcher.phase("sending the rest to MLflow")
+            delivered = self.recorder.finish(endings.finished(), run.options.ship_deadline_s, stop.requested)
+            if not delivered:
+                why = self.recorder.outage or stop.signal_name or "time is up"
+                # After a signal the next attempt has less to do in any case.
+                kept = run.options.state_outlives_process or (bool(stop.signal_name) and self._saved())
+                raise NotShippedError(
+                    f"the training is complete, but MLflow lacks part of it ({why}); the rest is in {run.folder}",
+                    kept=kept,
+                )
+
+    def _end_badly(self, error: BaseException) -> None:
+        """Says in MLflow how the run ended; what MLflow answers to that no longer changes the outcome."""
+        ending, options = endings.ending_of(error), self.task_run.options
+        if isinstance(error, NotShippedError):
+            return
+        if ending is None:
+            self.recorder.abandon()
+            return
+        deadline = min(options.ship_deadline_s, FAILURE_DEADLINE_S)
+        if ending.state == "interrupted":
+            deadline = LAST_WORDS_S
+        try:
+            self.recorder.finish(ending, deadline, self.stop.requested)
+        except CnnJobsError as second:
+            if second is not error:
+                error.add_note(f"and the run's end could not be told: {second}")
+        if isinstance(error, InterruptedRunError) and self._saved():
+            error.exit_code = CONTINUE
+
+    def _saved(self) -> bool:
+        """Whether this attempt brought the run further."""
+        return self.state.step > self.start_step or self.recorder.progress > 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import shutil
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -83,4 +84,6 @@ def write(
     write_text(folder / "confusion.csv", run_files.confusion_csv(matrix, classes))
     plots.plot_mistakes(images, labels, logits, classes, folder / "mistakes.png")
     _, height, width = images.shape[1:]
+    # What an attempt that was killed here has left: MLflow writes no model over another.
+    shutil.rmtree(folder / "model", ignore_errors=True)
     save_mlflow_model(best_model(state), task.transform, (3, height, width), folder / "model")

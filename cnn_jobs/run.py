@@ -26,6 +26,9 @@ class Watcher(Recorder, Protocol):
     def phase(self, text: str) -> None:
         """What the run does now, in a few words."""
 
+    def warn(self, text: str) -> None:
+        """Something that the user should know, though the run goes on."""
+
     def end(self) -> None:
         """The run is over, however it ended."""
 
@@ -42,8 +45,13 @@ class JobOptions:
     experiment: str = "cnn-jobs"
     run_name: str = ""
     ship_deadline_s: float = 60.0
-    parent_run_id: str = ""
+    parent_key: str = ""
     group: str = ""
+    run_key: str = ""  # "": a new run, whose key nobody else can have
+    key_from_job: bool = False  # Kubernetes starts the next pod of a Job only when the one before is gone
+    resume: str = "auto"
+    checkpoint_every_s: float = 60.0
+    state_outlives_process: bool = True
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,6 +66,7 @@ class RunResult:
     steps: int
     stopped_early: bool
     seconds: float
+    note: str = ""
 
 
 @dataclass
@@ -70,9 +79,12 @@ class Run:
     dataset: Dataset
     placement: Placement
     threads: int
-    key: str = field(default_factory=lambda: uuid.uuid4().hex[:16])
+    began: float = field(default_factory=time.monotonic)
+    key: str = ""
     ledger: Ledger = field(default_factory=Ledger)
-    started: float = field(default_factory=time.perf_counter)
+
+    def __post_init__(self) -> None:
+        self.key = self.key or self.options.run_key or uuid.uuid4().hex[:16]
 
     @property
     def name(self) -> str:

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import json
-import time
+from pathlib import Path
+from typing import Any
 
-from cnn_jobs.errors import CnnJobsError, DivergedError, InterruptedRunError
+from cnn_jobs.cost_book import CostBook
 from cnn_jobs.files import make_folder, write_text
 from cnn_jobs.models.describe import as_markdown, describe
 from cnn_jobs.reporting import description
 from cnn_jobs.run import Run
 from cnn_jobs.tracking import lineage
-from cnn_jobs.tracking.mlflow_recorder import MlflowRecorder
+from cnn_jobs.tracking.left_behind import START_COMPLETE
+from cnn_jobs.tracking.recorder import JournalRecorder
 from cnn_jobs.tracking.records import DatasetInput
+from cnn_jobs.training.state import TrainState
 
 
 def first_tags(run: Run) -> dict[str, str]:
@@ -20,8 +23,6 @@ def first_tags(run: Run) -> dict[str, str]:
     identity = {f"cnn_jobs.{key}": str(value) for key, value in run.identity().items()}
     return {
         **identity,
-        "cnn_jobs.attempt": "1",
-        "cnn_jobs.state": "running",
         "cnn_jobs.group": run.options.group or run.key,
         "cnn_jobs.data": run.dataset.name,
         "cnn_jobs.synthetic_data": str(run.dataset.synthetic).lower(),
@@ -31,19 +32,23 @@ def first_tags(run: Run) -> dict[str, str]:
     }
 
 
-def record_start(run: Run, recorder: MlflowRecorder) -> None:
-    """Params, data set, lineage and the network's table, before the first step."""
-    facts = lineage.collect(run.placement.device, run.threads)
-    recorder.params({"task": run.task.name, **run.recipe.as_dict()})
+def record_attempt(run: Run, recorder: JournalRecorder) -> None:
+    """Where this attempt runs."""
+    git = lineage.git_facts()
     recorder.tags(
         {
-            "mlflow.source.git.commit": facts["git"]["commit"],
-            "cnn_jobs.git_dirty": facts["git"]["dirty"],
-            "cnn_jobs.device": facts["device"],
+            "mlflow.source.git.commit": git["commit"],
+            "cnn_jobs.git_dirty": git["dirty"],
+            "cnn_jobs.device": lineage.device_name(run.placement.device),
             "cnn_jobs.threads": run.threads,
             "cnn_jobs.deterministic": not run.options.fast,
         }
     )
+
+
+def record_start(run: Run, recorder: JournalRecorder) -> None:
+    """Params, data set, lineage and the network's table, before the first step of the run."""
+    recorder.params({"task": run.task.name, **run.recipe.as_dict()})
     dataset = run.dataset
     profile = {
         "train_images": len(dataset.train_images),
@@ -52,38 +57,50 @@ def record_start(run: Run, recorder: MlflowRecorder) -> None:
         "classes": list(dataset.classes),
         "synthetic": dataset.synthetic,
     }
-    recorder.dataset(DatasetInput(dataset.name, dataset.digest, dataset.uri, profile))
-    data_facts = {"uri": dataset.uri, "digest": dataset.digest, **profile}
+    uri = lasting_uri(dataset.uri)
+    recorder.dataset(DatasetInput(dataset.name, dataset.digest, uri, profile))
+    facts = lineage.collect(run.placement.device, run.threads)
+    data_facts = {"uri": uri, "digest": dataset.digest, **profile}
     content = {**run.identity(), "recipe": run.recipe.as_dict(), "data": data_facts, **facts}
-    outbox = make_folder(run.folder / "outbox")
-    recorder.artifact(write_text(outbox / "lineage.json", json.dumps(content, indent=2) + "\n"))
+    folder = make_folder(run.folder / "artifacts")
+    path = write_text(folder / "lineage.json", json.dumps(content, indent=2) + "\n")
+    recorder.artifact(path, path.name)
     table = as_markdown(describe(run.task.network, run.image, len(dataset.classes)))
-    recorder.artifact(write_text(outbox / "network.md", table))
+    # Last: left_behind.START_COMPLETE.
+    recorder.artifact(write_text(folder / START_COMPLETE, table), START_COMPLETE)
 
 
-def record_ledger(run: Run, recorder: MlflowRecorder) -> None:
-    """What this attempt spent; the step of these metrics is the attempt's number."""
-    attempt = 1
-    ledger = run.ledger
-    recorder.metrics(
-        {
-            "attempt/steps": ledger.steps,
-            "attempt/device_seconds": ledger.device_seconds,
-            "attempt/wall_seconds": time.perf_counter() - run.started,
-        },
-        attempt,
-    )
+def record_history(state: TrainState, recorder: JournalRecorder) -> None:
+    """Every measurement that a checkpoint remembers; the shipper leaves out what MLflow has."""
+    for step, loss in enumerate(state.train_losses, start=1):
+        recorder.metrics({"train/loss": loss}, step)
+    for each in state.validations:
+        recorder.metrics({"val/loss": each.loss, "val/accuracy": each.accuracy}, each.step)
 
 
-def record_failure(run: Run, recorder: MlflowRecorder, error: BaseException) -> None:
-    """Says in MLflow how the run ended; what MLflow answers to that no longer changes the outcome."""
-    interrupted = isinstance(error, InterruptedRunError | KeyboardInterrupt)
-    diverged = isinstance(error, DivergedError)
-    state = "interrupted" if interrupted else "diverged" if diverged else "failed"
-    reason = str(error) if isinstance(error, CnnJobsError) else f"{type(error).__name__}: {error}"
-    record_ledger(run, recorder)
-    recorder.tags({"cnn_jobs.state": state, "cnn_jobs.reason": reason[:1000]})
-    try:
-        recorder.finish("KILLED" if interrupted else "FAILED", run.options.ship_deadline_s)
-    except CnnJobsError as second:
-        error.add_note(f"and the run's end could not be recorded: {second}")
+def record_costs(book: CostBook, step: int, recorder: JournalRecorder) -> None:
+    """What the run cost: each attempt at its number as step, and all together at the run's last step."""
+    for each in book.attempts():
+        costs = {
+            "attempt/steps": each.steps,
+            "attempt/device_seconds": each.device_seconds,
+            "attempt/wall_seconds": each.wall_seconds,
+        }
+        recorder.metrics(costs, each.attempt)
+    recorder.metrics(book.totals(), step)
+
+
+def machine(run: Run) -> dict[str, Any]:
+    """What has to be the same for a continued run to be the same in every bit."""
+    return {
+        "cpu": lineage.cpu_name(),
+        "device": lineage.device_name(run.placement.device),
+        "torch": lineage.version_of("torch"),
+        "threads": run.threads,
+    }
+
+
+def lasting_uri(uri: str) -> str:
+    """A data set's URI as it is understood from any folder."""
+    path = Path(uri).expanduser()
+    return str(path.resolve()) if "://" not in uri and (path.is_file() or "/" in uri) and path.exists() else uri

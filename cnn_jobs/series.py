@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import itertools
 import re
-import uuid
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import TypeVar, get_type_hints
 
-from cnn_jobs.errors import CnnJobsError, InterruptedRunError, UserError
+from cnn_jobs.errors import CONTINUE, CnnJobsError, InterruptedRunError, UserError
 from cnn_jobs.recipe import FIELD_NAMES, Recipe
 
 Result = TypeVar("Result")
@@ -96,10 +95,9 @@ def run_all(
 
 
 def exit_code(errors: Sequence[CnnJobsError]) -> int:
-    """Of a series: 0 if none failed; 1 if one may work another time; 2 if none of the failed ones can."""
-    return min((error.exit_code for error in errors), default=0)
-
-
-def new_group() -> str:
-    """One word for runs started together."""
-    return uuid.uuid4().hex[:12]
+    """Of a series: 0 if none failed; that of the signal which cut it short; else 1 if one failed that may work another
+    time, 75 if one only has to be called again, 2 if none of the failed ones can work."""
+    codes = {error.exit_code for error in errors}
+    if errors and isinstance(errors[-1], InterruptedRunError):
+        return errors[-1].exit_code
+    return next((code for code in (1, CONTINUE, 2) if code in codes), 0)

@@ -4,15 +4,16 @@ in place before torch is imported."""
 from __future__ import annotations
 
 import signal
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-from cnn_jobs.errors import InterruptedRunError
+from cnn_jobs.errors import CnnJobsError, InterruptedRunError, ThreadError
 
 
 class StopRequest:
-    """Whether a signal has asked this process to stop.
+    """Whether this process has to stop: a signal has come, or a thread of it has died.
 
     Outside ``deferred`` the first signal raises ``InterruptedRunError`` right where the main thread is; inside it is
     only noted, and a later signal never breaks what the first one began.
@@ -20,20 +21,24 @@ class StopRequest:
 
     def __init__(self) -> None:
         self.signal_name = ""
+        self.fault: CnnJobsError | None = None
         self._deferred = False
 
     def install(self) -> None:
-        """Takes over SIGTERM and SIGINT; call it in the main thread."""
+        """Takes over SIGTERM, SIGINT and the end of threads by an error; call it in the main thread."""
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._on_signal)
+        threading.excepthook = self._on_thread_error
 
     def requested(self) -> bool:
-        """Whether a signal has come."""
-        return bool(self.signal_name)
+        """Whether to stop."""
+        return bool(self.signal_name) or self.fault is not None
 
     def check(self) -> None:
-        """Raises ``InterruptedRunError`` if a signal has come."""
-        if self.requested():
+        """Raises ``InterruptedRunError`` if a signal has come, ``ThreadError`` if a thread has died."""
+        if self.fault:
+            raise self.fault
+        if self.signal_name:
             raise InterruptedRunError(f"stopped by {self.signal_name}")
 
     @contextmanager
@@ -46,7 +51,12 @@ class StopRequest:
             self._deferred = before
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
-        first = not self.requested()
+        first = not self.signal_name
         self.signal_name = self.signal_name or signal.Signals(number).name
         if first and not self._deferred:
             self.check()
+
+    def _on_thread_error(self, args: threading.ExceptHookArgs) -> None:
+        name = args.thread.name if args.thread else "unknown"
+        self.fault = self.fault or ThreadError(f"thread {name} died of {args.exc_type.__name__}: {args.exc_value}")
+        threading.__excepthook__(args)

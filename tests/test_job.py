@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import torch
 
-from cnn_jobs import job, outputs
+from cnn_jobs import outputs, saving
 from cnn_jobs.data.dataset import Dataset
 from cnn_jobs.errors import DeviceError, DivergedError, InterruptedRunError, RecipeError, StateDirError, TrackingError
 from cnn_jobs.job import run_task
@@ -36,6 +36,7 @@ class Watcher:
     def __init__(self, stop: StopRequest | None = None, after: int = 0) -> None:
         self.stop, self.after = stop, after
         self.phases: list[str] = []
+        self.warnings: list[str] = []
         self.ended = False
 
     def begin(self, name: str, steps: int) -> None:
@@ -47,6 +48,9 @@ class Watcher:
 
     def phase(self, text: str) -> None:
         self.phases.append(text)
+
+    def warn(self, text: str) -> None:
+        self.warnings.append(text)
 
     def end(self) -> None:
         self.ended = True
@@ -190,7 +194,7 @@ def test_the_same_recipe_seed_and_data_give_the_same_bytes(
         folder = tmp_path / f"{seed}-{len(list(tmp_path.iterdir()))}"
         result = run(mlflow_uri, folder, tiny_dataset, seed=seed)
         (state,) = (folder / "state").iterdir()
-        history = (state / "outbox" / "history.csv").read_bytes()
+        history = (state / "artifacts" / "history.csv").read_bytes()
         weights = load_checkpoint(state / "checkpoints" / "last.pt")
         content = b"".join(tensor.numpy().tobytes() for tensor in weights["model"].values())
         optimizer = b"".join(
@@ -227,7 +231,8 @@ def test_a_signal_ends_the_run_as_killed_with_its_state_on_disk(
     watcher = Watcher(stop, after=5)
     with pytest.raises(InterruptedRunError, match="stopped by SIGTERM after step 5") as caught:
         run_task(TASK, RECIPE, options(mlflow_uri, tmp_path), tiny_dataset, watcher, stop)
-    assert caught.value.exit_code == 1
+    assert caught.value.exit_code == 75
+    assert caught.value.run_key == only_run(mlflow_uri).data.tags["cnn_jobs.run_key"]
     assert watcher.ended
     found = only_run(mlflow_uri)
     assert found.info.status == "KILLED"
@@ -263,23 +268,27 @@ def test_an_unexpected_error_is_failed_with_its_reason(
     assert found.data.tags["cnn_jobs.reason"] == "ZeroDivisionError: a bug"
 
 
-def test_a_refused_record_stops_the_training(
+def test_a_refusing_server_stops_the_training(
     mlflow_uri: str, tmp_path: Path, tiny_dataset: Dataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from cnn_jobs.tracking import mlflow_client, mlflow_recorder
+    from cnn_jobs.tracking import recorder
+    from cnn_jobs.tracking.remote import RefusalError, Remote
 
-    real = mlflow_client.send
+    def refuse(*args: object) -> None:
+        raise RefusalError("MLflow answered 403")
 
-    def send(server: Any, run_id: str, records: Any) -> None:
-        if "train/loss" in {getattr(record, "key", "") for record in records}:
-            raise ValueError("not this one")
-        real(server, run_id, records)
+    class Later(Watcher):
+        def metrics(self, values: Mapping[str, float], step: int) -> None:
+            monkeypatch.setattr(Remote, "find", refuse)
+            monkeypatch.setattr(Remote, "log_metrics", refuse)
 
-    monkeypatch.setattr(mlflow_recorder, "SHIP_INTERVAL_S", 0.01)
-    monkeypatch.setattr(mlflow_client, "send", send)
-    with pytest.raises(TrackingError, match="not this one"):
-        run(mlflow_uri, tmp_path, tiny_dataset, epochs=1000)
-    assert only_run(mlflow_uri).info.status == "FAILED"
+    monkeypatch.setattr(recorder, "SHIP_INTERVAL_S", 0.01)
+    recipe = replace(RECIPE, epochs=1000)
+    with pytest.raises(TrackingError, match="answered 403") as caught:
+        run_task(TASK, recipe, options(mlflow_uri, tmp_path), tiny_dataset, Later(), StopRequest())
+    assert caught.value.exit_code == 1
+    (state,) = (tmp_path / "state").iterdir()
+    assert 0 < load_checkpoint(state / "checkpoints" / "last.pt")["step"] < 4000
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
@@ -313,10 +322,10 @@ def test_a_full_disk_fails_the_run_with_its_reason(
 
     from cnn_jobs.errors import from_os_error
 
-    def full(path: Path, content: object) -> Path:
+    def full(path: Path, content: object, **settings: object) -> Path:
         raise from_os_error(OSError(errno.ENOSPC, "No space left on device"), path)
 
-    monkeypatch.setattr(job, "save_checkpoint", full)
+    monkeypatch.setattr(saving, "save_checkpoint", full)
     with pytest.raises(Exception, match="no space left on the device") as caught:
         run(mlflow_uri, tmp_path, tiny_dataset)
     assert caught.value.exit_code == 1  # type: ignore[attr-defined]

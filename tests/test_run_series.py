@@ -28,7 +28,8 @@ def ending(error: BaseException | None, monkeypatch: pytest.MonkeyPatch) -> list
 
     def run_task(task: Any, recipe: Any, options: JobOptions, *rest: Any) -> Any:
         started.append(recipe.seed)
-        assert options.parent_run_id
+        assert options.parent_key
+        assert options.run_key == f"{options.parent_key}-seed{recipe.seed}"
         assert options.run_name == f"task2-seed{recipe.seed}"
         if recipe.seed == 1 and error:
             raise error

@@ -1,8 +1,16 @@
 import pytest
 
-from cnn_jobs.errors import CnnJobsError, DivergedError, InterruptedRunError, RecipeError, TrackingError, UserError
+from cnn_jobs.errors import (
+    CnnJobsError,
+    DivergedError,
+    InterruptedRunError,
+    NotShippedError,
+    RecipeError,
+    TrackingError,
+    UserError,
+)
 from cnn_jobs.recipe import Recipe
-from cnn_jobs.series import Planned, exit_code, new_group, parse_seeds, parse_sweep, plan, run_all
+from cnn_jobs.series import Planned, exit_code, parse_seeds, parse_sweep, plan, run_all
 
 
 @pytest.mark.parametrize(
@@ -166,13 +174,14 @@ def test_an_error_that_is_none_of_ours_is_not_hidden() -> None:
         ([DivergedError(), RecipeError()], 2),
         ([DivergedError(), TrackingError()], 1),  # one of them may work another time
         ([InterruptedRunError()], 1),
+        ([InterruptedRunError(saved=True)], 75),
+        ([DivergedError(), InterruptedRunError(saved=True)], 75),  # the others of the series are still to come
+        ([TrackingError(), InterruptedRunError(saved=True)], 75),
+        ([NotShippedError("", kept=True)], 75),
+        ([NotShippedError("", kept=True), DivergedError()], 75),
+        ([NotShippedError("", kept=True), TrackingError()], 1),
+        ([NotShippedError("", kept=False)], 1),
     ],
 )
 def test_the_exit_code_of_a_series(errors: list[CnnJobsError], code: int) -> None:
     assert exit_code(errors) == code
-
-
-def test_every_group_has_a_word_of_its_own() -> None:
-    groups = {new_group() for _ in range(100)}
-    assert len(groups) == 100
-    assert all(group.isalnum() for group in groups)

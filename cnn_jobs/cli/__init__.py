@@ -16,6 +16,9 @@ COMMANDS = {
     "describe": ("tasks", "Show a task's network as a table: layers, output shapes, parameters."),
     "train": ("train", "Train a task; the run goes to MLflow."),
     "runs": ("runs", "Compare the runs of an experiment in a table."),
+    "replay": ("replay", "Send what is left of a run to MLflow."),
+    "reap": ("reap", "Repair the status of runs whose process is gone."),
+    "reproduce": ("reproduce", "Train again what a run recorded, and compare."),
     "data": ("data", "Stage and check data sets."),
 }
 

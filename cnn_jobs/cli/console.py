@@ -67,6 +67,10 @@ class BarWatcher:
         if self._progress:
             self._progress.update(self._task, description=text)
 
+    def warn(self, text: str) -> None:
+        """A line above the bar."""
+        (self._progress.console if self._progress else Console(stderr=True)).print(f"warning: {text}", soft_wrap=True)
+
     def end(self) -> None:
         """Takes the bar's last state and frees the terminal."""
         if self._progress:
@@ -100,8 +104,13 @@ class LineWatcher:
         """A line of its own."""
         self._say(text)
 
+    def warn(self, text: str) -> None:
+        """A line of its own."""
+        self._say(f"warning: {text}")
+
     def end(self) -> None:
         """Nothing to free."""
 
     def _say(self, text: str) -> None:
-        click.echo(f"{time.strftime('%H:%M:%S')} {self._name}: {text}", err=True)
+        name = f" {self._name}:" if self._name else ""
+        click.echo(f"{time.strftime('%H:%M:%S')}{name} {text}", err=True)

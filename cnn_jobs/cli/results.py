@@ -11,6 +11,7 @@ from pathlib import Path
 from rich.table import Table
 
 from cnn_jobs.cli.tables import console, table
+from cnn_jobs.errors import CnnJobsError, InterruptedRunError, NotShippedError
 from cnn_jobs.run import JobOptions, RunResult
 from cnn_jobs.tasks import Task
 from cnn_jobs.tracking.connection import without_password
@@ -26,8 +27,9 @@ def print_results(task: Task, results: Sequence[RunResult], options: JobOptions,
     out.print(_table(task, results, synthetic=synthetic))
     for result in results:
         early = " (stopped early)" if result.stopped_early else ""
+        note = f" ({result.note})" if result.note else ""
         out.print(
-            f"{result.name}: {result.steps} steps{early} in {result.seconds:.0f} s\n  {result.url}",
+            f"{result.name}: {result.steps} steps{early} in {result.seconds:.0f} s{note}\n  {result.url}",
             soft_wrap=True,
         )
     out.print(f"Compare runs:\n  {compare_command(options)}", soft_wrap=True)
@@ -58,9 +60,24 @@ def _table(task: Task, results: Sequence[RunResult], *, synthetic: bool) -> Tabl
 
 def compare_command(options: JobOptions) -> str:
     """The shell command that lists this experiment's runs side by side, fit to be pasted."""
+    return _command(options, f"runs --experiment {shlex.quote(options.experiment)}")
+
+
+def how_to_go_on(error: CnnJobsError, options: JobOptions) -> list[str]:
+    """What to type after an end that is none: the command that goes on with the run, or that sends what is left."""
+    if not error.run_key or not isinstance(error, NotShippedError | InterruptedRunError):
+        return []
+    if isinstance(error, NotShippedError):
+        folder = shlex.quote(str(options.state_dir / error.run_key))
+        return [f"Send the rest when MLflow is back:\n  {_command(options, f'replay {folder}')}"]
+    arguments = sys.argv[1:] if "--run-key" in " ".join(sys.argv) else [*sys.argv[1:], "--run-key", error.run_key]
+    return [f"Go on with it:\n  {_command(options, shlex.join(arguments))}"]
+
+
+def _command(options: JobOptions, arguments: str) -> str:
     program = Path(sys.argv[0])
     # A virtual environment that is not activated: name the program as it was called, if that is short.
     relative = os.path.relpath(program) if program.is_absolute() else str(program)
     name = relative if program.name == "cnn-jobs" and not relative.startswith("..") else "cnn-jobs"
     uri = shlex.quote(without_password(options.tracking_uri))
-    return f"MLFLOW_TRACKING_URI={uri} {name} runs --experiment {shlex.quote(options.experiment)}"
+    return f"MLFLOW_TRACKING_URI={uri} {name} {arguments}"

@@ -32,7 +32,7 @@ def runs(experiment: str, task: str) -> None:
     listing = table("Run", "Data", "State", right=(*figures, "Run id"), unbroken=3)
     for row in rows:
         cells = [f"{row.metrics[name]:.4f}" if name in row.metrics else "-" for name in FIGURES]
-        seconds = row.metrics.get("attempt/device_seconds")
+        seconds = row.metrics.get("ledger/device_seconds")
         cells.append("-" if seconds is None else f"{seconds:.0f}")
         state = row.tags.get("cnn_jobs.state", row.status.lower())
         listing.add_row(row.name, row.tags.get("cnn_jobs.data", "-"), state, *cells, row.run_id[:8])

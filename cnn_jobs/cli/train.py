@@ -10,6 +10,7 @@ from typing import Any
 import click
 
 from cnn_jobs.cli.options import option, recipe_options
+from cnn_jobs.environment import check_run_key, default_ship_deadline_s, in_pod, job_run_key
 from cnn_jobs.process import keep_freed_memory, limit_spinning
 from cnn_jobs.recipe import FIELD_NAMES
 from cnn_jobs.series import exit_code, plan
@@ -47,18 +48,45 @@ def default_state_dir() -> str:
     help="Checkpoints and files of runs.",
 )
 @option(
-    "ship_deadline",
+    "run_key",
+    default=lambda: job_run_key(),
+    show_default="in a Kubernetes Job its UID and index, else a new one",
+    help="Name of the run for those who go on with it.",
+)
+@option(
+    "resume",
+    type=click.Choice(["auto", "never", "must"]),
+    default="auto",
+    help="Go on from the key's last checkpoint: where there is one, never, or not start without.",
+)
+@option(
+    "checkpoint_every",
     type=click.FloatRange(min=0),
     default=60.0,
+    help="Seconds between checkpoints; there is one at every validation, too.",
+)
+@option(
+    "ship_deadline",
+    type=click.FloatRange(min=0),
+    default=default_ship_deadline_s,
+    show_default="60, in a pod 3600",
     help="Seconds to wait at the end until MLflow has everything.",
+)
+@option(
+    "durable_state",
+    is_flag=True,
+    default=lambda: not in_pod(),
+    show_default="yes, in a pod no",
+    help="Whether the state directory outlives this process: then what MLflow lacks can be sent later (exit code 75).",
 )
 def train(task: str, data: str, seeds: str, sweep: tuple[str, ...], **given: Any) -> None:
     """Train TASK and keep the run in MLflow. 'cnn-jobs tasks' lists the tasks.
 
     \b
     Ends with exit code 0 when the run is finished and everything is in MLflow,
-    2 when it can never work as asked (a bad option, bad data, a training that
-    diverged), 1 for anything else.
+    75 when the same command (with the --run-key that is printed) goes on where
+    it stopped, 2 when it can never work as asked (a bad option, bad data, a
+    training that diverged), 1 for anything else.
     """
     # Before torch is imported: a signal in those seconds must end the run properly, too.
     stop = StopRequest()
@@ -66,18 +94,27 @@ def train(task: str, data: str, seeds: str, sweep: tuple[str, ...], **given: Any
     limit_spinning()
     keep_freed_memory()
     entry = get_task(task)
+    if given["run_key"]:
+        check_run_key(given["run_key"])
     changes = {name: given.pop(name) for name in FIELD_NAMES}
     recipe = dataclasses.replace(entry.recipe, **{k: v for k, v in changes.items() if v is not None})
     planned = plan(recipe, seeds, sweep)
 
     from cnn_jobs.cli.console import watcher
-    from cnn_jobs.cli.results import print_results
+    from cnn_jobs.cli.results import how_to_go_on, print_results
     from cnn_jobs.data.sources import open_dataset
     from cnn_jobs.run import JobOptions
     from cnn_jobs.run_series import run_series
     from cnn_jobs.tracking.connection import tracking_uri
 
-    options = JobOptions(tracking_uri=tracking_uri(), ship_deadline_s=given.pop("ship_deadline"), **given)
+    options = JobOptions(
+        tracking_uri=tracking_uri(),
+        ship_deadline_s=given.pop("ship_deadline"),
+        checkpoint_every_s=given.pop("checkpoint_every"),
+        state_outlives_process=given.pop("durable_state"),
+        key_from_job=given["run_key"] == job_run_key() != "",
+        **given,
+    )
     dataset = open_dataset(data)
 
     def report_error(line: str) -> None:
@@ -85,6 +122,10 @@ def train(task: str, data: str, seeds: str, sweep: tuple[str, ...], **given: Any
 
     results, errors = run_series(entry, planned, options, dataset, watcher(), stop, report_error)
     print_results(entry, results, options, synthetic=dataset.synthetic)
+    code = exit_code(errors)
     if errors and len(planned) == 1:
-        raise errors[0]
-    sys.exit(exit_code(errors))
+        click.echo(f"error: {errors[0]}", err=True)
+    for error in errors:
+        for note in [*getattr(error, "__notes__", ()), *how_to_go_on(error, options)]:
+            click.echo(note, err=True)
+    sys.exit(code)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from json import JSONDecodeError
 from pathlib import Path
 from urllib.parse import urlsplit, urlunsplit
 
@@ -12,11 +13,14 @@ from cnn_jobs.errors import TrackingUriError
 # MLflow's own defaults (7 retries of up to 120 s) block for minutes; a user's settings win.
 _CLIENT_SETTINGS = {
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
-    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
+    # The shipper repeats calls itself, and a server's Retry-After cannot put it to sleep for minutes.
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",
     # Artifacts stay behind the server: a pod may reach nothing else.
     "MLFLOW_ENABLE_PROXY_MULTIPART_DOWNLOAD": "false",
     "MLFLOW_ENABLE_PROXY_MULTIPART_UPLOAD": "false",
     "MLFLOW_DISABLE_TELEMETRY": "true",
+    # It would be drawn over the training's own.
+    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
     # The run's page is printed once, by the command, at the end.
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
 }
@@ -80,7 +84,7 @@ def explain(error: Exception, uri: str) -> str:
         403: "the user may not, or the server was not started with --allowed-hosts for this name",
         404: "this address has no MLflow API: check host, port and path",
     }
-    if status in hints:
+    if status in hints and getattr(error, "error_code", "") != "RESOURCE_DOES_NOT_EXIST":
         return f"MLflow at {where} answered {status}: {hints[status]}"
     if status is not None and status >= 500:
         return f"MLflow at {where} failed ({status}): {first_line(error)}; see the server's log"
@@ -123,11 +127,19 @@ def is_foreign(error: Exception) -> bool:
 
 
 def is_transient(error: Exception) -> bool:
-    """Whether the same call may work later: no answer, 408, 429 or 5xx."""
+    """Whether the same call may work later: no answer, half an answer, one not of MLflow, 408, 429 or 5xx."""
     from mlflow.exceptions import MlflowException
     from requests import RequestException
+    from urllib3.exceptions import HTTPError
 
     status = http_status(error)
     if status is None:
-        return isinstance(error, MlflowException | RequestException | ConnectionError | TimeoutError)
+        unclear = (MlflowException, RequestException, HTTPError, ConnectionError, TimeoutError, JSONDecodeError)
+        return isinstance(error, unclear)
     return status in (408, 429) or status >= 500
+
+
+def is_refusal(error: Exception) -> bool:
+    """Whether the server said no for good: any 4xx but 408 and 429."""
+    status = http_status(error)
+    return status is not None and not is_transient(error)

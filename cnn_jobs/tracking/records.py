@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import asdict, dataclass
 from typing import Any
+
+# Metrics that a clock decides: their value differs from attempt to attempt of the same step.
+CLOCK_METRICS = ("train/images_per_second", "attempt/", "ledger/")
+
+# Uploads of the latest state alternate between two names: one that is cut off leaves the other whole.
+CHECKPOINT_SLOTS = ("checkpoints/last.pt", "checkpoints/alternate.pt")
 
 
 @dataclass(frozen=True)
@@ -17,27 +23,10 @@ class Metric:
     step: int
     timestamp_ms: int
 
-
-@dataclass(frozen=True)
-class Params:
-    """Params by name; written once, never changed."""
-
-    values: Mapping[str, str]
-
-
-@dataclass(frozen=True)
-class Tags:
-    """Tags by name; a later value replaces an earlier one."""
-
-    values: Mapping[str, str]
-
-
-@dataclass(frozen=True)
-class Artifact:
-    """A file, or a folder with all below it, that is to stand in ``folder`` of the run ("" is its root)."""
-
-    path: Path
-    folder: str = ""
+    @property
+    def identity(self) -> tuple[str, int, float | None]:
+        """What makes a second row the same as this one, whenever it was measured."""
+        return self.key, self.step, None if self.key.startswith(CLOCK_METRICS) else self.value
 
 
 @dataclass(frozen=True)
@@ -50,14 +39,46 @@ class DatasetInput:
     profile: Mapping[str, Any]
 
 
-Record = Metric | Params | Tags | Artifact | DatasetInput
+@dataclass(frozen=True)
+class RunHeader:
+    """The run that a journal is of: where, under which key and name, with which tags.
+
+    ``parent_key``: key of the run that it stands below, "" for none.
+    """
+
+    experiment: str
+    run_key: str
+    name: str
+    start_ms: int
+    tags: Mapping[str, str]
+    parent_key: str = ""
 
 
 @dataclass(frozen=True)
-class RunRequest:
-    """The run to make: where, under which name, with which tags, below which parent ("" for none)."""
+class AttemptMark:
+    """One attempt: its own id and rising number. ``replaces``: ids of attempts that are known to be over."""
 
-    experiment: str
-    name: str
-    tags: Mapping[str, str]
-    parent_run_id: str = ""
+    id: str
+    number: int
+    replaces: tuple[str, ...] = ()
+    # A key that Kubernetes gave: it starts the next pod only when the one before is gone.
+    replaces_any: bool = False
+
+
+@dataclass(frozen=True)
+class Ending:
+    """How an attempt ended: MLflow's status, ``cnn_jobs.state``, the reason in words, when."""
+
+    status: str
+    state: str
+    reason: str
+    time_ms: int
+
+    def as_dict(self) -> dict[str, Any]:
+        """For the journal."""
+        return asdict(self)
+
+
+def now_ms() -> int:
+    """Wall clock in milliseconds since 1970, as MLflow stamps it."""
+    return time.time_ns() // 1_000_000

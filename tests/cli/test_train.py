@@ -239,14 +239,37 @@ def test_a_server_that_refuses_is_one_line_and_exit_1(
     assert ended.err.count("\n") == 1
 
 
-def test_a_server_that_is_away_is_one_line_and_exit_1(call, small_file: Path, monkeypatch) -> None:
-    from cnn_jobs.tracking import mlflow_recorder
-
-    monkeypatch.setattr(mlflow_recorder, "CONNECT_DEADLINE_S", 0.5)
+def test_a_server_that_is_away_costs_nothing_but_a_replay(
+    call, small_file: Path, mlflow_uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", unused_address())
-    ended = call("train", "task2", "--data", small_file, "--batch-size", 8)
-    assert ended.code == 1
-    assert "does not answer" in ended.err
+    ended = call("train", "task2", "--data", small_file, "--batch-size", 8, "--epochs", 1, "--ship-deadline", 0.5)
+    assert ended.code == 75
+    assert "does not answer; start it, or set MLFLOW_TRACKING_URI to one that runs; the training goes on" in ended.err
+    assert "the training is complete, but MLflow lacks part of it" in ended.err
+    (folder,) = (tmp_path / "state").iterdir()
+    assert f"cnn-jobs replay {folder}" in ended.err
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", mlflow_uri)
+    sent = call("replay", folder)
+    assert (sent.code, sent.err) == (0, "")
+    assert "status FINISHED" in sent.out
+    again = call("train", "task2", "--data", small_file, "--batch-size", 8, "--epochs", 1, "--run-key", folder.name)
+    assert again.code == 0
+    assert "finished before; nothing was trained" in again.out
+
+
+def test_a_run_key_that_is_no_name_is_one_line_and_exit_2(call, small_file: Path) -> None:
+    ended = call("train", "task2", "--data", small_file, "--run-key", "../else")
+    assert ended.code == 2
+    assert "--run-key is '../else', but must be" in ended.err
+    assert ended.err.count("\n") == 1
+
+
+def test_resume_must_without_a_run_is_one_line_and_exit_2(call, small_file: Path) -> None:
+    ended = call("train", "task2", "--data", small_file, "--batch-size", 8, "--run-key", "nothing", "--resume", "must")
+    assert ended.code == 2
+    assert "run nothing has no checkpoint" in ended.err
+    assert ended.err.count("\n") == 1
 
 
 def test_an_unwritable_state_directory_is_one_line_and_exit_2(call, small_file: Path, tmp_path: Path) -> None:

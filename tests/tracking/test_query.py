@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+import uuid
+from pathlib import Path
+
 import pytest
 
 from cnn_jobs.errors import TrackingError, UserError
 from cnn_jobs.tracking.query import runs_of
+from tests.tracking.conftest import finish, recording
 from tests.tracking.test_connection import answering
-from tests.tracking.test_mlflow_recorder import recorder_for
 
 
 def finish_run(uri: str, tags: dict[str, str]) -> str:
-    recorder = recorder_for(uri, tags=tags)
-    recorder.start()
-    recorder.metrics({"last/test_accuracy": 0.5}, 7)
-    recorder.params({"lr": 0.1})
-    recorder.finish("FINISHED", 30)
+    with recording(uri, Path("state"), key=uuid.uuid4().hex, tags=tags) as recorder:
+        recorder.metrics({"last/test_accuracy": 0.5}, 7)
+        recorder.params({"lr": 0.1})
+        assert finish(recorder)
     return recorder.run_id
 
 

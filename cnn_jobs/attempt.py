@@ -1,0 +1,194 @@
+"""The start of an attempt: whose turn it is, and where the training goes on."""
+
+from __future__ import annotations
+
+import shutil
+import time
+import uuid
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from cnn_jobs.environment import in_pod, look_up_budget_s
+from cnn_jobs.errors import CheckpointMismatchError, DamagedCheckpointError, TrackingError
+from cnn_jobs.files import make_folder
+from cnn_jobs.lock import RunLock
+from cnn_jobs.run import Run
+from cnn_jobs.tracking import look_up
+from cnn_jobs.tracking.cursor import CursorFile
+from cnn_jobs.tracking.joining import may_take_over, runs_of_key, wait_until_still
+from cnn_jobs.tracking.journal import Journal
+from cnn_jobs.tracking.journal_format import Entry
+from cnn_jobs.tracking.left_behind import LeftBehind, attempt_record, read_left_behind
+from cnn_jobs.tracking.outbox import Outbox
+from cnn_jobs.tracking.records import AttemptMark, RunHeader
+from cnn_jobs.tracking.remote import OutageError, Remote, RemoteRun
+from cnn_jobs.tracking.shipper import JOURNAL
+from cnn_jobs.training.checkpoint import load_checkpoint, newest_checkpoint
+
+Say = Callable[[str], object]
+
+
+@dataclass
+class Attempt:
+    """What an attempt starts from. ``remote_run``: the run as MLflow had it, where it was there and answered."""
+
+    remote: Remote
+    journal: Journal
+    header: RunHeader
+    mark: AttemptMark
+    left: LeftBehind
+    entries: list[Entry]
+    remote_run: RemoteRun | None
+    lock: RunLock
+    checkpoint: dict[str, Any] | None = None
+    checkpoint_is_local: bool = False
+
+    @property
+    def finished(self) -> bool:
+        """Whether MLflow has the whole run."""
+        return self.remote_run is not None and self.remote_run.status == "FINISHED"
+
+    @property
+    def start_is_recorded(self) -> bool:
+        """Whether the journal, or MLflow, has all that is recorded before the first step."""
+        return (self.left.started and not self.journal.damage) or self.fetched
+
+    @property
+    def is_trained(self) -> bool:
+        """Whether all that is left to do is to send the rest of the journal."""
+        return self.left.trained and not self.journal.damage
+
+    @property
+    def fetched(self) -> bool:
+        """Whether the training goes on from a checkpoint that came back from MLflow."""
+        return self.checkpoint is not None and not self.checkpoint_is_local
+
+    def close(self) -> None:
+        """Lets go of the journal and the run's folder."""
+        self.journal.close()
+        self.lock.release()
+
+
+def open_attempt(run: Run, header: RunHeader, say: Say) -> Attempt:
+    """Takes the run's folder, looks the run up, and finds the newest checkpoint of it.
+
+    Raises ``AnotherAttemptError`` (exit 1) where another process has the run, ``CheckpointMismatchError`` (exit 2)
+    where the key stands for something else or ``--resume must`` finds nothing.
+    """
+    lock = RunLock(run.folder)
+    for leftover in run.folder.rglob("*.partial"):  # of a write that a kill cut short
+        leftover.unlink(missing_ok=True)
+    journal = None
+    try:
+        journal = Journal(run.folder / JOURNAL, after=CursorFile(run.folder).highest())
+        return _open(run, header, lock, journal, say)
+    except BaseException:
+        if journal:
+            journal.close()
+        lock.release()
+        raise
+
+
+def _open(run: Run, header: RunHeader, lock: RunLock, journal: Journal, say: Say) -> Attempt:
+    for damage in journal.damage:
+        say(f"{run.folder / JOURNAL}: {damage}; what is whole is kept, the checkpoint's history is recorded again")
+    entries = journal.entries
+    left = read_left_behind(entries)
+    if left.header:
+        _check_header(run, left.header.tags, str(run.folder))
+        header = replace(left.header, experiment=header.experiment)
+    Outbox(run.folder).sweep([entry.content for entry in entries if entry.kind == "artifact"])
+    remote = Remote(run.options.tracking_uri)
+    found, known = _look_up(run, remote, header, say) if run.options.run_key else (None, True)
+    last = (left.mark.id,) if left.mark else ()
+    number = max(left.mark.number if left.mark else 0, found.attempt if found else 0) + 1
+    mark = AttemptMark(uuid.uuid4().hex[:12], number, last, replaces_any=run.options.key_from_job)
+    attempt = Attempt(remote, journal, header, mark, left, entries, found, lock)
+    if found:
+        _check_header(run, found.tags, f"run {found.run_id} in MLflow")
+        if attempt.finished:
+            return attempt
+        attempt.mark = _wait_for_turn(remote, header, found, mark, say)
+    _find_checkpoint(run, attempt, say)
+    if run.options.resume == "must" and attempt.checkpoint is None:
+        if not known:
+            raise TrackingError("--resume must: no checkpoint here, and MLflow does not say whether it has one")
+        raise CheckpointMismatchError(
+            f"--resume must: run {run.key} has no checkpoint, neither in {run.folder} nor in MLflow; "
+            "check --run-key and --experiment, or use --resume auto"
+        )
+    journal.append(
+        "attempt", attempt_record(header, attempt.mark, attempt.checkpoint["step"] if attempt.checkpoint else 0)
+    )
+    return attempt
+
+
+def _look_up(run: Run, remote: Remote, header: RunHeader, say: Say) -> tuple[RemoteRun | None, bool]:
+    """The run as MLflow has it, and whether MLflow could be asked."""
+    try:
+        return look_up.find_run(remote, header, look_up_budget_s()), True
+    except OutageError as outage:
+        say(f"{outage}; going on without it")
+        return None, False
+
+
+def _check_header(run: Run, tags: Any, where: str) -> None:
+    """Raises ``CheckpointMismatchError`` where the key was used for another recipe or data set."""
+    for name, ours in run.identity().items():
+        theirs = tags.get(f"cnn_jobs.{name}", "")
+        if name in ("task", "recipe_hash", "data_digest") and theirs and theirs != ours:
+            raise CheckpointMismatchError(
+                f"run {run.key}: {where} is of {name} {theirs[:12]}, this command of {ours[:12]}; "
+                "use another --run-key, or the options and data that it was started with"
+            )
+
+
+def _wait_for_turn(remote: Remote, header: RunHeader, found: RemoteRun, mark: AttemptMark, say: Say) -> AttemptMark:
+    if may_take_over(found, mark):
+        return replace(mark, replaces=(*mark.replaces, found.attempt_id))
+    say(f"attempt {found.attempt} of run {header.run_key} may be alive: watching its heartbeat for up to a minute")
+
+    def read() -> RemoteRun:
+        return next((each for each in runs_of_key(remote, header) if each.run_id == found.run_id), found)
+
+    wait_until_still(found, read, time.sleep)
+    return replace(mark, replaces=(*mark.replaces, found.attempt_id))
+
+
+def _find_checkpoint(run: Run, attempt: Attempt, say: Say) -> None:
+    if run.options.resume == "never":
+        return
+    folder = make_folder(run.folder / "checkpoints")
+    content, notes = newest_checkpoint(folder)
+    attempt.checkpoint_is_local = content is not None
+    for note in notes:
+        say(note)
+    found = attempt.remote_run
+    # This folder's own last attempt was the run's last: MLflow has nothing newer.
+    current = content is not None and attempt.left.mark is not None and not notes
+    if found and not (current and attempt.left.mark and found.attempt_id == attempt.left.mark.id):
+        for fetched in _fetch(attempt.remote, found, run.folder, say):
+            if content is None or fetched["step"] > content["step"]:
+                content, attempt.checkpoint_is_local = fetched, False
+    if content is not None:
+        _check_header(run, {f"cnn_jobs.{name}": content[name] for name in run.identity()}, "its checkpoint")
+    attempt.checkpoint = content
+
+
+def _fetch(remote: Remote, found: RemoteRun, folder: Path, say: Say) -> list[dict[str, Any]]:
+    contents = []
+    try:
+        budget = 300.0 if in_pod() else 60.0
+        for path in look_up.fetch_checkpoints(remote, found, folder, budget):
+            try:
+                contents.append(load_checkpoint(path))
+            except DamagedCheckpointError as damage:
+                say(f"from MLflow: {damage}")
+    except TrackingError as error:
+        say(f"{error}; the checkpoint in MLflow could not be had")
+    finally:
+        for leftover in folder.glob("fetched-*"):
+            shutil.rmtree(leftover, ignore_errors=True)
+    return contents

@@ -1,0 +1,49 @@
+"""One process at a time in a run's folder."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from pathlib import Path
+from typing import Self
+
+from cnn_jobs.errors import AnotherAttemptError, from_os_error
+from cnn_jobs.files import make_folder
+
+
+class RunLock:
+    """A lock on a run's folder; the system frees it when the process ends, however it ends."""
+
+    def __init__(self, folder: Path) -> None:
+        """Takes the lock. Raises ``AnotherAttemptError`` where another process has it."""
+        path = make_folder(folder) / "lock"
+        try:
+            self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        except OSError as error:
+            raise from_os_error(error, path) from error
+        try:
+            fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            holder = os.read(self._descriptor, 20).decode(errors="replace").strip()
+            self.release()
+            raise AnotherAttemptError(
+                f"run {folder.name} is in the hands of process {holder or 'unknown'} on this machine; wait for its end "
+                "or stop it"
+            ) from error
+        try:
+            os.ftruncate(self._descriptor, 0)
+            os.write(self._descriptor, str(os.getpid()).encode())
+        except OSError:  # a full disk: the number is only for people, the lock holds without it
+            pass
+
+    def release(self) -> None:
+        """Gives the lock back; a second time does nothing."""
+        if self._descriptor >= 0:
+            os.close(self._descriptor)
+            self._descriptor = -1
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.release()

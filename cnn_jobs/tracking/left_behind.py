@@ -1,0 +1,70 @@
+"""What earlier attempts left in a run's folder."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from cnn_jobs.tracking.journal_format import Entry
+from cnn_jobs.tracking.records import AttemptMark, Ending, RunHeader
+
+# The last of what is recorded before the first step: where it is, all of that is.
+START_COMPLETE = "network.md"
+
+
+@dataclass(frozen=True)
+class LeftBehind:
+    """A journal's own account of the run: ``mark`` and ``ending`` are those of its last attempt."""
+
+    header: RunHeader | None = None
+    mark: AttemptMark | None = None
+    ending: Ending | None = None
+    attempt_ids: frozenset[str] = frozenset()
+    started: bool = False
+    steps: int = 0  # of the last attempt, as its journal shows
+
+    @property
+    def trained(self) -> bool:
+        """Whether the training is done and only its delivery may not be."""
+        return self.ending is not None and self.ending.status == "FINISHED"
+
+
+def read_left_behind(entries: Sequence[Entry]) -> LeftBehind:
+    """Reads the entries once, from the first to the last."""
+    header, mark, ending = None, None, None
+    ids: set[str] = set()
+    started, first, last = False, 0, 0
+    for entry in entries:
+        match entry.kind:
+            case "attempt":
+                header = header or RunHeader(**entry.content["header"])
+                mark, ending = AttemptMark(entry.content["id"], entry.content["number"]), None
+                ids.add(mark.id)
+                first = last = int(entry.content.get("from_step", 0))
+            case "metrics" if "train/loss" in entry.content["values"]:
+                last = max(last, entry.content["step"])
+            case "ending":
+                ending = Ending(**entry.content)
+            case "artifact" if entry.content["to"] == START_COMPLETE:
+                started = True
+    return LeftBehind(header, mark, ending, frozenset(ids), started, last - first)
+
+
+def attempt_record(header: RunHeader, mark: AttemptMark, from_step: int = 0) -> dict[str, Any]:
+    """The content of an ``attempt`` entry: it carries the whole header, so that a damaged first line loses nothing.
+
+    ``from_step``: the optimiser step that the attempt goes on from.
+    """
+    return {"id": mark.id, "number": mark.number, "from_step": from_step, "header": asdict(header)}
+
+
+def last_metrics(entries: Sequence[Entry]) -> dict[str, float]:
+    """The latest value of each metric, by step."""
+    latest: dict[str, tuple[int, float]] = {}
+    for entry in entries:
+        if entry.kind == "metrics":
+            for key, value in entry.content["values"].items():
+                if key not in latest or entry.content["step"] >= latest[key][0]:
+                    latest[key] = (entry.content["step"], value)
+    return {key: value for key, (_, value) in latest.items()}

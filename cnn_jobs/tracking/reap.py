@@ -1,0 +1,64 @@
+"""Runs that MLflow shows as RUNNING though their process is gone."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from cnn_jobs.errors import UserError
+from cnn_jobs.tracking.joining import RUN_KEY_TAG, STILL_S
+from cnn_jobs.tracking.records import now_ms
+from cnn_jobs.tracking.remote import Remote, RemoteRun
+
+
+@dataclass(frozen=True)
+class Watched:
+    """A run that was RUNNING at the first look, and what the second look made of it."""
+
+    run: RemoteRun
+    lost: bool
+    status: str
+
+
+def reap(
+    uri: str,
+    experiment: str,
+    *,
+    still_s: float = STILL_S,
+    wait: Callable[[float], object] = time.sleep,
+    say: Callable[[str], object] = lambda text: None,
+) -> list[Watched]:
+    """Sets runs to FAILED, ``lost``, whose heartbeat counter reads the same twice, ``still_s`` seconds apart.
+
+    Clocks are not asked. One that was only out of reach sets itself to RUNNING again with its next heartbeat. Raises
+    ``UserError`` for an unknown experiment, ``TrackingError`` where MLflow does not answer.
+    """
+    remote = Remote(uri)
+    if not remote.has_experiment(experiment):
+        raise UserError(f"experiment '{experiment}' is not in MLflow; name one with --experiment")
+    first = {run.run_id: run for run in _running(remote, experiment)}
+    if not first:
+        return []
+    say(f"{len(first)} runs are RUNNING; looking again in {still_s:.0f} s")
+    wait(still_s)
+    second = {run.run_id: run for run in _running(remote, experiment)}
+    watched = []
+    for run_id, before in first.items():
+        now = second.get(run_id)
+        still = now is not None and (now.attempt_id, now.heartbeat) == (before.attempt_id, before.heartbeat)
+        if still:
+            _set_lost(remote, before, still_s)
+        watched.append(Watched(before, still, "FAILED" if still else "RUNNING" if now else "ended meanwhile"))
+    return watched
+
+
+def _set_lost(remote: Remote, run: RemoteRun, still_s: float) -> None:
+    reason = f"no sign of life from attempt {run.attempt} for {still_s:.0f} s: its process is gone, or out of reach"
+    # The tags first: a heartbeat that comes now sees RUNNING and leaves them; the next one sees FAILED and sets both.
+    remote.set_tags(run.run_id, {"cnn_jobs.state": "lost", "cnn_jobs.reason": reason})
+    remote.set_status(run.run_id, "FAILED", now_ms())
+
+
+def _running(remote: Remote, experiment: str) -> list[RemoteRun]:
+    return [run for run in remote.running(experiment) if RUN_KEY_TAG in run.tags]

@@ -1,0 +1,210 @@
+"""What a run has to tell: to the journal at once, to MLflow from a thread of its own."""
+
+from __future__ import annotations
+
+import contextlib
+import random
+import threading
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+
+from cnn_jobs.errors import CnnJobsError, RejectedRecordsError, ThreadError
+from cnn_jobs.tracking.connection import run_url
+from cnn_jobs.tracking.journal import Journal
+from cnn_jobs.tracking.outbox import Outbox
+from cnn_jobs.tracking.records import AttemptMark, DatasetInput, Ending, RunHeader, now_ms
+from cnn_jobs.tracking.remote import OutageError, Remote
+from cnn_jobs.tracking.shipper import Shipper
+
+SHIP_INTERVAL_S = 1.0
+FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.5, 30.0
+# At the end somebody waits for it.
+LONGEST_LAST_PAUSE_S = 5.0
+SYNC_INTERVAL_S = 0.9
+# What is left for MLflow after a signal: a pod has little more than ten seconds in all.
+LAST_WORDS_S = 5.0
+
+
+class JournalRecorder:
+    """The recorder of one attempt. ``metrics``, ``params``, ``tags``, ``dataset`` and ``artifact`` open no socket.
+
+    They raise ``DiskFullError`` or ``StateDirError`` where the disk refuses. What ends the run from another thread is
+    in ``failure``; an outage is not among it, the last one is in ``outage`` until it is over.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        remote: Remote,
+        journal: Journal,
+        header: RunHeader,
+        mark: AttemptMark,
+        *,
+        ledger: Callable[[], str] = str,
+        on_tick: Callable[[], object] = lambda: None,
+    ) -> None:
+        self.failure: CnnJobsError | None = None
+        self.outage = ""
+        self.delivered = False
+        self._remote, self._journal, self._outbox, self._on_tick = remote, journal, Outbox(folder), on_tick
+        self._make_shipper = partial(Shipper, folder, remote, header, mark, wait=self._sleep, ledger=ledger)
+        self._shipper = self._make_shipper()
+        self._ending: Ending | None = None
+        self._closing, self._contact, self._over = threading.Event(), threading.Event(), threading.Event()
+        self._thread = threading.Thread(target=self._ship, name="mlflow-shipper", daemon=True)
+        self._ticker = threading.Thread(target=self._tick, name="journal-sync", daemon=True)
+
+    def start(self, contact_s: float, hurry: Callable[[], bool] = lambda: False) -> None:
+        """Starts to send; waits up to ``contact_s`` seconds, or until ``hurry``, for a first word from MLflow.
+
+        Raises what stands in ``failure`` then: a server that refuses is told before the training, not after it.
+        """
+        self._ticker.start()
+        self._thread.start()
+        end = time.monotonic() + contact_s
+        while not self._contact.wait(0.05) and time.monotonic() < end and not hurry():
+            pass
+        if self.failure:
+            raise self.failure
+
+    @property
+    def run_id(self) -> str:
+        """Id of the MLflow run, "" until it is known."""
+        return self._shipper.run.run_id if self._shipper.run else ""
+
+    @property
+    def url(self) -> str:
+        """The run's page in the MLflow UI; "" until it is known."""
+        run = self._shipper.run
+        return run_url(self._remote.uri, run.experiment_id, run.run_id) if run else ""
+
+    @property
+    def attempt(self) -> int:
+        """This attempt's number, as far as it is known."""
+        return self._shipper.mark.number
+
+    @property
+    def progress(self) -> int:
+        """Records that MLflow acknowledged in this attempt."""
+        return self._shipper.progress
+
+    def metrics(self, values: Mapping[str, float], step: int) -> None:
+        """Metrics by name at a global optimiser step, stamped with the present time."""
+        values = {key: float(value) for key, value in values.items()}
+        self._journal.append("metrics", {"step": step, "time_ms": now_ms(), "values": values})
+
+    def params(self, values: Mapping[str, object]) -> None:
+        """Params by name, as text."""
+        self._journal.append("params", {"values": {key: str(value) for key, value in values.items()}})
+
+    def tags(self, values: Mapping[str, object]) -> None:
+        """Tags by name, as text."""
+        self._journal.append("tags", {"values": {key: str(value) for key, value in values.items()}})
+
+    def artifact(self, path: Path, to: str) -> None:
+        """A file, or all files of a folder, as they are now; ``to`` is the path among the run's artifacts."""
+        for content in self._outbox.stage(path, to):
+            self._journal.append("artifact", content)
+
+    def dataset(self, record: DatasetInput) -> None:
+        """The data set that the run trains on."""
+        self._journal.append("dataset", asdict(record))
+
+    def sync(self) -> None:
+        """Returns when all that was recorded is safe from a power loss."""
+        self._journal.sync()
+
+    def finish(self, ending: Ending, deadline_s: float, hurry: Callable[[], bool] = lambda: False) -> bool:
+        """Notes the ending, sends what is left and, last of all, the run's status; whether MLflow has it all.
+
+        Gives up after ``deadline_s`` seconds, or soon after ``hurry`` says so. Raises what stands in ``failure``, and
+        ``RejectedRecordsError`` where MLflow refused records: the run is FAILED then.
+        """
+        if self.failure and ending.status == "FINISHED":
+            raise self.failure
+        # A full disk cannot take the ending, but MLflow still can.
+        with contextlib.suppress(CnnJobsError):
+            self._journal.append("ending", ending.as_dict())
+            self._journal.sync()
+        self._ending = ending
+        self._closing.set()
+        if isinstance(self.failure, ThreadError):
+            # The thread that should have said so is dead: one more.
+            self._shipper = self._make_shipper()
+            self._thread = threading.Thread(target=self._ship, name="mlflow-shipper-2", daemon=True)
+            self._thread.start()
+        end = time.monotonic() + deadline_s
+        hurried = False
+        while self._thread.is_alive() and time.monotonic() < end:
+            if not hurried and hurry():
+                hurried, end = True, min(end, time.monotonic() + LAST_WORDS_S)
+            self._thread.join(0.05)
+        self._over.set()
+        self._ticker.join()
+        if self.failure:
+            raise self.failure
+        if self._shipper.rejected.count:
+            raise RejectedRecordsError(self._shipper.rejected.summary())
+        return self.delivered
+
+    def abandon(self) -> None:
+        """Stops without a word: the run is another attempt's."""
+        self._over.set()
+        self._ticker.join()
+
+    def _ship(self) -> None:
+        pause = FIRST_PAUSE_S
+        while True:
+            # Read before the round: what was recorded before the flag was set is then in the round.
+            closing = self._closing.is_set()
+            try:
+                done = self._shipper.round()
+                self.outage, pause = "", FIRST_PAUSE_S
+                if closing and done:
+                    self._close()
+                    return
+                self._contact.set()
+                self._closing.wait(0 if closing else SHIP_INTERVAL_S)
+            except OutageError as outage:
+                self.outage = str(outage)
+                self._contact.set()
+                # Jitter, so that the pods of one outage do not come back in step.
+                with contextlib.suppress(OutageError):
+                    self._sleep(pause * random.uniform(0.5, 1.0))
+                pause = min(2 * pause, LONGEST_PAUSE_S)
+            except BaseException as error:  # told in the main thread, whatever it is
+                self.failure = self.failure or _as_failure("shipper", error)
+                self._contact.set()
+                return
+
+    def _close(self) -> None:
+        assert self._ending
+        self._shipper.close(self._ending)
+        self.delivered = True
+
+    def _sleep(self, seconds: float) -> None:
+        """Raises ``OutageError`` when the end comes meanwhile: whatever was waited for is asked once more, then."""
+        if self._closing.is_set():
+            time.sleep(min(seconds, LONGEST_LAST_PAUSE_S))
+        elif self._closing.wait(seconds):
+            raise OutageError("the run ends")
+
+    def _tick(self) -> None:
+        while not self._over.wait(SYNC_INTERVAL_S):
+            try:
+                self._journal.sync()
+                self._on_tick()
+            except BaseException as error:
+                self.failure = self.failure or _as_failure("journal", error)
+                return
+
+
+def _as_failure(thread: str, error: BaseException) -> CnnJobsError:
+    if isinstance(error, CnnJobsError):
+        return error
+    failure = ThreadError(f"the {thread} thread died of {type(error).__name__}: {error}; please report this")
+    failure.__cause__ = error
+    return failure

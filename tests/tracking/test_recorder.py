@@ -1,0 +1,302 @@
+"""One run in a real MLflow database."""
+
+from __future__ import annotations
+
+import json
+import socket
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cnn_jobs import endings
+from cnn_jobs.errors import AnotherAttemptError, DiskFullError, RejectedRecordsError, ThreadError, TrackingError
+from cnn_jobs.tracking import recorder as module
+from cnn_jobs.tracking import shipper as shipper_module
+from cnn_jobs.tracking.records import DatasetInput
+from cnn_jobs.tracking.remote import OutageError, RefusalError, Remote
+from tests.tracking.conftest import client, finish, recording, rows
+from tests.tracking.test_connection import answering, unused_address
+
+
+@pytest.fixture(autouse=True)
+def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "SHIP_INTERVAL_S", 0.05)
+    monkeypatch.setattr(module, "FIRST_PAUSE_S", 0.05)
+
+
+def failing(monkeypatch: pytest.MonkeyPatch, name: str, fault: Callable[[], Exception | None]) -> list[str]:
+    """Makes a call of ``Remote`` raise what ``fault`` gives, if anything; returns the names of threads that call it."""
+    real, threads = getattr(Remote, name), []
+
+    def call(self: Remote, *args: Any) -> Any:
+        threads.append(threading.current_thread().name)
+        if error := fault():
+            raise error
+        return real(self, *args)
+
+    monkeypatch.setattr(Remote, name, call)
+    return threads
+
+
+def test_everything_that_was_recorded_is_in_mlflow(mlflow_uri: str, tmp_path: Path) -> None:
+    with recording(mlflow_uri, tmp_path / "state") as recorder:
+        files = tmp_path / "state" / "key" / "files"
+        (files / "plots").mkdir(parents=True)
+        (files / "file.txt").write_text("text")
+        (files / "plots" / "inner.txt").write_text("inner")
+        recorder.params({"lr": 0.1, "epochs": 3})
+        recorder.dataset(DatasetInput("set", "d" * 64, "shapes", {"train_images": 5}))
+        for step in range(1, 2501):
+            recorder.metrics({"train/loss": 1 / step}, step)
+        recorder.tags({"other": "word"})
+        recorder.artifact(files, "")
+        assert finish(recorder)
+
+    server = client(mlflow_uri)
+    run = server.get_run(recorder.run_id)
+    assert run.info.status == "FINISHED"
+    assert run.info.run_name == "a run"
+    assert run.data.tags["mlflow.user"]
+    experiment = server.get_experiment_by_name("tests")
+    assert experiment.tags["mlflow.experimentKind"] == "custom_model_development"
+    assert run.data.params == {"lr": "0.1", "epochs": "3"}
+    assert (run.data.tags["cnn_jobs.state"], run.data.tags["other"]) == ("finished", "word")
+    assert rows(mlflow_uri, recorder.run_id) == [(step, 1 / step) for step in range(1, 2501)]
+    assert {item.path for item in server.list_artifacts(recorder.run_id)} == {"file.txt", "plots"}
+    assert [item.path for item in server.list_artifacts(recorder.run_id, "plots")] == ["plots/inner.txt"]
+    dataset = run.inputs.dataset_inputs[0].dataset
+    assert (dataset.name, dataset.digest) == ("set", "d" * 36)
+    assert len(run.inputs.dataset_inputs) == 1
+    assert not list((tmp_path / "state" / "key" / "outbox").iterdir())
+
+
+def test_a_file_is_sent_as_it_was_when_it_was_recorded(mlflow_uri: str, tmp_path: Path) -> None:
+    with recording(mlflow_uri, tmp_path / "state") as recorder:
+        path = tmp_path / "state" / "key" / "a.txt"
+        path.write_text("first")
+        recorder.artifact(path, "a.txt")
+        path.unlink()
+        path.write_text("second, unrecorded")
+        assert finish(recorder)
+    fetched = client(mlflow_uri).download_artifacts(recorder.run_id, "a.txt", str(tmp_path))
+    assert Path(fetched).read_text() == "first"
+
+
+def test_a_child_names_its_parent_even_if_that_came_later(mlflow_uri: str, tmp_path: Path) -> None:
+    with recording(mlflow_uri, tmp_path, "child", parent_key="parent") as child:
+        with recording(mlflow_uri, tmp_path, "parent") as parent:
+            assert finish(parent)
+        assert finish(child)
+    with recording(mlflow_uri, tmp_path, "second", parent_key="parent") as second:
+        pass
+    for each in (child, second):
+        assert client(mlflow_uri).get_run(each.run_id).data.tags["mlflow.parentRunId"] == parent.run_id
+
+
+def test_a_deleted_experiment_comes_back(mlflow_uri: str, tmp_path: Path) -> None:
+    with recording(mlflow_uri, tmp_path, "first") as first:
+        assert finish(first)
+    experiment = client(mlflow_uri).get_experiment_by_name("tests")
+    client(mlflow_uri).delete_experiment(experiment.experiment_id)
+    with recording(mlflow_uri, tmp_path, "second") as second:
+        assert finish(second)
+    assert client(mlflow_uri).get_run(second.run_id).info.experiment_id == experiment.experiment_id
+
+
+def test_a_server_that_refuses_is_told_at_the_start(tmp_path: Path) -> None:
+    with (
+        answering(403) as uri,
+        pytest.raises(TrackingError, match="answered 403") as caught,
+        recording(uri, tmp_path),
+    ):
+        pass
+    assert caught.value.exit_code == 1
+
+
+def test_a_server_that_is_not_there_stops_nothing(tmp_path: Path) -> None:
+    with recording(unused_address(), tmp_path) as recorder:
+        assert "does not answer" in recorder.outage
+        recorder.metrics({"train/loss": 1.0}, 1)
+        assert recorder.failure is None
+        assert not finish(recorder, 0.3)
+    assert recorder.url == ""
+
+
+def test_an_outage_is_waited_out_and_nothing_is_lost(
+    mlflow_uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    faults, out = [OutageError("away")] * 3, threading.Event()
+
+    def fault() -> Exception | None:
+        out.set()
+        return faults.pop() if faults else None
+
+    failing(monkeypatch, "log_metrics", fault)
+    with recording(mlflow_uri, tmp_path) as recorder:
+        for step in (1, 2, 3):
+            recorder.metrics({"train/loss": float(step)}, step)
+        assert out.wait(10)
+        recorder.metrics({"train/loss": 4.0}, 4)
+        assert finish(recorder)
+    assert rows(mlflow_uri, recorder.run_id) == [(step, float(step)) for step in (1, 2, 3, 4)]
+    assert not faults
+
+
+def test_files_that_do_not_get_through_hold_up_no_metric(
+    mlflow_uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    failing(monkeypatch, "upload", lambda: OutageError("the store is away"))
+    with recording(mlflow_uri, tmp_path) as recorder:
+        path = tmp_path / "key" / "a.txt"
+        path.write_text("text")
+        recorder.artifact(path, "a.txt")
+        recorder.metrics({"train/loss": 1.0}, 1)
+        assert not finish(recorder, 1.0)
+    assert rows(mlflow_uri, recorder.run_id) == [(1, 1.0)]
+    assert client(mlflow_uri).get_run(recorder.run_id).info.status == "RUNNING"
+
+
+def test_a_refused_record_is_kept_and_the_run_is_failed(mlflow_uri: str, tmp_path: Path) -> None:
+    with recording(mlflow_uri, tmp_path) as recorder:
+        recorder.metrics({"train/loss": 1.0}, 1)
+        recorder.metrics({"bad#name": 2.0, "train/loss": 2.0}, 2)
+        recorder.metrics({"train/loss": 3.0}, 3)
+        with pytest.raises(RejectedRecordsError, match="MLflow refused 1 records") as caught:
+            finish(recorder)
+    assert caught.value.exit_code == 1
+    (line,) = (tmp_path / "key" / "rejected.jsonl").read_text().splitlines()
+    assert json.loads(line)["content"]["key"] == "bad#name"
+    run = client(mlflow_uri).get_run(recorder.run_id)
+    assert (run.info.status, run.data.tags["cnn_jobs.state"]) == ("FAILED", "failed")
+    assert "refused 1 records" in run.data.tags["cnn_jobs.reason"]
+    # All the others were sent, those of the same call too.
+    assert rows(mlflow_uri, recorder.run_id) == [(1, 1.0), (2, 2.0), (3, 3.0)]
+
+
+def test_recording_opens_no_socket_in_the_callers_thread(
+    mlflow_uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened = []
+    real = socket.socket.__init__
+
+    def init(self: socket.socket, *args: Any, **settings: Any) -> None:
+        opened.append(threading.current_thread().name)
+        real(self, *args, **settings)
+
+    uri = unused_address()
+    monkeypatch.setattr(socket.socket, "__init__", init)
+    threads = failing(monkeypatch, "log_metrics", lambda: None)
+    with recording(uri, tmp_path, "away") as recorder:
+        recorder.metrics({"train/loss": 1.0}, 1)
+        assert not finish(recorder, 0.2)
+    with recording(mlflow_uri, tmp_path) as recorder:
+        recorder.metrics({"train/loss": 1.0}, 1)
+        recorder.tags({"a": "b"})
+        assert finish(recorder)
+    assert set(threads) == {"mlflow-shipper"}
+    assert set(opened) == {"mlflow-shipper"}
+
+
+def test_a_bug_in_the_shipper_is_told_and_the_run_still_ends_truly(
+    mlflow_uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    faults: list[Exception] = [ZeroDivisionError("a bug")]
+    failing(monkeypatch, "log_metrics", lambda: faults.pop() if faults else None)
+    with recording(mlflow_uri, tmp_path) as recorder:
+        recorder.metrics({"train/loss": 1.0}, 1)
+        while recorder.failure is None:
+            pass
+        failure = recorder.failure
+        assert isinstance(failure, ThreadError)
+        with pytest.raises(ThreadError, match="ZeroDivisionError: a bug"):
+            recorder.finish(endings.ending_of(failure), 30)  # type: ignore[arg-type]
+    run = client(mlflow_uri).get_run(recorder.run_id)
+    assert (run.info.status, run.data.tags["cnn_jobs.state"]) == ("FAILED", "failed")
+    assert "ZeroDivisionError" in run.data.tags["cnn_jobs.reason"]
+    assert rows(mlflow_uri, recorder.run_id) == [(1, 1.0)]
+
+
+def test_a_disk_that_fills_up_does_not_keep_the_ending_from_mlflow(
+    mlflow_uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from cnn_jobs.tracking.journal import Journal
+
+    with recording(mlflow_uri, tmp_path) as recorder:
+        recorder.metrics({"train/loss": 1.0}, 1)
+
+        def full(*args: object) -> None:
+            raise DiskFullError("no space left on the device")
+
+        with monkeypatch.context() as patch:
+            patch.setattr(Journal, "append", full)
+            with pytest.raises(DiskFullError) as caught:
+                recorder.metrics({"train/loss": 2.0}, 2)
+            ending = endings.ending_of(caught.value)
+            assert ending
+            assert recorder.finish(ending, 30)
+    run = client(mlflow_uri).get_run(recorder.run_id)
+    assert (run.info.status, run.data.tags["cnn_jobs.reason"]) == ("FAILED", "no space left on the device")
+
+
+def test_an_attempt_that_was_taken_over_stops_without_a_word(
+    mlflow_uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shipper_module.joining, "HEARTBEAT_INTERVAL_S", 0.0)
+    with recording(mlflow_uri, tmp_path) as recorder:
+        client(mlflow_uri).set_tag(recorder.run_id, "cnn_jobs.attempt_id", "another")
+        client(mlflow_uri).set_tag(recorder.run_id, "cnn_jobs.attempt", "2")
+        recorder.metrics({"train/loss": 1.0}, 1)
+        while recorder.failure is None:
+            pass
+        with pytest.raises(AnotherAttemptError, match="attempt 2 has taken over"):
+            finish(recorder)
+        recorder.abandon()
+    run = client(mlflow_uri).get_run(recorder.run_id)
+    assert run.info.status == "RUNNING"
+    assert rows(mlflow_uri, recorder.run_id) in ([], [(1, 1.0)])
+
+
+def test_a_run_that_was_taken_for_lost_shows_that_it_lives(
+    mlflow_uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with recording(mlflow_uri, tmp_path) as recorder:
+        client(mlflow_uri).set_terminated(recorder.run_id, "FAILED")
+        client(mlflow_uri).set_tag(recorder.run_id, "cnn_jobs.state", "lost")
+        monkeypatch.setattr(shipper_module.joining, "HEARTBEAT_INTERVAL_S", 0.0)
+        while client(mlflow_uri).get_run(recorder.run_id).info.status != "RUNNING":
+            pass
+        assert finish(recorder)
+    run = client(mlflow_uri).get_run(recorder.run_id)
+    assert (run.info.status, run.data.tags["cnn_jobs.state"]) == ("FINISHED", "finished")
+    assert int(run.data.tags["cnn_jobs.heartbeat"]) > 0
+
+
+def test_a_run_deleted_by_its_user_is_made_again_with_all_its_rows(
+    mlflow_uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with recording(mlflow_uri, tmp_path) as recorder:
+        recorder.metrics({"train/loss": 1.0}, 1)
+        while not (first := recorder.run_id) or not rows(mlflow_uri, first):
+            pass
+        client(mlflow_uri).delete_run(first)
+        recorder.metrics({"train/loss": 2.0}, 2)
+        assert finish(recorder)
+    assert recorder.run_id != first
+    assert rows(mlflow_uri, recorder.run_id) == [(1, 1.0), (2, 2.0)]
+
+
+def test_a_refusal_of_the_server_itself_is_no_rejected_record(
+    mlflow_uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with recording(mlflow_uri, tmp_path) as recorder:
+        failing(monkeypatch, "find", lambda: RefusalError("403"))
+        failing(monkeypatch, "log_metrics", lambda: RefusalError("403"))
+        recorder.metrics({"train/loss": 1.0}, 1)
+        while recorder.failure is None:
+            pass
+        with pytest.raises(RefusalError, match="403"):
+            finish(recorder)
+    assert not (tmp_path / "key" / "rejected.jsonl").exists()
