@@ -1,0 +1,25 @@
+"""A laboratory for runs that are killed: one MLflow server and one fork server for a module."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from cnn_jobs.data.dataset import Dataset
+from cnn_jobs.data.prepared import write_prepared
+from cnn_jobs.local_server import start_server, stop_server
+from tests.forkserver import fork_server
+from tests.integration.survival import Lab
+
+
+@pytest.fixture(scope="module")
+def lab(tmp_path_factory: pytest.TempPathFactory, tiny_dataset: Dataset) -> Iterator[Lab]:
+    folder = tmp_path_factory.mktemp("survival")
+    write_prepared(tiny_dataset, folder / "small.npz", compressed=False)
+    server = start_server(folder / "server")
+    try:
+        with fork_server(folder / "children") as children:
+            yield Lab(children, server.url, folder / "small.npz", folder)
+    finally:
+        stop_server(folder / "server")

@@ -1,0 +1,185 @@
+"""What is done to a child before it runs the command: faults at chosen places, by real signals."""
+
+from __future__ import annotations
+
+import builtins
+import importlib
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+
+def cheap_outputs() -> None:
+    """Leaves out plots and the MLflow model: seconds of every child that identity does not depend on."""
+    from cnn_jobs import outputs
+
+    def write(task: Any, state: Any, results: Any, data: Any, classes: Any, folder: Path) -> None:
+        (folder / "history.csv").write_text("step\n")
+
+    outputs.write = write
+
+
+def quick_heartbeats(interval_s: float = 0.2, still_s: float = 2.0) -> None:
+    """Seconds in place of a minute, where a test waits for a heartbeat to stand still."""
+    from cnn_jobs.tracking import joining, recorder
+
+    joining.HEARTBEAT_INTERVAL_S, joining.STILL_S, joining.POLL_S = interval_s, still_s, 0.1
+    recorder.SHIP_INTERVAL_S = 0.1
+
+
+def send_signal(name: str) -> None:
+    """The process sends itself a signal, and notes when."""
+    mark = Path("signalled")
+    if not mark.exists():
+        mark.write_text(str(time.monotonic()))
+    os.kill(os.getpid(), getattr(signal, name))
+
+
+def signal_before(target: str, name: str, times: int = 1) -> None:
+    """The process sends itself a signal as ``target`` (module:name or module:Class.name) is first called."""
+    cheap_outputs()
+    module, _, path = target.partition(":")
+    owner: Any = importlib.import_module(module)
+    *parents, last = path.split(".")
+    for parent in parents:
+        owner = getattr(owner, parent)
+    real = getattr(owner, last)
+    state = {"left": times}
+
+    def call(*args: Any, **settings: Any) -> Any:
+        while state["left"]:
+            state["left"] -= 1
+            send_signal(name)
+        return real(*args, **settings)
+
+    setattr(owner, last, call)
+
+
+def raise_in(target: str, error: str, at_call: int = 1) -> None:
+    """``target`` raises the built-in ``error`` when it is called for the ``at_call``-th time."""
+    cheap_outputs()
+    module, _, path = target.partition(":")
+    owner: Any = importlib.import_module(module)
+    *parents, last = path.split(".")
+    for parent in parents:
+        owner = getattr(owner, parent)
+    real = getattr(owner, last)
+    calls = [0]
+
+    def call(*args: Any, **settings: Any) -> Any:
+        calls[0] += 1
+        if calls[0] == at_call:
+            raise getattr(builtins, error)("made by the test")
+        return real(*args, **settings)
+
+    setattr(owner, last, call)
+
+
+def thread_dies_at_step(step: int) -> None:
+    """A thread that is none of ours dies of an error."""
+    at_step(step, lambda: threading.Thread(target=lambda: 1 // 0, name="stranger").start())
+    cheap_outputs()
+
+
+def clock_jumps_back_at_step(step: int, seconds: float) -> None:
+    """The wall clock is set back, as by an operator or a time server."""
+    real_ns, real, offset = time.time_ns, time.time, [0.0]
+    time.time_ns = lambda: real_ns() - int(offset[0] * 1e9)
+    time.time = lambda: real() - offset[0]
+
+    def jump() -> None:
+        offset[0] = seconds
+
+    at_step(step, jump)
+    cheap_outputs()
+
+
+def slow_steps(seconds: float) -> None:
+    """Every step takes a while, heartbeats are quick."""
+    quick_heartbeats()
+    cheap_outputs()
+    at_step(0, lambda: time.sleep(seconds), every=True)
+
+
+def at_step(step: int, action: Callable[[], object], *, every: bool = False) -> None:
+    """``action`` as the loss of that step, or of every one, is recorded."""
+    from cnn_jobs.cli.console import LineWatcher
+
+    real = LineWatcher.metrics
+
+    def metrics(self: LineWatcher, values: Mapping[str, float], at: int) -> None:
+        if "train/loss" in values and (every or at == step):
+            action()
+        real(self, values, at)
+
+    LineWatcher.metrics = metrics  # type: ignore[method-assign]
+
+
+def kill_at_step(step: int, name: str) -> None:
+    """The process sends itself the signal as the loss of optimiser step ``step`` is recorded."""
+    cheap_outputs()
+    at_step(step, lambda: send_signal(name))
+
+
+def kill_at_steps_quickly(step: int, name: str) -> None:
+    """``kill_at_step``, with ``quick_heartbeats``."""
+    quick_heartbeats()
+    kill_at_step(step, name)
+
+
+def forget_generators(step: int, name: str) -> None:
+    """``kill_at_step``, in a program whose checkpoints lack the random generators' states."""
+    kill_at_step(step, name)
+    _without_generators()
+
+
+def _without_generators() -> None:
+    import torch
+
+    from cnn_jobs.training.state import TrainState
+
+    real = TrainState.load_state_dict
+
+    def load(self: TrainState, saved: dict[str, Any]) -> None:
+        before = torch.get_rng_state()
+        real(self, saved)
+        torch.set_rng_state(before)
+
+    TrainState.load_state_dict = load  # type: ignore[method-assign]
+
+
+def resume_without_generators() -> None:
+    """The continuing process of the negative control."""
+    cheap_outputs()
+    _without_generators()
+
+
+def refused_metric() -> None:
+    """The run records a metric under a name that MLflow does not take."""
+    from cnn_jobs import outputs
+
+    cheap_outputs()
+    real = outputs.final_metrics
+    outputs.final_metrics = lambda *args: {**real(*args), "bad#name": 1.0}
+
+
+def journal_thread_dies() -> None:
+    """The thread that syncs the journal meets a bug; the steps are slow enough for it to come to that."""
+    from cnn_jobs.tracking import recorder
+
+    recorder.SYNC_INTERVAL_S = 0.05
+    slow_steps(0.1)
+    from cnn_jobs.cost_book import CostBook
+
+    write = CostBook.write
+
+    def fail(self: CostBook) -> None:
+        if threading.current_thread().name == "journal-sync":
+            raise ZeroDivisionError("made by the test")
+        write(self)
+
+    CostBook.write = fail  # type: ignore[method-assign]
