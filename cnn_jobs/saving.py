@@ -45,20 +45,19 @@ class CheckpointSaver:
     def after_validation(self, state: TrainState) -> None:
         """``best.pt``, where this validation was the best, and ``last.pt``; both are sent."""
         if state.best and state.best.validation.step == state.step:
-            self._recorder.artifact(self._save_best(state), "checkpoints/best.pt")
+            self._recorder.artifact(self._save_best(state), "checkpoints/best.pt", passing=True)
         self.save_and_ship(state)
 
     def save_and_ship(self, state: TrainState) -> Path:
         """``last.pt``, sent to the slot that does not hold the last validation's."""
         path = self.save(state)
         slot = CHECKPOINT_SLOTS[(len(state.validations) + (not state.is_validated)) % len(CHECKPOINT_SLOTS)]
-        self._recorder.artifact(path, slot)
+        self._recorder.artifact(path, slot, passing=True)
         return path
 
     def ship_final(self, state: TrainState) -> None:
-        """The state at the end, under its lasting name."""
-        if state.best and not (self._folder / "best.pt").exists():
-            self._recorder.artifact(self._save_best(state), "checkpoints/best.pt")
+        """The state at the end, and the best weights, under their lasting names."""
+        self._recorder.artifact(self._save_best(state), "checkpoints/best.pt")
         self._recorder.artifact(self.save(state), CHECKPOINT_SLOTS[0])
 
     def _save_best(self, state: TrainState) -> Path:

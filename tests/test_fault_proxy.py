@@ -263,6 +263,15 @@ def test_a_connection_is_kept_over_answers(proxy: FaultProxy) -> None:
     assert statuses[::2] == statuses[1::2] == [201, 500, 429, 500, 400, 201]
 
 
+@pytest.mark.parametrize("fault", [Fault.PASS, Fault.ERROR_500, Fault.ERROR_500_AFTER, Fault.BAD_REQUEST])
+def test_an_answer_to_head_has_no_body(proxy: FaultProxy, fault: Fault) -> None:
+    proxy.schedule = always(fault)
+    with socket.create_connection(proxy.server_address, timeout=10) as client:
+        client.sendall(b"HEAD / HTTP/1.1\r\nHost: any\r\nConnection: close\r\n\r\n")
+        with client.makefile("rb") as answer:  # http.client would read ahead, and throw a body away unseen
+            assert answer.read().partition(b"\r\n\r\n")[1:] == (b"\r\n\r\n", b"")
+
+
 def test_a_client_that_wants_no_second_request_gets_its_end(proxy: FaultProxy) -> None:
     with socket.create_connection(proxy.server_address, timeout=10) as client:
         client.sendall(b"GET / HTTP/1.1\r\nHost: any\r\nConnection: close\r\n\r\n")

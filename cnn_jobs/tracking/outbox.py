@@ -22,13 +22,17 @@ class Outbox:
         self._root = run_folder
         self._folder = run_folder / "outbox"
 
-    def stage(self, source: Path, to: str) -> Iterator[dict[str, Any]]:
-        """Sets a file, or every file of a folder, aside to be sent to ``to``; one journal content for each."""
+    def stage(self, source: Path, to: str, *, passing: bool = False) -> Iterator[dict[str, Any]]:
+        """Sets a file, or every file of a folder, aside to be sent to ``to``; one journal content for each.
+
+        ``passing``: a newer one will follow, so that nothing is lost where this one cannot be sent any more.
+        """
         if source.is_dir():
             for path in sorted(path for path in source.rglob("*") if path.is_file()):
-                yield self._stage_file(path, f"{to}/{path.relative_to(source).as_posix()}".lstrip("/"))
+                to_path = f"{to}/{path.relative_to(source).as_posix()}".lstrip("/")
+                yield {**self._stage_file(path, to_path), "passing": passing}
         else:
-            yield self._stage_file(source, to)
+            yield {**self._stage_file(source, to), "passing": passing}
 
     def _stage_file(self, source: Path, to: str) -> dict[str, Any]:
         # A folder for each: MLflow takes an artifact's name from its file.
@@ -36,11 +40,7 @@ class Outbox:
         staged = self._folder / ticket / Path(to).name
         try:
             staged.parent.mkdir(parents=True)
-            try:
-                # Files here are replaced, never written into: the link keeps this version.
-                os.link(source, staged)
-            except OSError:  # a file system without hard links
-                shutil.copyfile(source, staged)
+            _link(source, staged)
             size, digest = staged.stat().st_size, sha256_of(staged)
         except OSError as error:
             shutil.rmtree(staged.parent, ignore_errors=True)
@@ -51,10 +51,16 @@ class Outbox:
     def find(self, content: Mapping[str, Any]) -> Path | None:
         """The file of a record, its bytes as they were when it was staged; ``None`` where they are gone."""
         staged = self._folder / str(content["ticket"]) / Path(str(content["to"])).name
-        for path in (staged, self._root / str(content["source"])):
-            if path.is_file() and path.stat().st_size == content["size"] and sha256_of(path) == content["sha256"]:
-                return path
-        return None
+        if _is_whole(staged, content):
+            return staged
+        source = self._root / str(content["source"])
+        if not _is_whole(source, content):
+            return None
+        # Staged anew: under the name that it is to have, and out of reach of later writes.
+        staged.parent.mkdir(parents=True, exist_ok=True)
+        staged.unlink(missing_ok=True)
+        _link(source, staged)
+        return staged if _is_whole(staged, content) else None
 
     def sweep(self, recorded: Iterable[Mapping[str, Any]]) -> None:
         """Removes what a kill left behind between a file's staging and its record."""
@@ -66,6 +72,18 @@ class Outbox:
     def discard(self, content: Mapping[str, Any]) -> None:
         """Forgets a staged file: acknowledged, or overtaken by a newer one of the same name."""
         shutil.rmtree(self._folder / str(content["ticket"]), ignore_errors=True)
+
+
+def _link(source: Path, staged: Path) -> None:
+    try:
+        # Files here are replaced, never written into: the link keeps this version.
+        os.link(source, staged)
+    except OSError:  # a file system without hard links
+        shutil.copyfile(source, staged)
+
+
+def _is_whole(path: Path, content: Mapping[str, Any]) -> bool:
+    return path.is_file() and path.stat().st_size == content["size"] and sha256_of(path) == content["sha256"]
 
 
 def sha256_of(path: Path) -> str:

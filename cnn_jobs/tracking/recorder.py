@@ -104,9 +104,12 @@ class JournalRecorder:
         """Tags by name, as text."""
         self._journal.append("tags", {"values": {key: str(value) for key, value in values.items()}})
 
-    def artifact(self, path: Path, to: str) -> None:
-        """A file, or all files of a folder, as they are now; ``to`` is the path among the run's artifacts."""
-        for content in self._outbox.stage(path, to):
+    def artifact(self, path: Path, to: str, *, passing: bool = False) -> None:
+        """A file, or all files of a folder, as they are now; ``to`` is the path among the run's artifacts.
+
+        ``passing``: a newer one of that name will be recorded before the run is finished.
+        """
+        for content in self._outbox.stage(path, to, passing=passing):
             self._journal.append("artifact", content)
 
     def dataset(self, record: DatasetInput) -> None:

@@ -194,10 +194,11 @@ class Shipper:
             self._beat(run)
             path = self._outbox.find(entry.content)
             try:
-                if path is None:
-                    raise RefusalError(f"{to}: its file is no longer in {self._folder}")
-                self._remote.upload(run.run_id, path, to)
-                self.progress += 1
+                if path:
+                    self._remote.upload(run.run_id, path, to)
+                    self.progress += 1
+                elif not entry.content["passing"]:
+                    raise RefusalError(f"{to}: its file in {self._folder} is gone or damaged")
             except RefusalError as refusal:
                 self._still_there(run)
                 self.rejected.add("artifact", entry.content, refusal)

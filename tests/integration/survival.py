@@ -65,14 +65,24 @@ class Lab:
         """The pod's disk goes with the pod."""
         shutil.rmtree(self.state_dir(key))
 
-    def outcome(self, task: str, key: str) -> Outcome:
-        """What MLflow has of the run."""
+    def run_id(self, task: str, key: str) -> str:
+        """The key's run in MLflow."""
+        return str(self._runs(task, key)[0].info.run_id)
+
+    def _runs(self, task: str, key: str) -> Any:
         from mlflow import MlflowClient
 
         client = MlflowClient(self.uri)
         experiment = client.get_experiment_by_name(task)
         assert experiment
-        found = client.search_runs([experiment.experiment_id], f"tags.`cnn_jobs.run_key` = '{key}'")
+        return client.search_runs([experiment.experiment_id], f"tags.`cnn_jobs.run_key` = '{key}'")
+
+    def outcome(self, task: str, key: str) -> Outcome:
+        """What MLflow has of the run."""
+        from mlflow import MlflowClient
+
+        client = MlflowClient(self.uri)
+        found = self._runs(task, key)
         run = found[0]
         rows, clock_rows = [], []
         for name in run.data.metrics:
