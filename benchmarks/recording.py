@@ -37,7 +37,9 @@ def main(arguments: list[str]) -> None:
     from benchmarks.conditions import conditions
     from cnn_jobs.training.device import available_threads
 
-    results: dict[str, Any] = {"conditions": conditions(arguments, available_threads()), "shares": {}}
+    command = " ".join(["python -m benchmarks.recording", *arguments])
+    facts = {**conditions(arguments, available_threads()), "command": command}
+    results: dict[str, Any] = {"conditions": facts, "shares": {}}
     for task in options.tasks.split(","):
         for where in ("server", "away"):
             figures = [measure(task, where, options.steps) for _ in range(options.repeats)]
