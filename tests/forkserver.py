@@ -88,7 +88,8 @@ class ForkServer:
         """``cnn-jobs argv``; ``hook`` is ``module:function``, called in the child before the command."""
         with self._news:
             self._count += 1
-            folder = self._folder / f"child-{self._count}"
+            number = self._count  # another thread may count on while this one waits
+            folder = self._folder / f"child-{number}"
             folder.mkdir(parents=True)
             order = {
                 "argv": [str(word) for word in argv],
@@ -99,9 +100,9 @@ class ForkServer:
             }
             assert self._process.stdin
             self._process.stdin.write(json.dumps(order) + "\n")
-            if not self._news.wait_for(lambda: len(self._pids) >= self._count, timeout=60):
+            if not self._news.wait_for(lambda: len(self._pids) >= number, timeout=60):
                 raise AssertionError("the fork server does not answer")
-            return Child(self, self._pids[self._count - 1], folder)
+            return Child(self, self._pids[number - 1], folder)
 
     def run(self, argv: Sequence[object], env: Mapping[str, str], **settings: Any) -> Ended:
         """``start`` and ``wait``."""

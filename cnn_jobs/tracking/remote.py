@@ -170,7 +170,11 @@ class Remote:
 
     def download(self, run_id: str, artifact: str, folder: Path) -> Path:
         """An artifact into ``folder``, below its own path; returns where it is."""
-        return Path(self.call(lambda client: client.download_artifacts(run_id, artifact, str(folder))))
+        try:
+            return Path(self.call(lambda client: client.download_artifacts(run_id, artifact, str(folder))))
+        except RefusalError as refusal:
+            # MLflow says "not there" of every download that fails, whatever it failed of.
+            raise OutageError(f"{artifact} of run {run_id}: {refusal}") from refusal
 
     def artifacts(self, run_id: str, folder: str) -> list[str]:
         """Paths of the artifacts in a folder of the run."""

@@ -1,0 +1,98 @@
+"""A run that trains nothing: it records, is killed, and goes on, through whatever stands before MLflow."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+
+def settings(uri: str) -> None:
+    """Fractions of a second in place of seconds, so that hundreds of schedules fit into minutes."""
+    os.environ["MLFLOW_HTTP_REQUEST_TIMEOUT"] = "1"
+    os.environ["MLFLOW_TRACKING_URI"] = uri
+    from cnn_jobs.tracking import joining, recorder
+
+    recorder.SHIP_INTERVAL_S = recorder.FIRST_PAUSE_S = 0.03
+    recorder.LONGEST_PAUSE_S = recorder.LONGEST_LAST_PAUSE_S = 0.2
+    joining.HEARTBEAT_INTERVAL_S, joining.STILL_S, joining.POLL_S = 0.3, 1.0, 0.1
+
+
+def run(folder: str, uri: str, key: str, steps: int, back: int, deadline_s: float, forgetful: str = "") -> None:
+    """One attempt, in place of the command; ends the process: 0 delivered, 1 rejected, 75 not everything sent.
+
+    ``back``: how many of the last steps are recorded a second time, as a trainer does that went back to a checkpoint.
+    """
+    settings(uri)
+    if forgetful:
+        globals()[f"_without_{forgetful}"]()
+    from cnn_jobs import endings
+    from cnn_jobs.errors import CnnJobsError, RejectedRecordsError
+    from cnn_jobs.tracking.plain_run import PlainRun
+    from cnn_jobs.tracking.records import RunHeader, now_ms
+
+    code = 75
+    whole = PlainRun(Path(folder) / key, uri, RunHeader("faults", key, key, now_ms(), {"who": key}))
+    try:
+        whole.recorder.start(0.2)
+        _record(whole, Path(folder) / key, steps, back)
+        code = 0 if whole.recorder.finish(endings.finished(), deadline_s) else 75
+    except RejectedRecordsError:
+        code = 1
+    except CnnJobsError as error:
+        sys.stderr.write(f"{error}\n")
+        code = 76
+    sys.stderr.flush()
+    os._exit(code)
+
+
+def _record(whole: Any, folder: Path, steps: int, back: int) -> None:
+    from cnn_jobs.tracking.journal import Reader
+    from cnn_jobs.tracking.records import DatasetInput
+
+    recorder = whole.recorder
+    entries = Reader(folder / "journal.jsonl").read()
+    kinds = {entry.kind for entry in entries}
+    # The tag is a step's last record: one that was cut off before it is done again.
+    done = max((int(entry.content["values"]["step"]) for entry in entries if entry.kind == "tags"), default=0)
+    if "params" not in kinds:
+        recorder.params({"lr": 0.1, "seed": 3})
+    if "dataset" not in kinds:
+        recorder.dataset(DatasetInput("set", "d" * 64, "shapes", {"images": 5}))
+    for step in range(max(0, done - back) + 1, steps + 1):
+        recorder.metrics({"train/loss": 1 / step}, step)
+        if step % 5 == 0:
+            recorder.metrics({"val/loss": 2 / step, "val/accuracy": 1 - 1 / step}, step)
+            recorder.metrics({"train/images_per_second": time.perf_counter()}, step)
+            (folder / "state.bin").unlink(missing_ok=True)
+            (folder / "state.bin").write_bytes(bytes([step % 256]) * 3000)
+            recorder.artifact(folder / "state.bin", "checkpoints/state.bin")
+        recorder.tags({"step": step})
+        time.sleep(0.002)
+    (folder / "done.txt").write_text("all of it")
+    recorder.artifact(folder / "done.txt", "files/done.txt")
+
+
+def _without_memory() -> None:
+    """The negative control: rows that are on the server already are sent again."""
+    from cnn_jobs.tracking.remote import Remote
+
+    Remote.history = lambda self, run_id, key: []  # type: ignore[method-assign]
+    import cnn_jobs.tracking.cursor as cursor
+
+    cursor.CursorFile.load = lambda self, uri: cursor.Cursor()  # type: ignore[method-assign]
+
+
+def _without_search() -> None:
+    """The other negative control: a run is made without looking for one."""
+    from cnn_jobs.tracking import joining
+
+    real, calls = joining.runs_of_key, [0]
+
+    def blind(remote: Any, header: Any) -> Any:
+        calls[0] += 1
+        return [] if calls[0] == 1 else real(remote, header)[-1:]
+
+    joining.runs_of_key = blind

@@ -1,0 +1,66 @@
+"""What the attempts of a run cost."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cnn_jobs.cost_book import AttemptCost, CostBook, merged, read_costs, read_text
+from cnn_jobs.training.loop import Ledger
+
+costs = st.builds(
+    AttemptCost,
+    attempt=st.integers(1, 500),
+    steps=st.integers(0, 10**6),
+    device_seconds=st.floats(0, 1e5),
+    wall_seconds=st.floats(0, 1e6),
+)
+
+
+@given(st.lists(costs, max_size=6), st.floats(0, 1), st.integers(0, 1000))
+def test_useful_and_thrown_away_are_all_there_is(before: list[AttemptCost], part: float, steps: int) -> None:
+    spent = sum(each.steps for each in before)
+    device = sum(each.device_seconds for each in before)
+    own = Ledger(steps=steps, training_seconds=2.0, evaluation_seconds=1.0)
+    book = CostBook(9, time.monotonic() - 5, Path("unused"), own, before, int(part * spent), part * device)
+    totals, useful = book.totals(), book.useful()
+    assert totals["ledger/attempts"] == len(before) + 1
+    assert totals["ledger/steps"] == spent + steps
+    assert totals["ledger/steps_thrown_away"] + useful["steps"] == totals["ledger/steps"]
+    thrown = totals["ledger/device_seconds_thrown_away"]
+    assert abs(thrown + useful["device_seconds"] - totals["ledger/device_seconds"]) < 1e-6 * (1 + device)
+    assert totals["ledger/wall_seconds"] >= sum(each.wall_seconds for each in before) + 5
+
+
+def test_the_next_attempt_reads_what_this_one_wrote(tmp_path: Path) -> None:
+    book = CostBook(2, time.monotonic() - 7, tmp_path / "ledger.json", Ledger(steps=3), [AttemptCost(1, 5, 1.5, 4.0)])
+    book.write()
+    first, second = read_costs(read_text(book.path))
+    assert first == AttemptCost(1, 5, 1.5, 4.0)
+    assert (second.attempt, second.steps) == (2, 3)
+    assert 7 <= second.wall_seconds < 8
+    # The journal saw more of the one that was killed than its book did; the fuller of two books counts.
+    assert read_costs(read_text(book.path), steps_of_last=4)[-1].steps == 4
+    assert read_costs(read_text(book.path), steps_of_last=1)[-1].steps == 3
+    assert len(read_costs('{"attempts": [], "useful": {}}', read_text(book.path))) == 2
+    assert read_costs("", "[]", "{", '{"attempts": [{"other": 1}]}') == []
+    assert read_text(tmp_path / "none") == ""
+
+
+@given(st.integers(1, 400))
+def test_a_tag_holds_any_number_of_attempts(count: int) -> None:
+    before = [AttemptCost(number, 123456, 12345.67, 123456.78) for number in range(1, count)]
+    book = CostBook(count, time.monotonic(), Path("unused"), Ledger(), before)
+    text = book.as_json()
+    assert len(text) < 8000
+    again = read_costs(text)
+    assert sum(each.steps for each in again) == 123456 * (count - 1)
+    assert again[-1].attempt == count
+
+
+def test_the_oldest_are_added_up() -> None:
+    rows = [{"attempt": number, "steps": 10} for number in (1, 2, 3, 4)]
+    assert merged(rows, most=2) == [{"attempt": 3, "steps": 30}, {"attempt": 4, "steps": 10}]

@@ -1,0 +1,61 @@
+"""What Kubernetes says of a pod."""
+
+from __future__ import annotations
+
+from pathlib import PurePosixPath
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cnn_jobs import environment
+from cnn_jobs.errors import UserError
+
+
+@pytest.mark.parametrize(
+    ("uid", "index", "key"),
+    [
+        ("", "", ""),
+        ("", "3", ""),
+        ("6f2c-11", "", "6f2c-11"),
+        ("6f2c-11", "3", "6f2c-11-3"),
+        ("6f2c-11", "0", "6f2c-11-0"),
+    ],
+)
+def test_a_jobs_key_is_its_uid_and_index(monkeypatch: pytest.MonkeyPatch, uid: str, index: str, key: str) -> None:
+    monkeypatch.setenv("CNN_JOBS_JOB_UID", uid)
+    monkeypatch.setenv("JOB_COMPLETION_INDEX", index)
+    assert environment.job_run_key() == key
+
+
+def test_time_limits_are_a_pods_or_a_laptops(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("KUBERNETES_SERVICE_HOST", raising=False)
+    assert not environment.in_pod()
+    assert (environment.default_ship_deadline_s(), environment.look_up_budget_s()) == (60, 5)
+    monkeypatch.setenv("KUBERNETES_SERVICE_HOST", "10.0.0.1")
+    assert environment.in_pod()
+    assert (environment.default_ship_deadline_s(), environment.look_up_budget_s()) == (3600, 300)
+
+
+@given(st.text(max_size=140))
+def test_an_accepted_key_is_the_name_of_one_file_and_safe_in_a_filter(key: str) -> None:
+    try:
+        environment.check_run_key(key)
+    except UserError as error:
+        assert "--run-key is" in str(error)
+        return
+    assert PurePosixPath("dir", key).parent == PurePosixPath("dir")
+    assert PurePosixPath(key).name == key
+    assert len(key) <= 128
+    assert not set("'\"`\\ \n/") & set(key)
+
+
+@pytest.mark.parametrize("key", ["a", "run-1", "6f2c9a3e-1b2d-4c5e-8f90-aabbccddeeff-12", "A.b_c"])
+def test_usual_keys_are_accepted(key: str) -> None:
+    assert environment.check_run_key(key) == key
+
+
+@pytest.mark.parametrize("key", ["", "..", ".hidden", "-x", "a/b", "a b", "a'b", "a" * 129, "a\n"])
+def test_others_are_refused(key: str) -> None:
+    with pytest.raises(UserError):
+        environment.check_run_key(key)

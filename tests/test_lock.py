@@ -1,0 +1,54 @@
+"""One process at a time in a run's folder."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from cnn_jobs.errors import AnotherAttemptError, StateDirError
+from cnn_jobs.lock import RunLock
+
+HOLDER = """
+import sys, time
+from pathlib import Path
+from cnn_jobs.lock import RunLock
+lock = RunLock(Path(sys.argv[1]))
+print("held", flush=True)
+time.sleep(60)
+"""
+
+
+def test_another_process_is_refused_until_the_holder_is_killed(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", HOLDER, str(tmp_path / "key")]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as holder:
+        try:
+            assert holder.stdout
+            assert holder.stdout.readline() == "held\n"
+            with pytest.raises(AnotherAttemptError, match=f"run key is in the hands of process {holder.pid} "):
+                RunLock(tmp_path / "key")
+            os.kill(holder.pid, signal.SIGKILL)
+            holder.wait(10)
+            RunLock(tmp_path / "key").release()
+        finally:
+            holder.kill()
+
+
+def test_it_is_free_after_release_and_its_content_is_the_holders(tmp_path: Path) -> None:
+    (tmp_path / "lock").write_text("123456789012345 of an older process")
+    with RunLock(tmp_path) as lock:
+        assert (tmp_path / "lock").read_text() == str(os.getpid())
+        with pytest.raises(AnotherAttemptError):
+            RunLock(tmp_path)
+    lock.release()  # a second time does nothing
+    RunLock(tmp_path).release()
+
+
+def test_a_folder_that_cannot_be_made_is_a_mistake(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(StateDirError):
+        RunLock(tmp_path / "file" / "key")
