@@ -45,8 +45,9 @@ local-status: ## say whether the local MLflow server runs, and where
 test: $(VENV)/.installed-test ## the fast tests (under 10 minutes)
 	$(BIN)/python -m pytest --durations=10 -m "not slow and not integration and not cluster and not gpu"
 
+# Two at a time: most of the slow ones wait for servers, timeouts and heartbeats.
 test-all: $(VENV)/.installed-test ## the fast, slow and integration tests
-	$(BIN)/python -m pytest --durations=10 -m "not cluster and not gpu"
+	$(BIN)/python -m pytest -n 2 --dist loadfile --durations=20 -m "not cluster and not gpu"
 
 lint: $(VENV)/.installed-test ## ruff and mypy, changing nothing
 	$(BIN)/python -m ruff check .

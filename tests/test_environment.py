@@ -41,8 +41,7 @@ def test_time_limits_are_a_pods_or_a_laptops(monkeypatch: pytest.MonkeyPatch) ->
 def test_an_accepted_key_is_the_name_of_one_file_and_safe_in_a_filter(key: str) -> None:
     try:
         environment.check_run_key(key)
-    except UserError as error:
-        assert "--run-key is" in str(error)
+    except UserError:
         return
     assert PurePosixPath("dir", key).parent == PurePosixPath("dir")
     assert PurePosixPath(key).name == key

@@ -55,7 +55,7 @@ def _record(whole: Any, folder: Path, steps: int, back: int) -> None:
     recorder = whole.recorder
     entries = Reader(folder / "journal.jsonl").read()
     kinds = {entry.kind for entry in entries}
-    # The tag is a step's last record: one that was cut off before it is done again.
+    # The tag is the last record of five steps: what was cut off before it is done again.
     done = max((int(entry.content["values"]["step"]) for entry in entries if entry.kind == "tags"), default=0)
     if "params" not in kinds:
         recorder.params({"lr": 0.1, "seed": 3})
@@ -69,7 +69,7 @@ def _record(whole: Any, folder: Path, steps: int, back: int) -> None:
             (folder / "state.bin").unlink(missing_ok=True)
             (folder / "state.bin").write_bytes(bytes([step % 256]) * 3000)
             recorder.artifact(folder / "state.bin", "checkpoints/state.bin")
-        recorder.tags({"step": step})
+            recorder.tags({"step": step})
         time.sleep(0.002)
     (folder / "done.txt").write_text("all of it")
     recorder.artifact(folder / "done.txt", "files/done.txt")

@@ -27,8 +27,8 @@ from tests.integration.survival import Lab, compare
 pytestmark = [pytest.mark.integration, pytest.mark.slow, pytest.mark.timeout(1500)]
 
 SCHEDULES = 200
-AT_ONCE = 10
-STEPS = 60
+AT_ONCE = 5
+STEPS = 40
 PASSING = [fault for fault in Fault if fault not in (Fault.PASS, Fault.BAD_REQUEST)]
 CHILD = "tests.integration.shipping_child:run"
 
@@ -98,7 +98,8 @@ def play(setting: Setting, seed: int, forgetful: str = "") -> Played:
     upstream = ("127.0.0.1", setting.server.port)
     kills = 0
     schedule = random_schedule(seed, rate=chance.uniform(0.1, 0.5), faults=faults)
-    with FaultProxy(upstream, schedule, hang_s=1.5) as proxy:
+    # Mostly shorter than the client's patience of a second: otherwise waiting is all that the schedules do.
+    with FaultProxy(upstream, schedule, hang_s=chance.choice([0.1, 0.2, 0.3, 1.5])) as proxy:
 
         def start(deadline_s: float) -> Any:
             back = chance.choice([0, 0, 3, 10])
@@ -114,7 +115,7 @@ def play(setting: Setting, seed: int, forgetful: str = "") -> Played:
                 os.kill(child.pid, signal.SIGKILL)
             kills += child.wait().code == -signal.SIGKILL
             proxy.upstream = upstream
-        ended = start(4.0).wait()
+        ended = start(2.0).wait()
         if ended.code not in (0, 1):
             proxy.schedule = lambda request: Fault.PASS
             ended = start(30.0).wait()
@@ -175,11 +176,11 @@ def test_no_row_is_lost_and_none_doubled(setting: Setting, record_property: Any,
     record_property("summary", summary)
     with capsys.disabled():
         sys.stdout.write(f"\n{summary}\n")
-    assert wrong == []
+    assert not wrong, "\n".join(wrong)
     # The schedules did what they are there for.
     assert kills >= SCHEDULES * 0.8
     assert faults >= 5 * SCHEDULES
-    assert rows > 80 * SCHEDULES
+    assert rows > 60 * SCHEDULES
 
 
 @pytest.mark.parametrize("forgetful", ["memory", "search"])
