@@ -55,6 +55,7 @@ def within(budget_s: float, question: Callable[[], Result]) -> Result:
 
 def find_run(remote: Remote, header: RunHeader, budget_s: float) -> RemoteRun | None:
     """The key's run, the oldest of twins; ``None`` where MLflow says that there is none. Raises as ``within``."""
+    remote.load()
     runs = within(budget_s, lambda: runs_of_key(remote, header))
     return runs[0] if runs else None
 

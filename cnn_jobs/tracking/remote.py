@@ -77,6 +77,11 @@ class Remote:
         self.uri = check_uri(uri)
         self._made: MlflowClient | None = None
 
+    def load(self) -> None:
+        """Imports MLflow, which takes seconds: before a time limit begins. Opens no connection."""
+        configure_client()
+        import mlflow  # noqa: F401
+
     def call(self, function: Callable[[MlflowClient], Result]) -> Result:
         """``function`` of a client. Raises ``OutageError`` or ``RefusalError``."""
         try:

@@ -72,6 +72,22 @@ def test_a_run_is_found_by_its_key_and_its_checkpoints_are_fetched(mlflow_uri: s
     assert find_run(remote, header("another"), 30) is None
 
 
+def test_importing_mlflow_is_not_of_the_time_limit(mlflow_uri: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    real, loaded = Remote.load, []
+
+    def slow(self: Remote) -> None:
+        time.sleep(1.0)
+        real(self)
+        loaded.append(1)
+
+    monkeypatch.setattr(Remote, "load", slow)
+    began = time.monotonic()
+    with pytest.raises(OutageError, match="does not answer"):
+        find_run(Remote(unused_address()), header(), 0.3)
+    assert time.monotonic() - began > 1.0
+    assert loaded
+
+
 def test_a_server_that_is_away_is_an_outage() -> None:
     with pytest.raises(OutageError, match="does not answer"):
         find_run(Remote(unused_address()), header(), 0.1)
