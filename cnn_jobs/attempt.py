@@ -102,9 +102,8 @@ def _open(run: Run, header: RunHeader, lock: RunLock, journal: Journal, say: Say
     Outbox(run.folder).sweep([entry.content for entry in entries if entry.kind == "artifact"])
     remote = Remote(run.options.tracking_uri)
     found, known = _look_up(run, remote, header, say) if run.options.run_key else (None, True)
-    last = (left.mark.id,) if left.mark else ()
     number = max(left.mark.number if left.mark else 0, found.attempt if found else 0) + 1
-    mark = AttemptMark(uuid.uuid4().hex[:12], number, last, replaces_any=run.options.key_from_job)
+    mark = AttemptMark(uuid.uuid4().hex[:12], number, left.attempt_ids, replaces_any=run.options.key_from_job)
     attempt = Attempt(remote, journal, header, mark, left, entries, found, lock)
     if found:
         _check_header(run, found.tags, f"run {found.run_id} in MLflow")
@@ -147,14 +146,14 @@ def _check_header(run: Run, tags: Any, where: str) -> None:
 
 def _wait_for_turn(remote: Remote, header: RunHeader, found: RemoteRun, mark: AttemptMark, say: Say) -> AttemptMark:
     if may_take_over(found, mark):
-        return replace(mark, replaces=(*mark.replaces, found.attempt_id))
+        return replace(mark, replaces=mark.replaces | {found.attempt_id})
     say(f"attempt {found.attempt} of run {header.run_key} may be alive: watching its heartbeat for up to a minute")
 
     def read() -> RemoteRun:
         return next((each for each in runs_of_key(remote, header) if each.run_id == found.run_id), found)
 
     wait_until_still(found, read, time.sleep)
-    return replace(mark, replaces=(*mark.replaces, found.attempt_id))
+    return replace(mark, replaces=mark.replaces | {found.attempt_id})
 
 
 def _find_checkpoint(run: Run, attempt: Attempt, say: Say) -> None:
@@ -166,9 +165,9 @@ def _find_checkpoint(run: Run, attempt: Attempt, say: Say) -> None:
     for note in notes:
         say(note)
     found = attempt.remote_run
-    # This folder's own last attempt was the run's last: MLflow has nothing newer.
-    current = content is not None and attempt.left.mark is not None and not notes
-    if found and not (current and attempt.left.mark and found.attempt_id == attempt.left.mark.id):
+    # The run's last attempt, as MLflow has it, was one of this folder's own: there is nothing newer there.
+    current = content is not None and not notes
+    if found and not (current and found.attempt_id in attempt.left.attempt_ids):
         for fetched in _fetch(attempt.remote, found, run.folder, say):
             if content is None or fetched["step"] > content["step"]:
                 content, attempt.checkpoint_is_local = fetched, False

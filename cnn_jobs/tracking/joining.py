@@ -59,7 +59,7 @@ def attempt_tags(mark: AttemptMark) -> dict[str, str]:
 def may_take_over(run: RemoteRun, mark: AttemptMark) -> bool:
     """Whether the attempt that has the run is surely over, without watching it."""
     over = run.status != "RUNNING" or not run.attempt_id
-    return over or mark.replaces_any or run.attempt_id in (mark.id, *mark.replaces)
+    return over or mark.replaces_any or run.attempt_id in mark.replaces | {mark.id}
 
 
 def wait_until_still(
@@ -100,6 +100,18 @@ def claim(remote: Remote, header: RunHeader, run: RemoteRun, mark: AttemptMark) 
     if run.status not in ("RUNNING", "FINISHED"):
         remote.set_status(run.run_id, "RUNNING")
     return check_claim(remote, header, run, mark), mark
+
+
+def adopt(remote: Remote, header: RunHeader, run: RemoteRun, mark: AttemptMark) -> RemoteRun:
+    """The run, with ``mark`` as its last attempt; its state and status stay as they are.
+
+    For an attempt that is over, and may never have reached the server: then the server still names one of those that
+    it replaced. Raises ``AnotherAttemptError`` where it names any other.
+    """
+    if run.attempt_id in mark.replaces:
+        tags = attempt_tags(replace(mark, number=max(mark.number, run.attempt)))
+        remote.set_tags(run.run_id, {name: tags[name] for name in ("cnn_jobs.attempt", "cnn_jobs.attempt_id")})
+    return check_claim(remote, header, run, mark)
 
 
 def check_claim(remote: Remote, header: RunHeader, run: RemoteRun, mark: AttemptMark) -> RemoteRun:

@@ -39,7 +39,9 @@ def read_left_behind(entries: Sequence[Entry]) -> LeftBehind:
         match entry.kind:
             case "attempt":
                 header = header or RunHeader(**entry.content["header"])
-                mark, ending = AttemptMark(entry.content["id"], entry.content["number"]), None
+                # Attempts of one folder follow one another: its lock sees to that.
+                mark = AttemptMark(entry.content["id"], entry.content["number"], frozenset(ids))
+                ending = None
                 ids.add(mark.id)
                 first = last = int(entry.content.get("from_step", 0))
             case "metrics" if "train/loss" in entry.content["values"]:

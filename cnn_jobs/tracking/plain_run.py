@@ -25,9 +25,8 @@ class PlainRun:
         try:
             self._journal = Journal(folder / JOURNAL, after=CursorFile(folder).highest())
             left = read_left_behind(self._journal.entries)
-            before = (left.mark.id,) if left.mark else ()
             number = left.mark.number + 1 if left.mark else 1
-            mark = AttemptMark(uuid.uuid4().hex[:12], number, before, replaces_any)
+            mark = AttemptMark(uuid.uuid4().hex[:12], number, left.attempt_ids, replaces_any)
             header = left.header or header
             self._journal.append("attempt", attempt_record(header, mark))
         except BaseException:

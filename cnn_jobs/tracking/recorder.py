@@ -124,7 +124,7 @@ class JournalRecorder:
         """Notes the ending, sends what is left and, last of all, the run's status; whether MLflow has it all.
 
         Gives up after ``deadline_s`` seconds, or soon after ``hurry`` says so. Raises what stands in ``failure``, and
-        ``RejectedRecordsError`` where MLflow refused records: the run is FAILED then.
+        ``RejectedRecordsError`` where MLflow has it all but what it refused: the run is FAILED then.
         """
         if self.failure and ending.status == "FINISHED":
             raise self.failure
@@ -149,7 +149,7 @@ class JournalRecorder:
         self._ticker.join()
         if self.failure:
             raise self.failure
-        if self._shipper.rejected.count:
+        if self.delivered and self._shipper.rejected.count:
             raise RejectedRecordsError(self._shipper.rejected.summary())
         return self.delivered
 
@@ -162,7 +162,7 @@ class JournalRecorder:
         pause = FIRST_PAUSE_S
         while True:
             # Read before the round: what was recorded before the flag was set is then in the round.
-            closing = self._closing.is_set()
+            closing, before = self._closing.is_set(), self._shipper.advance
             try:
                 done = self._shipper.round()
                 self.outage, pause = "", FIRST_PAUSE_S
@@ -174,6 +174,8 @@ class JournalRecorder:
             except OutageError as outage:
                 self.outage = str(outage)
                 self._contact.set()
+                if self._shipper.advance != before:  # a bad line, but a line
+                    pause = FIRST_PAUSE_S
                 # Jitter, so that the pods of one outage do not come back in step.
                 with contextlib.suppress(OutageError):
                     self._sleep(pause * random.uniform(0.5, 1.0))

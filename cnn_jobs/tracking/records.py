@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import sys
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -12,6 +14,9 @@ CLOCK_METRICS = ("train/images_per_second", "attempt/", "ledger/")
 
 # Uploads of the latest state alternate between two names: one that is cut off leaves the other whole.
 CHECKPOINT_SLOTS = ("checkpoints/last.pt", "checkpoints/alternate.pt")
+
+LARGEST = sys.float_info.max
+Identity = tuple[str, int, float | str | None]
 
 
 @dataclass(frozen=True)
@@ -24,9 +29,14 @@ class Metric:
     timestamp_ms: int
 
     @property
-    def identity(self) -> tuple[str, int, float | None]:
-        """What makes a second row the same as this one, whenever it was measured."""
-        return self.key, self.step, None if self.key.startswith(CLOCK_METRICS) else self.value
+    def identity(self) -> Identity:
+        """What makes a second row the same as this one, whenever it was measured, and after MLflow stored it."""
+        if self.key.startswith(CLOCK_METRICS):
+            return self.key, self.step, None
+        if math.isnan(self.value):  # equal to nothing, not even to itself
+            return self.key, self.step, "NaN"
+        # Databases hold no infinity: MLflow keeps the largest number in its place.
+        return self.key, self.step, max(-LARGEST, min(self.value, LARGEST))
 
 
 @dataclass(frozen=True)
@@ -60,7 +70,7 @@ class AttemptMark:
 
     id: str
     number: int
-    replaces: tuple[str, ...] = ()
+    replaces: frozenset[str] = frozenset()
     # A key that Kubernetes gave: it starts the next pod only when the one before is gone.
     replaces_any: bool = False
 

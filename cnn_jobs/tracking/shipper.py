@@ -11,8 +11,9 @@ from cnn_jobs.tracking import joining
 from cnn_jobs.tracking.cursor import CursorFile
 from cnn_jobs.tracking.journal import Reader
 from cnn_jobs.tracking.journal_format import Entry
+from cnn_jobs.tracking.known_rows import KnownRows
 from cnn_jobs.tracking.outbox import Outbox
-from cnn_jobs.tracking.records import CHECKPOINT_SLOTS, AttemptMark, DatasetInput, Ending, Metric, RunHeader
+from cnn_jobs.tracking.records import CHECKPOINT_SLOTS, AttemptMark, DatasetInput, Ending, Identity, Metric, RunHeader
 from cnn_jobs.tracking.rejected import RejectedRecords
 from cnn_jobs.tracking.remote import METRICS_PER_CALL, RefusalError, Remote, RemoteRun
 
@@ -44,6 +45,7 @@ class Shipper:
         self._replay, self._wait, self._ledger = replay, wait, ledger
         self._outbox, self._cursors = Outbox(folder), CursorFile(folder)
         self._checked = 0.0
+        self._joined = ""
 
     def round(self) -> bool:
         """Sends what the journal holds now; whether nothing is left.
@@ -63,6 +65,11 @@ class Shipper:
             self.run = None
             raise
         return not self._values and not self._artifacts
+
+    @property
+    def advance(self) -> tuple[int, int]:
+        """Changes with every answer that brought the delivery further, also within a round that failed."""
+        return self.progress, self._known.unread if self._joined else 0
 
     def close(self, ending: Ending) -> None:
         """Says how the run ended; call it when ``round`` says that nothing is left, or that no time is."""
@@ -85,14 +92,13 @@ class Shipper:
     def _join(self) -> RemoteRun:
         run = joining.find_or_create(self._remote, self._header, self.mark)
         if self._replay:
-            if run.attempt_id != self.mark.id:
-                joining.check_claim(self._remote, self._header, run, self.mark)
+            run = joining.adopt(self._remote, self._header, run, self.mark)
         else:
             if not joining.may_take_over(run, self.mark):
                 joining.wait_until_still(run, lambda: self._again(run), self._wait)
             run, self.mark = joining.claim(self._remote, self._header, run, self.mark)
-        # What the run holds, from whatever journal: a row that is there is not sent a second time.
-        self._seen = {row.identity for key in run.metrics for row in self._remote.history(run.run_id, key)}
+        if self._joined != run.run_id:  # else what is known of it stays so
+            self._joined, self._known = run.run_id, KnownRows(self._remote, run)
         self._params = dict(run.params)
         self._cursor = self._cursors.load(self._remote.uri).of(run.run_id)
         self._reader = Reader(self._folder / JOURNAL)
@@ -143,7 +149,7 @@ class Shipper:
 
     def _send_metrics(self, run: RemoteRun) -> int:
         """The metrics at the head of the line, as many as one call takes; how many entries these were."""
-        points: dict[tuple[str, int, float | None], Metric] = {}
+        points: dict[Identity, Metric] = {}
         count = 0
         for entry in self._values:
             if entry.kind != "metrics" or len(points) + len(entry.content["values"]) > METRICS_PER_CALL:
@@ -151,10 +157,10 @@ class Shipper:
             count += 1
             for key, value in entry.content["values"].items():
                 point = Metric(key, value, entry.content["step"], entry.content["time_ms"])
-                if point.identity not in self._seen:
+                if not self._known.has(point):
                     points.setdefault(point.identity, point)
         self._log_metrics(run, list(points.values()))
-        self._seen |= points.keys()
+        self._known.add(points)
         self.progress += count
         return count
 

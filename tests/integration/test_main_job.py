@@ -77,12 +77,14 @@ def test_a_run_is_whole_on_a_server(server: Server, tmp_path: Path) -> None:
     folder.mkdir()
     client(server.url).download_artifacts(run.info.run_id, "", str(folder))
     (state,) = (tmp_path / "state").iterdir()
-    for name in ("checkpoints/best.pt", "checkpoints/last.pt"):
-        assert (folder / name).read_bytes() == (state / name).read_bytes()
-    sent = {path.relative_to(state / "outbox") for path in (state / "outbox").rglob("*") if path.is_file()}
-    fetched = {path.relative_to(folder) for path in folder.rglob("*") if path.is_file()}
-    assert len(sent) > 10
-    assert sent <= fetched
+    own = {f"checkpoints/{name}.pt": state / "checkpoints" / f"{name}.pt" for name in ("best", "last")}
+    artifacts = state / "artifacts"
+    own |= {path.relative_to(artifacts).as_posix(): path for path in artifacts.rglob("*") if path.is_file()}
+    assert {"history.csv", "confusion.csv", "network.md", "lineage.json", "mistakes.png", "model/MLmodel"} <= own.keys()
+    assert {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()} == own.keys()
+    for name, path in own.items():
+        assert (folder / name).read_bytes() == path.read_bytes(), name
+    assert not [path for path in (state / "outbox").rglob("*") if path.is_file()], "delivered, and still staged"
 
 
 @pytest.mark.parametrize("wanted", [signal.SIGTERM, signal.SIGINT])
@@ -102,9 +104,10 @@ def test_a_signal_ends_the_run_as_killed(server: Server, tmp_path: Path, wanted:
         time.sleep(0.3)
     process.send_signal(wanted)
     _, errors = process.communicate(timeout=60)
-    assert process.returncode == 1
-    last = errors.strip().splitlines()[-1]
-    assert last.startswith(f"error: stopped by {wanted.name} after step ")
+    assert process.returncode == 75
+    (line,) = [line for line in errors.splitlines() if line.startswith("error: ")]
+    assert line.startswith(f"error: stopped by {wanted.name} after step ")
+    assert "Go on with it" in errors
     (run,) = runs(server.url, experiment)
     assert run.info.status == "KILLED"
     assert run.data.tags["cnn_jobs.state"] == "interrupted"
@@ -139,12 +142,21 @@ def test_a_server_that_goes_away_for_a_while_loses_nothing(tmp_path: Path) -> No
         stop_server(folder)
 
 
-def test_no_server_is_one_line(tmp_path: Path, small_file: Path) -> None:
-    ended = cnn_jobs(unused_address(), tmp_path, "train", "task2", "--data", small_file, "--batch-size", 8)
-    assert ended.returncode == 1
-    (line,) = [line for line in ended.stderr.splitlines() if line.startswith("error: ")]
-    assert "does not answer" in line
+def test_without_a_server_it_trains_and_says_how_to_send_the_rest(
+    server: Server, tmp_path: Path, small_file: Path
+) -> None:
+    args = ("train", "task2", "--data", small_file, "--batch-size", 8, "--epochs", 1, "--experiment", "away")
+    ended = cnn_jobs(unused_address(), tmp_path, *args, "--ship-deadline", 1)
+    assert ended.returncode == 75
     assert "Traceback" not in ended.stderr
+    (line,) = [line for line in ended.stderr.splitlines() if line.startswith("error: ")]
+    assert "the training is complete, but MLflow lacks part of it" in line
+    (state,) = (tmp_path / "state").iterdir()
+    assert f"cnn-jobs replay {state}" in ended.stderr
+    sent = cnn_jobs(server.url, tmp_path, "replay", state)
+    assert sent.returncode == 0, sent.stderr
+    (run,) = runs(server.url, "away")
+    assert run.info.status == "FINISHED"
 
 
 def test_two_processes_train_the_same_bytes(server: Server, tmp_path: Path, small_file: Path) -> None:
@@ -155,7 +167,7 @@ def test_two_processes_train_the_same_bytes(server: Server, tmp_path: Path, smal
         ended = cnn_jobs(server.url, folder, *args)
         assert ended.returncode == 0, ended.stderr
         (state,) = (folder / "state").iterdir()
-        histories.append((state / "outbox" / "history.csv").read_bytes())
+        histories.append((state / "artifacts" / "history.csv").read_bytes())
     assert histories[0] == histories[1]
     assert histories[0].count(b"\n") > 5
 

@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import random
+import shutil
 import signal
 import sys
 import time
@@ -22,6 +23,7 @@ from cnn_jobs.tracking.journal import Reader
 from cnn_jobs.tracking.records import Metric
 from tests.fault_proxy import Fault, FaultProxy, random_schedule
 from tests.forkserver import Ended, ForkServer, fork_server
+from tests.integration.survival import STEPS as STEPS_OF_THE_TRAINER
 from tests.integration.survival import Lab, compare
 
 pytestmark = [pytest.mark.integration, pytest.mark.slow, pytest.mark.timeout(1500)]
@@ -85,6 +87,7 @@ class Played:
     ended: Ended
     kills: int
     faults: int
+    lost: bool = False
     rows: int = 0
     wrong: list[str] = field(default_factory=list)
 
@@ -106,6 +109,7 @@ def play(setting: Setting, seed: int, forgetful: str = "") -> Played:
             arguments = [str(setting.folder / "state"), proxy.url, key, STEPS, back, deadline_s, forgetful]
             return setting.children.start([], {}, hook=CHILD, hook_args=arguments)
 
+        lost = chance.random() < 0.25 or forgetful == "memory"
         for _ in range(chance.choice([1, 1, 2, 3])):
             if chance.random() < 0.2:  # away for this attempt
                 proxy.upstream = ("127.0.0.1", 9)
@@ -115,12 +119,14 @@ def play(setting: Setting, seed: int, forgetful: str = "") -> Played:
                 os.kill(child.pid, signal.SIGKILL)
             kills += child.wait().code == -signal.SIGKILL
             proxy.upstream = upstream
+        if lost:  # the disk went with the pod: the rest is recorded, and sent, from the first step on again
+            shutil.rmtree(setting.folder / "state" / key, ignore_errors=True)
         ended = start(2.0).wait()
         if ended.code not in (0, 1):
             proxy.schedule = lambda request: Fault.PASS
             ended = start(30.0).wait()
         bad = sum(fault is not Fault.PASS for _, fault in proxy.log)
-    return Played(key, ended, kills, bad)
+    return Played(key, ended, kills, bad, lost)
 
 
 def play_all(setting: Setting, seeds: range, forgetful: str = "") -> list[Played]:
@@ -144,7 +150,8 @@ def judge(setting: Setting, played: Played) -> Played:
     played.rows = len(rows)
     if len(rows) != len(set(rows)):
         played.wrong.append(f"{key}: {len(rows) - len(set(rows))} rows doubled")
-    if set(rows) != journal - set(rejected):
+    # One that was refused may be there all the same: from a first call, whose answer was lost.
+    if not journal - set(rejected) <= set(rows) <= journal:
         played.wrong.append(f"{key}: rows differ by {sorted(set(rows) ^ (journal - set(rejected)), key=str)[:3]}")
     refused = (setting.folder / "state" / key / "rejected.jsonl").exists()
     expected = (1, "FAILED") if refused else (0, "FINISHED")
@@ -223,17 +230,14 @@ def _run(setting: Setting, key: str) -> Any:
 # -- the whole trainer -------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("seed", range(10))
-def test_the_whole_trainer_behind_a_bad_line(lab: Lab, seed: int) -> None:
+def behind_a_bad_line(lab: Lab, seed: int) -> tuple[str, str]:
+    """Trains through a proxy that makes faults, is stopped once, and goes on until all is delivered; task and key."""
     chance = random.Random(1000 + seed)
     task, key = ("task2", "task3e")[seed % 2], f"line-{seed}"
-    if not (lab.folder / f"state-{task}-whole").exists():
-        assert lab.train(task, f"{task}-whole").code == 0
     port = int(lab.uri.rpartition(":")[2])
-    schedule = random_schedule(seed, rate=0.25, faults=PASSING)
-    with FaultProxy(("127.0.0.1", port), schedule, hang_s=1.5) as proxy:
+    with FaultProxy(("127.0.0.1", port), random_schedule(seed, rate=0.1, faults=PASSING), hang_s=1.5) as proxy:
         line = {"MLFLOW_TRACKING_URI": proxy.url, "MLFLOW_HTTP_REQUEST_TIMEOUT": "1"}
-        step, sent = chance.randint(1, 12), chance.choice(["SIGKILL", "SIGTERM"])
+        step, sent = chance.randint(1, STEPS_OF_THE_TRAINER), chance.choice(["SIGKILL", "SIGTERM"])
         ended = lab.server.run(
             lab.arguments(task),
             lab.environment(key, **line),
@@ -250,5 +254,16 @@ def test_the_whole_trainer_behind_a_bad_line(lab: Lab, seed: int) -> None:
             if ended.code == 0:
                 break
             assert ended.code == 75, ended.stderr
+        assert any(fault is not Fault.PASS for _, fault in proxy.log)
     assert ended.code == 0, ended.stderr
-    assert compare(lab.outcome(task, f"{task}-whole"), lab.outcome(task, key)) == []
+    return task, key
+
+
+def test_the_whole_trainer_behind_a_bad_line(lab: Lab) -> None:
+    wholes = {}
+    for task in ("task2", "task3e"):
+        assert lab.train(task, f"{task}-whole").code == 0
+        wholes[task] = lab.outcome(task, f"{task}-whole")
+    with ThreadPoolExecutor(3) as pool:
+        trained = list(pool.map(lambda seed: behind_a_bad_line(lab, seed), range(10)))
+    assert [line for task, key in trained for line in compare(wholes[task], lab.outcome(task, key))] == []

@@ -78,8 +78,8 @@ def test_a_run_that_is_gone_is_joined_anew(mlflow_uri: str) -> None:
     ("status", "attempt_id", "mark", "may"),
     [
         ("RUNNING", "other", AttemptMark("me", 1), False),
-        ("RUNNING", "other", AttemptMark("me", 1, replaces=("other",)), True),
-        ("RUNNING", "other", AttemptMark("me", 1, replaces=("another",)), False),
+        ("RUNNING", "other", AttemptMark("me", 1, replaces=frozenset({"other"})), True),
+        ("RUNNING", "other", AttemptMark("me", 1, replaces=frozenset({"another"})), False),
         ("RUNNING", "other", AttemptMark("me", 1, replaces_any=True), True),
         ("RUNNING", "me", AttemptMark("me", 1), True),
         ("RUNNING", "", AttemptMark("me", 1), True),

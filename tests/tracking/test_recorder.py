@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+import math
 import socket
 import threading
 from collections.abc import Callable
@@ -15,10 +17,12 @@ from cnn_jobs import endings
 from cnn_jobs.errors import AnotherAttemptError, DiskFullError, RejectedRecordsError, ThreadError, TrackingError
 from cnn_jobs.tracking import recorder as module
 from cnn_jobs.tracking import shipper as shipper_module
-from cnn_jobs.tracking.records import DatasetInput
+from cnn_jobs.tracking.records import DatasetInput, Ending
 from cnn_jobs.tracking.remote import OutageError, RefusalError, Remote
 from tests.tracking.conftest import client, finish, recording, rows
 from tests.tracking.test_connection import answering, unused_address
+
+STOPPED = Ending("KILLED", "interrupted", "stopped by SIGTERM", 0)
 
 
 @pytest.fixture(autouse=True)
@@ -300,3 +304,46 @@ def test_a_refusal_of_the_server_itself_is_no_rejected_record(
         with pytest.raises(RefusalError, match="403"):
             finish(recorder)
     assert not (tmp_path / "key" / "rejected.jsonl").exists()
+
+
+def test_a_run_with_refused_records_is_not_ended_before_all_else_has_arrived(
+    mlflow_uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch, recording(mlflow_uri, tmp_path) as first:
+        failing(patch, "log_metrics", lambda: RefusalError("not this one"))
+        failing(patch, "upload", lambda: OutageError("away"))
+        (tmp_path / "key" / "a.txt").write_text("text")
+        first.metrics({"train/loss": 1.0}, 1)
+        first.artifact(tmp_path / "key" / "a.txt", "a.txt")
+        assert not finish(first, 0.5)
+    assert client(mlflow_uri).get_run(first.run_id).info.status == "RUNNING"
+    with recording(mlflow_uri, tmp_path) as second, pytest.raises(RejectedRecordsError):
+        finish(second)
+    assert client(mlflow_uri).get_run(first.run_id).info.status == "FAILED"
+    assert [each.path for each in client(mlflow_uri).list_artifacts(first.run_id)] == ["a.txt"]
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf, 0.1])
+def test_a_row_that_another_journal_brought_is_not_doubled(mlflow_uri: str, tmp_path: Path, value: float) -> None:
+    for machine in ("first", "second", "third"):
+        with recording(mlflow_uri, tmp_path / machine) as recorder:
+            recorder.metrics({"train/loss": value}, 1)
+            recorder.metrics({"train/loss": 0.5}, 2)
+            assert recorder.finish(STOPPED, 30)
+    (first, second) = rows(mlflow_uri, recorder.run_id)
+    assert (first[0], second) == (1, (2, 0.5))
+
+
+def test_a_bad_line_keeps_every_answer(mlflow_uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of four questions three are lost: a join that asks for thirty histories in one go would never end."""
+    values = {f"val/metric_{number}": float(number) for number in range(30)}
+    with recording(mlflow_uri, tmp_path / "first") as recorder:
+        recorder.metrics(values, 1)
+        assert recorder.finish(STOPPED, 30)
+    calls = itertools.count()
+    threads = failing(monkeypatch, "history", lambda: OutageError("lost") if next(calls) % 4 else None)
+    with recording(mlflow_uri, tmp_path / "second") as recorder:
+        recorder.metrics(values, 1)
+        assert finish(recorder)
+    assert len(threads) == 4 * 30 - 3
+    assert all(len(rows(mlflow_uri, recorder.run_id, key)) == 1 for key in values)

@@ -88,6 +88,20 @@ def test_an_old_journal_does_not_speak_for_a_run_that_went_on(mlflow_uri: str, t
     assert client(mlflow_uri).get_run(first.run_id).info.status == "FINISHED"
 
 
+def test_a_last_attempt_that_the_server_never_saw_speaks_for_the_run(mlflow_uri: str, tmp_path: Path) -> None:
+    with recording(mlflow_uri, tmp_path) as first:
+        first.abandon()
+    with recording(unused_address(), tmp_path) as second:
+        second.metrics({"train/loss": 1.0}, 1)
+        assert not finish(second, 0.1)
+    done = replay(tmp_path / "key", mlflow_uri, 30)
+    run = client(mlflow_uri).get_run(first.run_id)
+    assert (done.run_id, done.status, run.info.status) == (first.run_id, "FINISHED", "FINISHED")
+    assert run.data.tags["cnn_jobs.attempt"] == "2"
+    assert rows(mlflow_uri, first.run_id) == [(1, 1.0)]
+    assert replay(tmp_path / "key", mlflow_uri, 30) == done
+
+
 def test_a_server_that_stays_away_is_exit_75(tmp_path: Path) -> None:
     with pytest.raises(NotShippedError, match="nothing is lost") as caught:
         replay(unsent(tmp_path), unused_address(), 0.1)
