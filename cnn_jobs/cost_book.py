@@ -73,10 +73,10 @@ class CostBook:
     def as_json(self) -> str:
         """For the tag and for the next attempt."""
         attempts = [
-            {name: round(value, 2) if isinstance(value, float) else value for name, value in asdict(each).items()}
+            {name: round(value, 4) if isinstance(value, float) else value for name, value in asdict(each).items()}
             for each in self.attempts()
         ]
-        # A tag holds 8,000 characters, an attempt takes about 80.
+        # A tag holds 8,000 characters, an attempt takes about 90.
         return json.dumps({"attempts": merged(attempts, most=80), "useful": self.useful()}, separators=(",", ":"))
 
     def write(self) -> None:
@@ -98,13 +98,19 @@ def read_costs(*texts: str, steps_of_last: int = 0) -> list[AttemptCost]:
     """The attempts of the fullest of several books (a file, a tag); none where no text is a book.
 
     ``steps_of_last``: what the journal shows of the last attempt. One that was killed had no time to write down its
-    last second.
+    last second; its device seconds of that are estimated by those of its steps before.
     """
     books = [_parse(text) for text in texts]
     fullest = max(books, key=lambda book: sum(each.wall_seconds for each in book), default=[])
     if fullest and steps_of_last > fullest[-1].steps:
-        fullest[-1] = replace(fullest[-1], steps=steps_of_last)
+        fullest[-1] = _with_steps(fullest[-1], steps_of_last)
     return fullest
+
+
+def _with_steps(cost: AttemptCost, steps: int) -> AttemptCost:
+    """The attempt with more ``steps`` than its book shows."""
+    device = cost.device_seconds * steps / cost.steps if cost.steps else cost.device_seconds
+    return replace(cost, steps=steps, device_seconds=device, wall_seconds=max(device, cost.wall_seconds))
 
 
 def read_text(path: Path) -> str:

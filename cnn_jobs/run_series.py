@@ -20,6 +20,8 @@ from cnn_jobs.tracking.plain_run import PlainRun
 from cnn_jobs.tracking.recorder import LAST_WORDS_S
 from cnn_jobs.tracking.records import Ending, RunHeader, now_ms
 
+NOTE = "mlflow.note.content"
+
 
 def run_series(
     task: Task,
@@ -43,10 +45,13 @@ def run_series(
     name = options.run_name or f"{task.name}-{len(planned)}-runs"
     header = RunHeader(options.experiment, key, name, now_ms(), _parent_tags(task, planned, key))
     with stop.deferred():
-        parent = PlainRun(options.state_dir / key, options.tracking_uri, header, replaces_any=options.key_from_job)
+        folder, any_before = options.state_dir / key, options.key_from_job
+        parent = PlainRun(folder, options.tracking_uri, header, replaces_any=any_before, reopens=True)
     try:
         with stop.deferred():
             parent.recorder.start(CONTACT_S, stop.requested)
+            # The same key may be called again with more runs than before.
+            parent.recorder.tags({NOTE: header.tags[NOTE]})
         own = replace(options, parent_key=key, group=options.group or key)
         results, errors = run_all(
             planned, lambda item: _one(task, item, own, dataset, watcher, stop, key), report_error
@@ -103,5 +108,5 @@ def _parent_tags(task: Task, planned: Sequence[Planned], key: str) -> dict[str, 
         "cnn_jobs.task": task.name,
         "cnn_jobs.group": key,
         "mlflow.source.name": "cnn-jobs",
-        "mlflow.note.content": f"**{task.name}** - {task.title}\n\n{len(planned)} runs:\n\n{runs}\n",
+        NOTE: f"**{task.name}** - {task.title}\n\n{len(planned)} runs:\n\n{runs}\n",
     }

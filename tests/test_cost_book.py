@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from pathlib import Path
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -36,14 +37,21 @@ def test_useful_and_thrown_away_are_all_there_is(before: list[AttemptCost], part
 
 
 def test_the_next_attempt_reads_what_this_one_wrote(tmp_path: Path) -> None:
-    book = CostBook(2, time.monotonic() - 7, tmp_path / "ledger.json", Ledger(steps=3), [AttemptCost(1, 5, 1.5, 4.0)])
+    book = CostBook(
+        2,
+        time.monotonic() - 7,
+        tmp_path / "ledger.json",
+        Ledger(steps=3, training_seconds=1.2),
+        [AttemptCost(1, 5, 1.5, 4.0)],
+    )
     book.write()
     first, second = read_costs(read_text(book.path))
     assert first == AttemptCost(1, 5, 1.5, 4.0)
     assert (second.attempt, second.steps) == (2, 3)
     assert 7 <= second.wall_seconds < 8
     # The journal saw more of the one that was killed than its book did; the fuller of two books counts.
-    assert read_costs(read_text(book.path), steps_of_last=4)[-1].steps == 4
+    longer = read_costs(read_text(book.path), steps_of_last=4)[-1]
+    assert (longer.steps, longer.device_seconds) == (4, pytest.approx(1.2 * 4 / 3))
     assert read_costs(read_text(book.path), steps_of_last=1)[-1].steps == 3
     assert len(read_costs('{"attempts": [], "useful": {}}', read_text(book.path))) == 2
     assert read_costs("", "[]", "{", '{"attempts": [{"other": 1}]}') == []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -39,10 +40,10 @@ def ending(error: BaseException | None, monkeypatch: pytest.MonkeyPatch) -> list
     return started
 
 
-def call(uri: str, tmp_path: Path, dataset: Dataset, stop: StopRequest | None = None) -> Any:
+def call(uri: str, tmp_path: Path, dataset: Dataset, stop: StopRequest | None = None, **more: Any) -> Any:
     lines: list[str] = []
     results, errors = run_series(
-        TASK, PLANNED, options(uri, tmp_path), dataset, Watcher(), stop or StopRequest(), lines.append
+        TASK, PLANNED, options(uri, tmp_path, **more), dataset, Watcher(), stop or StopRequest(), lines.append
     )
     return results, errors, lines
 
@@ -86,3 +87,22 @@ def test_a_bug_in_a_run_leaves_no_parent_running(
         call(mlflow_uri, tmp_path, tiny_dataset)
     parent = only_run(mlflow_uri)
     assert (parent.info.status, parent.data.tags["cnn_jobs.reason"]) == ("FAILED", "ZeroDivisionError: a bug")
+
+
+@pytest.mark.parametrize("lost", [False, True], ids=["state-kept", "state-lost"])
+def test_a_series_that_is_finished_can_be_called_again(
+    mlflow_uri: str, tmp_path: Path, tiny_dataset: Dataset, monkeypatch: pytest.MonkeyPatch, lost: bool
+) -> None:
+    ending(None, monkeypatch)
+    for _ in range(2):
+        assert call(mlflow_uri, tmp_path, tiny_dataset, run_key="series") == ([0, 1, 2], [], [])
+        parent = only_run(mlflow_uri)
+        assert parent.info.status == "FINISHED"
+        assert parent.data.tags["mlflow.note.content"].endswith("- seed2\n")
+        if lost:
+            shutil.rmtree(tmp_path / "state")
+    monkeypatch.setattr(f"{__name__}.PLANNED", [*PLANNED, Planned("seed3", replace(TASK.recipe, seed=3))])
+    assert call(mlflow_uri, tmp_path, tiny_dataset, run_key="series") == ([0, 1, 2, 3], [], [])
+    parent = only_run(mlflow_uri)
+    assert (parent.info.status, parent.data.tags["cnn_jobs.attempt"]) == ("FINISHED", "3")
+    assert parent.data.tags["mlflow.note.content"].endswith("- seed3\n")

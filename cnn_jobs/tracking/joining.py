@@ -87,17 +87,19 @@ def wait_until_still(
 def claim(remote: Remote, header: RunHeader, run: RemoteRun, mark: AttemptMark) -> tuple[RemoteRun, AttemptMark]:
     """Makes ``mark`` the attempt that has ``run``; returns both as they are then, the number above all before it.
 
-    Raises ``AnotherAttemptError`` where the run is finished, or another process claimed it in the same moment.
+    Raises ``AnotherAttemptError`` where the run is finished (and ``mark`` does not reopen it), or another process
+    claimed it in the same moment.
     """
+    closed = run.status == "FINISHED" and not mark.reopens
     if run.attempt_id != mark.id:
-        if run.status == "FINISHED":
+        if closed:
             raise AnotherAttemptError(
                 f"run {header.run_key} was finished by attempt {run.attempt} meanwhile; call again to see its result"
             )
         mark = replace(mark, number=max(mark.number, run.attempt + 1))
         tags = {**attempt_tags(mark), "cnn_jobs.heartbeat": str(run.heartbeat + 1), "cnn_jobs.reason": ""}
         remote.set_tags(run.run_id, tags)
-    if run.status not in ("RUNNING", "FINISHED"):
+    if run.status != "RUNNING" and not closed:
         remote.set_status(run.run_id, "RUNNING")
     return check_claim(remote, header, run, mark), mark
 

@@ -18,15 +18,18 @@ from cnn_jobs.tracking.shipper import JOURNAL
 class PlainRun:
     """A recorder with what it stands on. ``close`` it, however it ended."""
 
-    def __init__(self, folder: Path, tracking_uri: str, header: RunHeader, *, replaces_any: bool = False) -> None:
-        """Raises ``AnotherAttemptError`` where another process has the folder."""
+    def __init__(
+        self, folder: Path, tracking_uri: str, header: RunHeader, *, replaces_any: bool = False, reopens: bool = False
+    ) -> None:
+        """``replaces_any`` and ``reopens``: see ``AttemptMark``. Raises ``AnotherAttemptError`` where another process
+        has the folder."""
         remote = Remote(tracking_uri)
         self._lock = RunLock(folder)
         try:
             self._journal = Journal(folder / JOURNAL, after=CursorFile(folder).highest())
             left = read_left_behind(self._journal.entries)
             number = left.mark.number + 1 if left.mark else 1
-            mark = AttemptMark(uuid.uuid4().hex[:12], number, left.attempt_ids, replaces_any)
+            mark = AttemptMark(uuid.uuid4().hex[:12], number, left.attempt_ids, replaces_any, reopens)
             header = left.header or header
             self._journal.append("attempt", attempt_record(header, mark))
         except BaseException:

@@ -73,6 +73,8 @@ class AttemptMark:
     replaces: frozenset[str] = frozenset()
     # A key that Kubernetes gave: it starts the next pod only when the one before is gone.
     replaces_any: bool = False
+    # May go on with a run that is FINISHED: a series that gets more runs.
+    reopens: bool = False
 
 
 @dataclass(frozen=True)

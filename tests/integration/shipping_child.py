@@ -55,8 +55,10 @@ def _record(whole: Any, folder: Path, steps: int, back: int) -> None:
     recorder = whole.recorder
     entries = Reader(folder / "journal.jsonl").read()
     kinds = {entry.kind for entry in entries}
-    # The tag is the last record of five steps: what was cut off before it is done again.
-    done = max((int(entry.content["values"]["step"]) for entry in entries if entry.kind == "tags"), default=0)
+    # The tag is the last record of five steps: what was cut off before it is done again. The latest, not the highest:
+    # an attempt that went back may have been killed before it came as far again.
+    tags = [int(entry.content["values"]["step"]) for entry in entries if entry.kind == "tags"]
+    done = tags[-1] if tags else 0
     if "params" not in kinds:
         recorder.params({"lr": 0.1, "seed": 3})
     if "dataset" not in kinds:

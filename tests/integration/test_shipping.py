@@ -12,7 +12,7 @@ import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -117,16 +117,35 @@ def play(setting: Setting, seed: int, forgetful: str = "") -> Played:
             time.sleep(chance.uniform(0.02, 1.2))
             with contextlib.suppress(ProcessLookupError):
                 os.kill(child.pid, signal.SIGKILL)
-            kills += child.wait().code == -signal.SIGKILL
+            ended = child.wait()
+            kills += ended.code == -signal.SIGKILL
             proxy.upstream = upstream
-        if lost:  # the disk went with the pod: the rest is recorded, and sent, from the first step on again
-            shutil.rmtree(setting.folder / "state" / key, ignore_errors=True)
-        ended = start(2.0).wait()
-        if ended.code not in (0, 1):
-            proxy.schedule = lambda request: Fault.PASS
-            ended = start(30.0).wait()
+            # The signal may come when all is done: whoever goes on is told so, and changes nothing.
+            if done := status_of(setting, key) == "FINISHED":
+                ended = replace(ended, code=0)
+                break
+        if not done:
+            if lost:  # the disk went with the pod: the rest is recorded, and sent, from the first step on again
+                shutil.rmtree(setting.folder / "state" / key, ignore_errors=True)
+            ended = start(2.0).wait()
+            if ended.code not in (0, 1):
+                proxy.schedule = lambda request: Fault.PASS
+                ended = start(30.0).wait()
         bad = sum(fault is not Fault.PASS for _, fault in proxy.log)
     return Played(key, ended, kills, bad, lost)
+
+
+def status_of(setting: Setting, key: str) -> str:
+    """Of the key's run in MLflow, "" where there is none."""
+    runs = runs_of(setting, key)
+    return str(runs[0].info.status) if runs else ""
+
+
+def runs_of(setting: Setting, key: str) -> list[Any]:
+    """The key's runs in MLflow."""
+    experiment = client(setting).get_experiment_by_name("faults")
+    ids = [experiment.experiment_id] if experiment else []
+    return list(client(setting).search_runs(ids, f"tags.`cnn_jobs.run_key` = '{key}'")) if ids else []
 
 
 def play_all(setting: Setting, seeds: range, forgetful: str = "") -> list[Played]:
@@ -139,8 +158,7 @@ def play_all(setting: Setting, seeds: range, forgetful: str = "") -> list[Played
 def judge(setting: Setting, played: Played) -> Played:
     """Server against journal."""
     key, ended = played.key, played.ended
-    experiment = client(setting).get_experiment_by_name("faults")
-    found = client(setting).search_runs([experiment.experiment_id], f"tags.`cnn_jobs.run_key` = '{key}'")
+    found = runs_of(setting, key)
     if len(found) != 1:
         played.wrong.append(f"{key}: {len(found)} runs")
         return played
@@ -211,7 +229,7 @@ def test_a_server_that_is_killed_and_comes_back(setting: Setting, tmp_path: Path
             own.server = start_server(tmp_path / "own")
             proxy.upstream = ("127.0.0.1", own.server.port)
             ended = child.wait(150)
-        run = _run(own, "restart")
+        (run,) = runs_of(own, "restart")
         journal, _ = journal_rows(tmp_path / "state" / "restart")
         rows = server_rows(own, run)
         assert (ended.code, run.info.status) == (0, "FINISHED"), ended.stderr
@@ -219,12 +237,6 @@ def test_a_server_that_is_killed_and_comes_back(setting: Setting, tmp_path: Path
         assert set(rows) == journal
     finally:
         stop_server(tmp_path / "own")
-
-
-def _run(setting: Setting, key: str) -> Any:
-    experiment = client(setting).get_experiment_by_name("faults")
-    (run,) = client(setting).search_runs([experiment.experiment_id], f"tags.`cnn_jobs.run_key` = '{key}'")
-    return run
 
 
 # -- the whole trainer -------------------------------------------------------------------------------------------------
