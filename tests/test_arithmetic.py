@@ -1,12 +1,32 @@
 """The formulas against torch, on its ``meta`` device: shapes without numbers."""
 
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
-from cnn_jobs.arithmetic import batch_norm_parameters, conv_parameters, linear_parameters, window_output_size
+from cnn_jobs.arithmetic import (
+    activation_bytes,
+    batch_norm_parameters,
+    conv_macs,
+    conv_parameters,
+    cross_correlate,
+    kernels_between,
+    linear_macs,
+    linear_parameters,
+    max_pool,
+    pad,
+    receptive_field,
+    same_padding,
+    window_output_size,
+)
 from cnn_jobs.errors import RecipeError
 
 META = torch.device("meta")
@@ -49,9 +69,10 @@ def test_a_pooling_has_torchs_size_or_is_refused_as_by_torch(
         assert layer(images).shape[2] == window_output_size(size, kernel=kernel, stride=stride)
 
 
-@given(channels=SMALL, filters=SMALL, kernel=SMALL)
-def test_a_convolution_has_torchs_parameters(channels: int, filters: int, kernel: int) -> None:
-    assert conv_parameters(channels, filters, kernel) == count(nn.Conv2d(channels, filters, kernel, device=META))
+@given(channels=SMALL, filters=SMALL, kernel=SMALL, bias=st.booleans())
+def test_a_convolution_has_torchs_parameters(channels: int, filters: int, kernel: int, bias: bool) -> None:
+    layer = nn.Conv2d(channels, filters, kernel, bias=bias, device=META)
+    assert conv_parameters(channels, filters, kernel, bias=bias) == count(layer)
 
 
 @given(inputs=st.integers(1, 5000), outputs=st.integers(1, 5000))
@@ -96,3 +117,135 @@ def test_what_cannot_be_is_refused_in_one_line_with_its_numbers(
     assert f"padding {padding}" in message
     assert str(size) in message
     assert caught.value.exit_code == 2
+
+
+# -- backwards: from sizes to paddings and kernels ---------------------------------------------------------------------
+
+
+@given(kernel=st.integers(1, 31), size=st.integers(1, 60))
+def test_same_padding_keeps_the_size_and_there_is_none_for_an_even_kernel(kernel: int, size: int) -> None:
+    if kernel % 2:
+        padding = same_padding(kernel)
+        assert nn.Conv2d(1, 1, kernel, padding=padding, device=META)(torch.empty(1, 1, size, size, device=META)).shape[
+            2:
+        ] == (size, size)
+    else:
+        with pytest.raises(RecipeError, match="even"):
+            same_padding(kernel)
+        sizes = {window_output_size(size, kernel=kernel, stride=1, padding=padding) for padding in range(kernel, 40)}
+        assert kernel > 30 or size not in sizes
+
+
+@given(size=st.integers(1, 60), output=st.integers(1, 60), stride=SMALL, padding=st.integers(0, 5))
+def test_the_kernels_between_two_sizes_are_those_that_torch_confirms(
+    size: int, output: int, stride: int, padding: int
+) -> None:
+    def gives(kernel: int) -> bool:
+        if kernel > size + 2 * padding:
+            return False
+        layer = nn.Conv2d(1, 1, kernel, stride=stride, padding=padding, device=META)
+        return bool(layer(torch.empty(1, 1, size, size, device=META)).shape[2] == output)
+
+    expected = [kernel for kernel in range(1, size + 2 * padding + 1) if gives(kernel)]
+    if expected:
+        assert list(kernels_between(size, output, stride=stride, padding=padding)) == expected
+    else:
+        with pytest.raises(RecipeError, match="no kernel takes"):
+            kernels_between(size, output, stride=stride, padding=padding)
+
+
+# -- costs -------------------------------------------------------------------------------------------------------------
+
+
+@given(windows=st.lists(st.tuples(st.integers(1, 5), st.integers(1, 3)), max_size=4))
+def test_the_receptive_field_is_what_the_gradient_reaches(windows: list[tuple[int, int]]) -> None:
+    """Along one side, behind all-one kernels, in the middle of an image that is large enough."""
+    side = receptive_field(windows)
+    pixels = torch.zeros(1, 1, side, dtype=torch.double, requires_grad=True)
+    values = pixels
+    for kernel, stride in windows:
+        values = nn.functional.conv1d(values, torch.ones(1, 1, kernel, dtype=torch.double), stride=stride)
+    assert values.shape[2] == 1  # one pixel less, and there would be none
+    values.sum().backward()
+    assert pixels.grad is not None
+    covered = all(kernel >= stride for kernel, stride in windows)  # else it has holes
+    reached = pixels.grad.flatten().nonzero().flatten()
+    assert int(reached[0]) == 0
+    assert int(reached[-1]) == side - 1
+    assert not covered or len(reached) == side
+
+
+@given(channels=SMALL, filters=SMALL, kernel=st.integers(1, 5), stride=st.integers(1, 3), size=st.integers(5, 20))
+def test_multiply_accumulates_are_half_of_the_operations_that_torch_counts(
+    channels: int, filters: int, kernel: int, stride: int, size: int
+) -> None:
+    layer = nn.Conv2d(channels, filters, kernel, stride=stride, bias=False, device=META)
+    with FlopCounterMode(display=False) as counter:
+        output = layer(torch.empty(1, channels, size, size, device=META))
+    shape = tuple(output.shape[1:])
+    assert 2 * conv_macs(channels, kernel, shape) == counter.get_total_flops()
+    assert activation_bytes(shape) == output.numel() * output.element_size()
+
+
+@given(inputs=st.integers(1, 500), outputs=st.integers(1, 500))
+def test_a_linear_layer_has_torchs_multiply_accumulates(inputs: int, outputs: int) -> None:
+    layer = nn.Linear(inputs, outputs, bias=False, device=META)
+    with FlopCounterMode(display=False) as counter:
+        layer(torch.empty(1, inputs, device=META))
+    assert 2 * linear_macs(inputs, outputs) == counter.get_total_flops()
+
+
+# -- by hand -----------------------------------------------------------------------------------------------------------
+
+MATRICES = st.tuples(st.integers(1, 6), st.integers(1, 6)).flatmap(
+    lambda sides: st.lists(
+        st.lists(st.integers(-9, 9), min_size=sides[1], max_size=sides[1]), min_size=sides[0], max_size=sides[0]
+    )
+)
+
+
+@given(image=MATRICES, kernel=MATRICES, padding=st.integers(0, 2))
+def test_cross_correlation_is_what_a_convolutional_layer_computes(
+    image: list[list[int]], kernel: list[list[int]], padding: int
+) -> None:
+    if len(kernel) > len(image) + 2 * padding or len(kernel[0]) > len(image[0]) + 2 * padding:
+        with pytest.raises(RecipeError):
+            cross_correlate(image, kernel, padding=padding)
+        return
+    pixels, weights = (torch.tensor(each, dtype=torch.double)[None, None] for each in (image, kernel))
+    expected = nn.functional.conv2d(pixels, weights, padding=padding)[0, 0]
+    assert cross_correlate(image, kernel, padding=padding) == expected.tolist()
+    assert pad(image, padding) == nn.functional.pad(pixels, (padding,) * 4)[0, 0].tolist()
+
+
+@given(image=MATRICES, kernel=st.integers(1, 3), stride=st.integers(1, 3))
+def test_max_pooling_is_torchs(image: list[list[int]], kernel: int, stride: int) -> None:
+    if kernel > min(len(image), len(image[0])):
+        with pytest.raises(RecipeError):
+            max_pool(image, kernel, stride)
+        return
+    expected = nn.functional.max_pool2d(torch.tensor(image, dtype=torch.double)[None], kernel, stride)[0]
+    assert max_pool(image, kernel, stride) == expected.tolist()
+
+
+@pytest.mark.parametrize(
+    ("call", "words"),
+    [
+        (lambda: same_padding(0), "kernel 0: must be at least 1"),
+        (lambda: kernels_between(8, 9), "no kernel takes 8 pixels to 9"),
+        (lambda: kernels_between(8, 4, stride=0), "stride 0: must be at least 1"),
+        (lambda: kernels_between(8, 4, padding=-1), "padding -1: must be at least 0"),
+        (lambda: kernels_between(-8, 4), "size -8: must be at least 1"),
+        (lambda: receptive_field([(3, 0)]), "stride 0: must be at least 1"),
+        (lambda: conv_parameters(0, 4, 3), "in channels 0: must be at least 1"),
+        (lambda: linear_parameters(4, -1), "out features -1: must be at least 1"),
+        (lambda: conv_macs(3, 3, (4, 0, 7)), "output 0: must be at least 1"),
+        (lambda: activation_bytes((4, -2, 7)), "output -2: must be at least 1"),
+        (lambda: cross_correlate([[1, 2]], [[1, 2, 3]]), "kernel 3 is larger than its input of 2 pixels"),
+        (lambda: pad([[1]], -1), "padding -1: must be at least 0"),
+    ],
+)
+def test_illegal_numbers_get_one_clear_line(call: Callable[[], object], words: str) -> None:
+    with pytest.raises(RecipeError, match=re.escape(words)) as caught:
+        call()
+    assert "\n" not in str(caught.value)

@@ -14,6 +14,7 @@ from cnn_jobs.errors import CnnJobsError
 COMMANDS = {
     "tasks": ("tasks", "List the tasks: network, recipe, reference."),
     "describe": ("tasks", "Show a task's network as a table: layers, output shapes, parameters."),
+    "arithmetic": ("arithmetic", "Answer task 1: sizes and parameters, with the working."),
     "train": ("train", "Train a task; the run goes to MLflow."),
     "runs": ("runs", "Compare the runs of an experiment in a table."),
     "replay": ("replay", "Send what is left of a run to MLflow."),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import fields
+from pathlib import Path
 from typing import Any, get_type_hints
 
 import click
@@ -24,6 +25,24 @@ def option(name: str, **settings: Any) -> Callable[[Command], Command]:
     if settings.get("is_flag"):
         flag += "/--no-" + name.replace("_", "-")
     return click.option(flag, name, envvar=env_name(name), show_envvar=True, **settings)
+
+
+def default_state_dir() -> str:
+    """Where runs keep their state unless told otherwise: the user's own state folder."""
+    import platformdirs
+
+    return str(platformdirs.user_state_path("cnn-jobs"))
+
+
+def state_dir_option(command: Command) -> Command:
+    """Adds ``--state-dir``."""
+    return option(
+        "state_dir",
+        type=click.Path(path_type=Path, file_okay=False),
+        default=default_state_dir,
+        show_default="your state folder",
+        help="Checkpoints and files of runs.",
+    )(command)
 
 
 def recipe_options(command: Command) -> Command:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 from cnn_jobs.cli.tables import console, table
-from cnn_jobs.models.describe import COLUMNS, cells, total_parameters
+from cnn_jobs.models.describe import COLUMNS, LEGEND, cells, summary, total_parameters
 from cnn_jobs.models.describe import describe as describe_network
 from cnn_jobs.tasks import TASKS, get_task
 
@@ -31,15 +31,20 @@ def tasks() -> None:
 @click.command()
 @click.argument("task")
 def describe(task: str) -> None:
-    """Show a task's network as a table: layers, output shapes, parameters.
+    """Show a task's network as a table: layers, output shapes, parameters, costs.
 
     For images of 3x32x32 and 10 classes; the parameters are those of torch.
     """
     entry = get_task(task)
     layers = describe_network(entry.network)
-    listing = table(*COLUMNS[:-2], right=COLUMNS[-2:], title=f"{entry.name}: {entry.title}")
+    left = [column.title for column in COLUMNS if not column.right]
+    right = tuple(column.title for column in COLUMNS if column.right)
+    listing = table(*left, right=right, title=f"{entry.name}: {entry.title}")
+    for column in listing.columns:
+        column.no_wrap = column.header != "Activation"
     for layer in layers:
         listing.add_row(*cells(layer))
     out = console()
     out.print(listing)
-    out.print(f"{total_parameters(layers):,} parameters")
+    out.print(summary(layers))
+    out.print(LEGEND)

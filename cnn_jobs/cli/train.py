@@ -4,25 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 import sys
-from pathlib import Path
 from typing import Any
 
 import click
 
-from cnn_jobs.cli.options import option, recipe_options
+from cnn_jobs.cli.options import option, recipe_options, state_dir_option
 from cnn_jobs.environment import check_run_key, default_ship_deadline_s, in_pod, job_run_key
 from cnn_jobs.process import keep_freed_memory, limit_spinning
 from cnn_jobs.recipe import FIELD_NAMES
 from cnn_jobs.series import exit_code, plan
 from cnn_jobs.stop import StopRequest
 from cnn_jobs.tasks import get_task
-
-
-def default_state_dir() -> str:
-    """Where runs keep their state unless told otherwise: the user's own state folder."""
-    import platformdirs
-
-    return str(platformdirs.user_state_path("cnn-jobs"))
 
 
 @click.command(context_settings={"show_default": True})
@@ -40,13 +32,7 @@ def default_state_dir() -> str:
 @option("fast", is_flag=True, default=False, help="On CUDA, faster arithmetic that does not repeat bit for bit.")
 @option("experiment", default="cnn-jobs", help="Experiment in MLflow.")
 @option("run_name", default="", help="Name of the run in MLflow; by default the task and the seed.")
-@option(
-    "state_dir",
-    type=click.Path(path_type=Path, file_okay=False),
-    default=default_state_dir,
-    show_default="your state folder",
-    help="Checkpoints and files of runs.",
-)
+@state_dir_option
 @option(
     "run_key",
     default=lambda: job_run_key(),

@@ -1,101 +1,145 @@
-"""A network's table: one row a layer, with output shape and parameters, by arithmetic alone."""
+"""A network's table: one row a layer, with output shape, parameters and costs, by arithmetic alone."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from cnn_jobs import arithmetic
-from cnn_jobs.models.spec import ConvBlock, ConvNet, Pool
+from cnn_jobs.models.layer_table import Layer, LayerTable, Shape
+from cnn_jobs.models.spec import ConvBlock, ConvNet, Network, Pool, ResNet18
 
-POOL_TITLES = {"max": "MaxPool2D", "average": "AvgPool2D"}
+# (stride of the first block, filters) of torchvision's four stages, two blocks each.
+RESNET18_STAGES = ((1, 64), (2, 128), (2, 256), (2, 512))
+BLOCKS_PER_STAGE, TRAINED_STAGE = 2, 4
 
 
 @dataclass(frozen=True)
-class Layer:
-    """One row: ``number`` counts layers with weights, as the course report does; shapes are without the batch."""
+class Column:
+    """A column of the table; numbers are aligned to the right."""
 
-    number: str
-    kind: str
-    units: str
-    details: str
-    activation: str
-    output: tuple[int, ...]
-    parameters: int
+    title: str
+    right: bool = False
 
 
-COLUMNS = ("Layer", "Layer type", "#Filters / units", "Details", "Activation", "Output", "Parameters")
+COLUMNS = (
+    Column("Layer"),
+    Column("Layer type"),
+    Column("Filters"),
+    Column("Details"),
+    Column("Activation"),
+    Column("Output"),
+    Column("Parameters", right=True),
+    Column("Rec. field", right=True),
+    Column("MACs", right=True),
+    Column("Memory", right=True),
+)
 
 
-def describe(network: ConvNet, image: tuple[int, int, int] = (3, 32, 32), classes: int = 10) -> list[Layer]:
+def describe(network: Network, image: Shape = (3, 32, 32), classes: int = 10) -> list[Layer]:
     """The layers of ``network`` for images of (channels, height, width).
 
-    Raises ``RecipeError`` where the images are too small for a kernel.
+    Raises ``RecipeError`` where the images are too small for a kernel, or have not the channels that it needs.
     """
-    layers: list[Layer] = []
-    shape = image
+    return _resnet18(network, image, classes) if isinstance(network, ResNet18) else _convnet(network, image, classes)
+
+
+def _convnet(network: ConvNet, image: Shape, classes: int) -> list[Layer]:
+    table = LayerTable(image)
     for number, block in enumerate(network.blocks, start=1):
-        rows, shape = _block(str(number), block, shape)
-        layers += rows
-    features = shape[0] * shape[1] * shape[2]
-    layers.append(Layer("", "Flatten", "", "", "", (features,), 0))
+        _block(table, str(number), block)
+    table.flatten()
     details = f"dropout p={network.dropout:g}" if network.dropout else ""
     number = len(network.blocks) + 1
-    for offset, (inputs, units, activation) in enumerate(
-        ((features, network.hidden, "ReLU"), (network.hidden, classes, "Softmax (in the loss)"))
-    ):
-        parameters = arithmetic.linear_parameters(inputs, units)
-        layers.append(
-            Layer(str(number + offset), "Fully-Connected", str(units), details, activation, (units,), parameters)
-        )
-    return layers
+    table.linear(str(number), network.hidden, details, "ReLU")
+    table.linear(str(number + 1), classes, details, "Softmax (in the loss)")
+    return table.layers
 
 
-def _block(number: str, block: ConvBlock, image: tuple[int, int, int]) -> tuple[list[Layer], tuple[int, int, int]]:
-    channels, height, width = image
-
-    def shrink(kernel: int, stride: int, padding: int = 0) -> tuple[int, int, int]:
-        sides = (
-            arithmetic.window_output_size(side, kernel=kernel, stride=stride, padding=padding)
-            for side in (height, width)
-        )
-        return (block.filters, *sides)  # type: ignore[return-value]
-
-    convolved = shrink(block.kernel, block.stride, block.padding)
-    details = f"F={block.kernel}, p={block.padding}, s={block.stride}"
-    parameters = arithmetic.conv_parameters(channels, block.filters, block.kernel)
-    rows = [Layer(number, "Conv2D", str(block.filters), details, "ReLU", convolved, parameters)]
-    pool: Pool = block.pool
-    _, height, width = convolved
-    pooled = shrink(pool.kernel, pool.stride)
-    rows.append(Layer(number, POOL_TITLES[pool.kind], "", f"F={pool.kernel}, s={pool.stride}", "", pooled, 0))
+def _block(table: LayerTable, number: str, block: ConvBlock) -> None:
+    table.conv(number, block.filters, block.kernel, stride=block.stride, padding=block.padding, activation="ReLU")
+    table.pool(number, block.pool)
     if block.batch_norm:
-        parameters = arithmetic.batch_norm_parameters(block.filters)
-        rows.append(Layer("", "Batch normalization", "", "", "", pooled, parameters))
-    return rows, pooled
+        table.batch_norm()
+
+
+def _resnet18(network: ResNet18, image: Shape, classes: int) -> list[Layer]:
+    """As torchvision builds it; its shortcuts with weights have no number of their own."""
+    table = LayerTable(image, trained=False)
+    table.resize(network.side)
+    table.conv("1", 64, 7, stride=2, padding=3, bias=False)
+    table.batch_norm("ReLU")
+    table.pool("1", Pool(kernel=3), padding=1)
+    number = 2
+    for stage, (first_stride, filters) in enumerate(RESNET18_STAGES, start=1):
+        table.trained = stage == TRAINED_STAGE
+        for block in range(BLOCKS_PER_STAGE):
+            _residual_block(table, number, filters, first_stride if block == 0 else 1)
+            number += 2
+    table.global_average()
+    table.flatten()
+    table.trained = True
+    table.linear(str(number), classes, "", "Softmax (in the loss)")
+    return table.layers
+
+
+def _residual_block(table: LayerTable, number: int, filters: int, stride: int) -> None:
+    begin = table.place()
+    table.conv(str(number), filters, 3, stride=stride, padding=1, bias=False)
+    table.batch_norm("ReLU")
+    table.conv(str(number + 1), filters, 3, stride=1, padding=1, bias=False)
+    if stride == 1 and begin.shape[0] == filters:
+        table.batch_norm("+ input, ReLU")
+    else:
+        table.batch_norm("+ shortcut, ReLU")
+        table.shortcut(begin, filters, stride)
 
 
 def cells(layer: Layer) -> tuple[str, ...]:
     """The row as text, in the order of ``COLUMNS``."""
-    output = "x".join(map(str, layer.output))
-    parameters = f"{layer.parameters:,}" if layer.parameters else "-"
     return (
         layer.number,
         layer.kind,
         layer.units or "-",
         layer.details or "-",
         layer.activation or "-",
-        output,
-        parameters,
+        "x".join(map(str, layer.output)),
+        f"{layer.parameters:,}" if layer.parameters else "-",
+        f"{layer.receptive_field} px" if layer.receptive_field else "all",
+        _macs(layer.macs),
+        f"{arithmetic.activation_bytes(layer.output) / 1024:,.1f} KiB",
     )
 
 
-def total_parameters(layers: list[Layer]) -> int:
-    """Learned weights of the whole network."""
-    return sum(layer.parameters for layer in layers)
+def _macs(count: int) -> str:
+    if count >= 100_000:
+        return f"{count / 1e6:,.2f} M"
+    return f"{count:,}" if count else "-"
 
 
-def as_markdown(layers: list[Layer]) -> str:
-    """The table in Markdown, with the total below it."""
-    lines = ["| " + " | ".join(COLUMNS) + " |", "|" + "---|" * len(COLUMNS)]
+def total_parameters(layers: Sequence[Layer], *, trained: bool = False) -> int:
+    """Learned weights of the whole network, or only those that a training changes."""
+    return sum(layer.parameters for layer in layers if layer.trained or not trained)
+
+
+def summary(layers: Sequence[Layer]) -> str:
+    """The totals in one line."""
+    total, trained = total_parameters(layers), total_parameters(layers, trained=True)
+    frozen = "" if trained == total else f" ({trained:,} trained, {total - trained:,} frozen)"
+    macs = sum(layer.macs for layer in layers)
+    memory = sum(arithmetic.activation_bytes(layer.output) for layer in layers)
+    return f"{total:,} parameters{frozen}; for one image {_macs(macs)} MACs and {memory / 1024:,.0f} KiB of outputs"
+
+
+LEGEND = (
+    "Rec. field: receptive field, the side of the square of input pixels behind one output. MACs: multiply-accumulates "
+    "for one image. Memory: the layer's output for one image in 32-bit numbers."
+)
+
+
+def as_markdown(layers: Sequence[Layer]) -> str:
+    """The table in Markdown, with the totals below it."""
+    lines = ["| " + " | ".join(column.title for column in COLUMNS) + " |"]
+    lines.append("|" + "|".join("---:" if column.right else "---" for column in COLUMNS) + "|")
     lines += ["| " + " | ".join(cells(layer)) + " |" for layer in layers]
-    return "\n".join([*lines, "", f"{total_parameters(layers):,} parameters", ""])
+    return "\n".join([*lines, "", f"{summary(layers)}.", "", LEGEND, ""])

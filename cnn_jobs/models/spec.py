@@ -44,6 +44,23 @@ class ConvNet:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ResNet18:
+    """torchvision's ResNet18 with a new last layer; only that one and ``layer4`` are trained, the rest is frozen.
+
+    Images are resized to ``side`` x ``side`` pixels first.
+    """
+
+    side: int = 224
+
+    def as_dict(self) -> dict[str, Any]:
+        """JSON-ready values; goes into the recipe hash."""
+        return {"kind": "resnet18", "side": self.side, "trained": ["layer4", "fc"]}
+
+
+Network = ConvNet | ResNet18
+
+
+@dataclass(frozen=True, kw_only=True)
 class InputTransform:
     """Normalisation of pixels in [0, 1], by channel: (pixel - mean) / std."""
 

@@ -25,7 +25,7 @@ class RunRow:
 
 
 def runs_of(uri: str, experiment: str, task: str = "") -> list[RunRow]:
-    """Runs of an experiment that trained something, oldest first; parents of a series are left out.
+    """Runs of an experiment that trained something, oldest first; parents of a series and documents are left out.
 
     Raises ``UserError`` for an unknown experiment, ``TrackingError`` where MLflow does not answer.
     """
@@ -71,5 +71,5 @@ def runs_of(uri: str, experiment: str, task: str = "") -> list[RunRow]:
         for row in rows
         if row.tags.get("cnn_jobs.task") == (task or row.tags.get("cnn_jobs.task", ""))
         and "cnn_jobs.task" in row.tags
-        and row.tags.get("cnn_jobs.role") != "parent"
+        and "cnn_jobs.role" not in row.tags
     ]

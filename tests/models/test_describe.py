@@ -3,6 +3,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from cnn_jobs.errors import RecipeError
 from cnn_jobs.models.build import build_model
@@ -104,18 +105,18 @@ def test_images_too_small_for_the_network_are_refused(name: str, side: int) -> N
 
 def test_the_table_of_task3e_row_by_row() -> None:
     assert [cells(layer) for layer in describe(get_task("task3e").network)] == [
-        ("1", "Conv2D", "64", "F=3, p=1, s=1", "ReLU", "64x32x32", "1,792"),
-        ("1", "MaxPool2D", "-", "F=4, s=2", "-", "64x15x15", "-"),
-        ("", "Batch normalization", "-", "-", "-", "64x15x15", "128"),
-        ("2", "Conv2D", "128", "F=3, p=1, s=1", "ReLU", "128x15x15", "73,856"),
-        ("2", "MaxPool2D", "-", "F=3, s=2", "-", "128x7x7", "-"),
-        ("", "Batch normalization", "-", "-", "-", "128x7x7", "256"),
-        ("3", "Conv2D", "256", "F=3, p=1, s=1", "ReLU", "256x7x7", "295,168"),
-        ("3", "MaxPool2D", "-", "F=2, s=2", "-", "256x3x3", "-"),
-        ("", "Batch normalization", "-", "-", "-", "256x3x3", "512"),
-        ("", "Flatten", "-", "-", "-", "2304", "-"),
-        ("4", "Fully-Connected", "64", "dropout p=0.4", "ReLU", "64", "147,520"),
-        ("5", "Fully-Connected", "10", "dropout p=0.4", "Softmax (in the loss)", "10", "650"),
+        ("1", "Conv2D", "64", "F=3, p=1, s=1", "ReLU", "64x32x32", "1,792", "3 px", "1.77 M", "256.0 KiB"),
+        ("1", "MaxPool2D", "-", "F=4, s=2", "-", "64x15x15", "-", "6 px", "-", "56.2 KiB"),
+        ("", "Batch normalization", "-", "-", "-", "64x15x15", "128", "6 px", "-", "56.2 KiB"),
+        ("2", "Conv2D", "128", "F=3, p=1, s=1", "ReLU", "128x15x15", "73,856", "10 px", "16.59 M", "112.5 KiB"),
+        ("2", "MaxPool2D", "-", "F=3, s=2", "-", "128x7x7", "-", "14 px", "-", "24.5 KiB"),
+        ("", "Batch normalization", "-", "-", "-", "128x7x7", "256", "14 px", "-", "24.5 KiB"),
+        ("3", "Conv2D", "256", "F=3, p=1, s=1", "ReLU", "256x7x7", "295,168", "22 px", "14.45 M", "49.0 KiB"),
+        ("3", "MaxPool2D", "-", "F=2, s=2", "-", "256x3x3", "-", "26 px", "-", "9.0 KiB"),
+        ("", "Batch normalization", "-", "-", "-", "256x3x3", "512", "26 px", "-", "9.0 KiB"),
+        ("", "Flatten", "-", "-", "-", "2304", "-", "all", "-", "9.0 KiB"),
+        ("4", "Fully-Connected", "64", "dropout p=0.4", "ReLU", "64", "147,520", "all", "0.15 M", "0.2 KiB"),
+        ("5", "Fully-Connected", "10", "dropout p=0.4", "Softmax (in the loss)", "10", "650", "all", "640", "0.0 KiB"),
     ]
 
 
@@ -123,5 +124,32 @@ def test_the_markdown_table_has_a_line_a_layer_and_the_total() -> None:
     layers = describe(get_task("task2").network)
     lines = as_markdown(layers).splitlines()
     table = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines if line.startswith("| ")]
-    assert table == [list(COLUMNS), *([*cells(layer)] for layer in layers)]
-    assert lines[-1] == "390,410 parameters"
+    assert table == [[column.title for column in COLUMNS], *([*cells(layer)] for layer in layers)]
+    assert "390,410 parameters; for one image 28.80 M MACs and 288 KiB of outputs." in lines
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_the_costs_of_every_task_are_those_that_torch_counts(name: str) -> None:
+    network = get_task(name).network
+    model = build_model(network, (3, 32, 32), 10, seed=0).eval()
+    with torch.inference_mode(), FlopCounterMode(display=False) as counter:
+        model(torch.zeros(1, 3, 32, 32))
+    assert 2 * sum(layer.macs for layer in describe(network)) == counter.get_total_flops()
+
+
+@pytest.mark.parametrize("name", [name for name in TASKS if name.startswith("task")][:3])
+def test_the_receptive_field_of_the_last_convolution_is_what_its_gradient_reaches(name: str) -> None:
+    network = get_task(name).network
+    rows = [layer for layer in describe(network, (3, 96, 96)) if layer.kind == "Conv2D"]
+    model = build_model(network, (3, 96, 96), 10, seed=0).eval()
+    upto = nn.Sequential(*list(model)[: [n for n, _ in model.named_children()].index("conv3") + 1])
+    for module in upto:
+        if isinstance(module, nn.Conv2d):  # so that no path is cut by a ReLU or outweighed in a maximum
+            nn.init.constant_(module.weight, 1.0)
+    upto = nn.Sequential(*(nn.AvgPool2d(m.kernel_size, m.stride) if isinstance(m, nn.MaxPool2d) else m for m in upto))
+    pixels = torch.rand(1, 3, 96, 96, requires_grad=True)
+    output = upto(pixels)
+    output[0, 0, output.shape[2] // 2, output.shape[3] // 2].backward()
+    assert pixels.grad is not None
+    reached = pixels.grad.abs().sum(dim=(0, 1, 2)).nonzero().flatten()
+    assert int(reached[-1] - reached[0]) + 1 == rows[-1].receptive_field

@@ -1,0 +1,61 @@
+"""A run that trains nothing: tables and pictures, kept in MLflow."""
+
+from __future__ import annotations
+
+import shutil
+import uuid
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from cnn_jobs import endings
+from cnn_jobs.errors import NotShippedError
+from cnn_jobs.tracking.plain_run import PlainRun
+from cnn_jobs.tracking.records import RunHeader, now_ms
+
+CONTACT_S = 5.0
+DEADLINE_S = 60.0
+
+
+def log_documents(
+    task: str,
+    name: str,
+    write: Callable[[Path], object],
+    *,
+    tracking_uri: str,
+    experiment: str,
+    state_dir: Path,
+    tags: Mapping[str, str] | None = None,
+    params: Mapping[str, object] | None = None,
+    metrics: Mapping[str, float] | None = None,
+) -> str:
+    """Makes a FINISHED run of the files that ``write`` puts into a folder; returns its URL, or id where it has none.
+
+    Its tag ``cnn_jobs.role`` is ``document``: no comparison of trainings counts it. Raises ``NotShippedError``
+    (exit 75) where MLflow does not take it within a minute; ``cnn-jobs replay`` sends it later.
+    """
+    key = uuid.uuid4().hex[:16]
+    own = {"cnn_jobs.role": "document", "cnn_jobs.task": task, "mlflow.source.name": "cnn-jobs", **(tags or {})}
+    folder = state_dir / key
+    run = PlainRun(folder, tracking_uri, RunHeader(experiment, key, name, now_ms(), own))
+    try:
+        recorder = run.recorder
+        recorder.start(CONTACT_S)
+        files = folder / "artifacts"
+        files.mkdir()
+        write(files)
+        if params:
+            recorder.params(params)
+        if metrics:
+            recorder.metrics(metrics, 0)
+        recorder.artifact(files, "")
+        if not recorder.finish(endings.finished(), DEADLINE_S):
+            error = NotShippedError(
+                f"MLflow lacks part of run {name} ({recorder.outage}); it is in {folder}", kept=True
+            )
+            error.run_key = key
+            raise error
+        where = recorder.url or recorder.run_id
+    finally:
+        run.close()
+    shutil.rmtree(folder)
+    return where
