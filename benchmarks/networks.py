@@ -9,18 +9,21 @@ import torch
 from torch import nn
 
 from cnn_jobs.models.spec import ConvNet
+from cnn_jobs.models.winograd import WinogradConv2d
 
 
-def usual_network(spec: ConvNet, like: nn.Module) -> nn.Sequential:
+def usual_network(spec: ConvNet, like: nn.Module, *, own_convolutions: bool = False) -> nn.Sequential:
     """``spec`` in the order of the report's table, ReLU *before* the pooling, with a copy of the weights of ``like``.
 
-    Default memory format; the modules have the names that ``cnn_jobs.models.build`` gives them.
+    Default memory format; the modules have the names that ``cnn_jobs.models.build`` gives them. Convolutions are
+    torch's, or with ``own_convolutions`` those of ``like``.
     """
     weights = like.state_dict()
     modules: OrderedDict[str, nn.Module] = OrderedDict()
     channels = weights["conv1.weight"].shape[1]
     for number, block in enumerate(spec.blocks, start=1):
-        modules[f"conv{number}"] = nn.Conv2d(channels, block.filters, block.kernel, block.stride, block.padding)
+        convolution = type(like.get_submodule(f"conv{number}")) if own_convolutions else nn.Conv2d
+        modules[f"conv{number}"] = convolution(channels, block.filters, block.kernel, block.stride, block.padding)
         modules[f"relu{number}"] = nn.ReLU()
         pool = nn.MaxPool2d if block.pool.kind == "max" else nn.AvgPool2d
         modules[f"pool{number}"] = pool(block.pool.kernel, block.pool.stride)
@@ -41,6 +44,14 @@ def usual_network(spec: ConvNet, like: nn.Module) -> nn.Sequential:
         {name: value.clone(memory_format=torch.contiguous_format) for name, value in weights.items()}
     )
     return network
+
+
+def with_plain_convolutions(model: nn.Module) -> nn.Module:
+    """``model`` itself, its convolutions by tiles turned into torch's."""
+    for module in model.modules():
+        if isinstance(module, WinogradConv2d):
+            module.__class__ = nn.Conv2d
+    return model
 
 
 def assert_same_function(ours: nn.Module, usual: nn.Module, pixels: torch.Tensor) -> None:

@@ -10,7 +10,7 @@ import torch
 
 from benchmarks.contenders import Ceiling, Contender, OurLoop
 from benchmarks.lightning_loop import LightningLoop
-from benchmarks.networks import assert_same_function, usual_network
+from benchmarks.networks import assert_same_function, usual_network, with_plain_convolutions
 from benchmarks.rounds import CALIBRATION_STEPS, STRETCH_S, UNTIMED_STEPS, calibrated_steps, closing_all, measure_rounds
 from benchmarks.setting import Setting
 from benchmarks.usual import PictureDataset, UsualLoop
@@ -58,25 +58,27 @@ def measure_ablations(setting: Setting, *, repeats: int, steps: int) -> dict[str
 
 
 def _ablations(setting: Setting) -> Mapping[str, Contender]:
-    def usual_model(memory_format: torch.memory_format) -> torch.nn.Module:
-        network = usual_network(setting.task.network, setting.new_state().model)
+    def usual_model(memory_format: torch.memory_format, *, own_convolutions: bool) -> torch.nn.Module:
+        like = setting.new_state().model
+        network = usual_network(setting.task.network, like, own_convolutions=own_convolutions)
         return network.to(memory_format=memory_format)
 
     def optimized(model: torch.nn.Module, memory_format: torch.memory_format) -> Ceiling:
         optimizer = build_optimizer(model, setting.recipe)
         return Ceiling(setting, model=model, optimizer=optimizer, memory_format=memory_format)
 
-    contiguous = torch.contiguous_format
+    contiguous, last = torch.contiguous_format, torch.channels_last
     state = setting.new_state()
     plain = setting.usual_optimizer(state.model.parameters())
     return {
         "shipped": Ceiling(setting),
-        "relu_before_pool": optimized(usual_model(torch.channels_last), torch.channels_last),
+        "relu_before_pool": optimized(usual_model(last, own_convolutions=True), last),
+        "plain_convolution": optimized(with_plain_convolutions(setting.new_state().model), last),
         "contiguous": optimized(setting.new_state(Placement(setting.placement.device, contiguous)).model, contiguous),
         "plain_optimizer": Ceiling(setting, model=state.model, optimizer=plain),
         "all_undone": Ceiling(
             setting,
-            model=(undone := usual_model(contiguous)),
+            model=(undone := usual_model(contiguous, own_convolutions=False)),
             optimizer=setting.usual_optimizer(undone.parameters()),
             memory_format=contiguous,
         ),

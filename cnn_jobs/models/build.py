@@ -9,6 +9,7 @@ from torch import nn
 
 from cnn_jobs.models.describe import describe
 from cnn_jobs.models.spec import ConvBlock, ConvNet, InputTransform
+from cnn_jobs.models.winograd import WinogradConv2d, suits
 
 
 def build_model(network: ConvNet, image: tuple[int, int, int], classes: int, seed: int) -> nn.Sequential:
@@ -43,7 +44,8 @@ def _modules(network: ConvNet, channels: int, features: int, classes: int) -> Or
 
 def _add_block(modules: OrderedDict[str, nn.Module], number: int, block: ConvBlock, channels: int) -> None:
     pool = block.pool
-    modules[f"conv{number}"] = nn.Conv2d(
+    convolution = WinogradConv2d if suits(channels, block.kernel, block.stride) else nn.Conv2d
+    modules[f"conv{number}"] = convolution(
         channels, block.filters, block.kernel, stride=block.stride, padding=block.padding
     )
     if pool.kind == "max":

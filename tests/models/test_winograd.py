@@ -1,0 +1,151 @@
+"""Convolution by tiles is convolution: exactly in fractions, to rounding in floats, backwards as well as forwards."""
+
+from __future__ import annotations
+
+from fractions import Fraction
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from cnn_jobs.models.build import build_model
+from cnn_jobs.models.winograd import LARGEST_KERNEL, LARGEST_TILE, WinogradConv2d, best_tile, matrices, suits
+from cnn_jobs.tasks import TASKS, get_task
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+NUMBERS = st.fractions(min_value=-9, max_value=9, max_denominator=7)
+
+
+def times(matrix: list[list[Fraction]], vector: list[Fraction]) -> list[Fraction]:
+    return [sum((a * b for a, b in zip(row, vector, strict=True)), Fraction(0)) for row in matrix]
+
+
+@pytest.mark.parametrize("r", range(2, LARGEST_KERNEL + 1))
+@pytest.mark.parametrize("m", range(1, LARGEST_TILE))
+@settings(max_examples=5)
+@given(data=st.data())
+def test_the_matrices_give_the_correlation_exactly(m: int, r: int, data: st.DataObject) -> None:
+    if m + r - 1 > LARGEST_TILE:
+        return
+    kernel = data.draw(st.lists(NUMBERS, min_size=r, max_size=r))
+    pixels = data.draw(st.lists(NUMBERS, min_size=m + r - 1, max_size=m + r - 1))
+    to_output, to_kernel, to_input = matrices(m, r)
+    products = [a * b for a, b in zip(times(to_kernel, kernel), times(to_input, pixels), strict=True)]
+    expected = [sum((pixels[i + j] * kernel[j] for j in range(r)), Fraction(0)) for i in range(m)]
+    assert times(to_output, products) == expected
+
+
+@settings(max_examples=40)
+@given(
+    r=st.integers(3, LARGEST_KERNEL),
+    padding=st.integers(0, 3),
+    size=st.tuples(st.integers(5, 17), st.integers(5, 17)),
+    channels=st.integers(1, 3),
+    filters=st.integers(1, 3),
+    count=st.integers(1, 3),
+    bias=st.booleans(),
+    channels_last=st.booleans(),
+)
+def test_outputs_and_all_gradients_are_those_of_a_convolution(
+    r: int,
+    padding: int,
+    size: tuple[int, int],
+    channels: int,
+    filters: int,
+    count: int,
+    bias: bool,
+    channels_last: bool,
+) -> None:
+    ours = WinogradConv2d(channels, filters, r, padding=padding, bias=bias).double()
+    theirs = nn.Conv2d(channels, filters, r, padding=padding, bias=bias).double()
+    theirs.load_state_dict(ours.state_dict())
+    images = torch.randn(count, channels, *size, dtype=torch.double)
+    if channels_last:
+        images = images.contiguous(memory_format=torch.channels_last)
+    first, second = images.clone().requires_grad_(), images.clone().requires_grad_()
+    output, expected = ours._by_tiles(first), theirs(second)
+    torch.testing.assert_close(output, expected, rtol=1e-9, atol=1e-9)
+    weights = torch.randn_like(expected)
+    (output * weights).sum().backward()
+    (expected * weights).sum().backward()
+    torch.testing.assert_close(first.grad, second.grad, rtol=1e-9, atol=1e-9)
+    for one, other in zip(ours.parameters(), theirs.parameters(), strict=True):
+        torch.testing.assert_close(one.grad, other.grad, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("channels", "side", "filters", "kernel"), [(64, 8, 128, 5), (128, 7, 256, 3), (512, 7, 512, 3)]
+)
+def test_rounding_in_float32_stays_within_a_few_times_that_of_the_plain_layer(
+    channels: int, side: int, filters: int, kernel: int
+) -> None:
+    torch.manual_seed(1)
+    layer = WinogradConv2d(channels, filters, kernel, padding=kernel // 2)
+    images = torch.randn(4, channels, side, side)
+    exact = nn.functional.conv2d(
+        images.double(), layer.weight.double(), layer.bias.double() if layer.bias is not None else None, padding="same"
+    )
+    difference = (layer(images).double() - exact).abs().max() / exact.abs().max()
+    assert 0 < difference < 3e-5
+
+
+def test_the_tile_is_the_one_with_the_fewest_multiplications() -> None:
+    assert best_tile(7, 7, 3) == 4  # 2 * 2 tiles of 36; one of 5 would need as many tiles of 49
+    assert best_tile(15, 15, 3) == 5  # 3 * 3 tiles of 49 against 4 * 4 of 36
+    assert best_tile(8, 8, 5) == 4
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_the_networks_compute_and_learn_what_they_would_with_plain_layers(name: str) -> None:
+    def gradients(plain: bool) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        model = build_model(get_task(name).network, (3, 32, 32), 10, seed=3).double()
+        for layer in model:
+            if isinstance(layer, WinogradConv2d):
+                forward = nn.Conv2d.forward if plain else WinogradConv2d._by_tiles
+                layer.forward = forward.__get__(layer)  # type: ignore[method-assign]
+        torch.manual_seed(5)
+        images = torch.randn(4, 3, 32, 32, dtype=torch.double)
+        logits = model(images)
+        nn.functional.cross_entropy(logits, torch.arange(4)).backward()
+        return logits.detach(), {key: p.grad for key, p in model.named_parameters() if p.grad is not None}
+
+    (ours, own), (theirs, their) = gradients(False), gradients(True)
+    torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-9)
+    assert own.keys() == their.keys()
+    for key, gradient in own.items():
+        torch.testing.assert_close(gradient, their[key], rtol=1e-7, atol=1e-10)
+
+
+def test_a_seed_gives_the_weights_of_the_plain_layer() -> None:
+    torch.manual_seed(2)
+    ours = WinogradConv2d(64, 8, 5, padding=2)
+    torch.manual_seed(2)
+    theirs = nn.Conv2d(64, 8, 5, padding=2)
+    assert all(torch.equal(a, b) for a, b in zip(ours.parameters(), theirs.parameters(), strict=True))
+    theirs.load_state_dict(ours.state_dict())
+
+
+def test_tiles_are_for_many_products_behind_one_output() -> None:
+    assert suits(64, 5, 1)
+    assert suits(512, 3, 1)
+    assert not suits(512, 3, 2)
+    assert not suits(512, 1, 1)
+    assert not suits(512, 7, 1)
+    assert not suits(64, 3, 1)
+
+
+def test_it_is_the_plain_layer_where_tiles_do_not_pay(monkeypatch: pytest.MonkeyPatch) -> None:
+    layer = WinogradConv2d(64, 8, 5, padding=2)
+    images = torch.randn(1, 64, 8, 8)
+    plain = nn.Conv2d.forward(layer, images)
+    assert not torch.equal(layer(images), plain)  # tiles: other rounding
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(layer(images), nn.Conv2d.forward(layer, images))
+    assert torch.equal(layer.double()(images.double()), nn.Conv2d.forward(layer, images.double()))
+    program = torch.export.export(layer.float(), (images,))
+    names = {str(node.target) for node in program.graph.nodes}
+    assert any("conv2d" in name for name in names)
+    assert not any("bmm" in name for name in names)
