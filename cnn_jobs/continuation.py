@@ -13,6 +13,7 @@ from cnn_jobs.tracking.recorder import JournalRecorder
 from cnn_jobs.tracking.shipper import LEDGER_TAG
 from cnn_jobs.training.device import configure_arithmetic
 from cnn_jobs.training.state import TrainState, new_state
+from cnn_jobs.trunk_features import FeaturePlan
 
 
 def state_of(run: Run, attempt: Attempt) -> TrainState:
@@ -24,7 +25,8 @@ def state_of(run: Run, attempt: Attempt) -> TrainState:
     if saved and not run.options.threads:
         run.threads = saved["machine"]["threads"]
     configure_arithmetic(run.threads, fast=run.options.fast)
-    state = new_state(run.task.network, run.recipe, run.image, len(run.dataset.classes), run.placement)
+    weights = run.weights.tensors if run.weights else None
+    state = new_state(run.task.network, run.recipe, run.image, len(run.dataset.classes), run.placement, weights)
     if saved:
         try:
             state.load_state_dict(saved)
@@ -53,19 +55,24 @@ def cost_book_of(run: Run, attempt: Attempt) -> CostBook:
 
 
 def record_beginning(
-    run: Run, attempt: Attempt, state: TrainState, recorder: JournalRecorder, warn: Callable[[str], object]
+    run: Run,
+    attempt: Attempt,
+    state: TrainState,
+    recorder: JournalRecorder,
+    warn: Callable[[str], object],
+    plan: FeaturePlan | None,
 ) -> None:
     """What is recorded before an attempt's first step: all of it for a new run, what is missing for an old one."""
-    run_record.record_attempt(run, recorder)
+    run_record.record_attempt(run, recorder, plan)
     if not attempt.start_is_recorded:
-        run_record.record_start(run, recorder)
+        run_record.record_start(run, recorder, state.frozen)
     saved = attempt.checkpoint
     if not saved:
         return
     known = attempt.entries[-1].seq if attempt.entries else 0
     if attempt.fetched or attempt.journal.damage or saved["journal_seq"] > known:
         run_record.record_history(state, recorder)
-    before, now = saved["machine"], run_record.machine(run)
+    before, now = saved["machine"], run_record.machine(run, plan)
     changed = [f"{name} {before[name]} -> {now[name]}" for name in now if before.get(name) != now[name]]
     if changed:
         words = f"attempt {attempt.mark.number} went on at step {state.step} with other {', '.join(changed)}"

@@ -52,7 +52,7 @@ class CostBook:
         """What led to the present state; goes into a checkpoint."""
         return {
             "steps": self.useful_steps + self.own.steps,
-            "device_seconds": self.useful_device_seconds + self.own.device_seconds,
+            "device_seconds": self.useful_device_seconds + self.own.device_seconds - self.own.repeated_seconds,
         }
 
     def totals(self) -> dict[str, float]:

@@ -35,6 +35,10 @@ class DataError(UserError):
     """A data set is missing, damaged or not of the expected form."""
 
 
+class WeightsError(UserError):
+    """Pretrained weights are missing, damaged or of another network."""
+
+
 class DeviceError(UserError):
     """The device asked for is not on this machine."""
 

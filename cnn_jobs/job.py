@@ -6,10 +6,11 @@ import time
 
 from cnn_jobs import continuation, endings, outputs, run_record
 from cnn_jobs.attempt import Attempt, open_attempt
-from cnn_jobs.data.batches import TrainingData, place_on_device
+from cnn_jobs.data.batches import ImageSet, Parts, TrainingData, place_on_device
 from cnn_jobs.data.dataset import Dataset
 from cnn_jobs.errors import CONTINUE, CnnJobsError, InterruptedRunError, NotShippedError
 from cnn_jobs.files import make_folder
+from cnn_jobs.models.weights import open_weights
 from cnn_jobs.process import claim_start
 from cnn_jobs.recipe import Recipe
 from cnn_jobs.reporting import description
@@ -24,6 +25,7 @@ from cnn_jobs.tracking.records import RunHeader, now_ms
 from cnn_jobs.training.device import available_threads, select_device
 from cnn_jobs.training.loop import Ending, train, validation_batches
 from cnn_jobs.training.recorder import Recorders
+from cnn_jobs.trunk_features import features_of_run, plan_features
 
 # How long a start waits for a word from MLflow; without one the training begins all the same.
 CONTACT_S = 5.0
@@ -40,8 +42,10 @@ def run_task(
     KILLED, with the reason in a tag.
     """
     # All that can be refused is looked at before MLflow hears of the run: a mistake leaves no run behind.
+    task.check(recipe)
     placement = select_device(options.device, fast=options.fast)
-    run = Run(task, recipe, options, dataset, placement, options.threads or available_threads(), claim_start())
+    threads, weights = options.threads or available_threads(), open_weights(recipe.weights)
+    run = Run(task, recipe, options, dataset, placement, threads, claim_start(), weights)
     data = place_on_device(dataset, recipe, task.transform, placement.device, placement.memory_format)
     steps = data.steps_per_epoch(recipe.batch_size)
     validation_batches(steps, recipe, len(data.train))
@@ -62,10 +66,11 @@ def run_task(
 class _Job:
     """The parts of one attempt, and the order in which they act."""
 
-    def __init__(self, run: Run, attempt: Attempt, data: TrainingData, watcher: Watcher, stop: StopRequest) -> None:
+    def __init__(self, run: Run, attempt: Attempt, data: Parts[ImageSet], watcher: Watcher, stop: StopRequest) -> None:
         self.task_run, self.attempt, self.data, self.watcher, self.stop = run, attempt, data, watcher, stop
         self.state = continuation.state_of(run, attempt)
         self.start_step = self.state.step
+        self.plan = plan_features(run, self.state.frozen, data) if self.state.frozen else None
         self.book = continuation.cost_book_of(run, attempt)
         self.recorder = JournalRecorder(
             run.folder,
@@ -92,7 +97,7 @@ class _Job:
                 metrics = last_metrics(attempt.entries)
             else:
                 with stop.deferred():
-                    continuation.record_beginning(run, attempt, self.state, recorder, self.watcher.warn)
+                    continuation.record_beginning(run, attempt, self.state, recorder, self.watcher.warn, self.plan)
                 stop.check()
                 metrics = self._train_to_the_end()
             self._deliver()
@@ -120,11 +125,12 @@ class _Job:
     def _train_to_the_end(self) -> dict[str, float]:
         """Training, final figures and files; returns the final metrics."""
         run, state, recorder, stop = self.task_run, self.state, self.recorder, self.stop
-        saver = CheckpointSaver(run, state, recorder, self.attempt.journal, self.book)
+        saver = CheckpointSaver(run, state, recorder, self.attempt.journal, self.book, self.plan)
+        data = self._features()
         with stop.deferred():
             ending = train(
                 state,
-                self.data,
+                data,
                 run.recipe,
                 recorder=Recorders(recorder, self.watcher),
                 ledger=run.ledger,
@@ -135,20 +141,17 @@ class _Job:
             )
             if ending is Ending.INTERRUPTED:
                 path = saver.save_and_ship(state)
-                if recorder.failure:
-                    raise recorder.failure
-                if stop.fault:
-                    raise stop.fault
+                self._raise_if_failed()
                 raise InterruptedRunError(
                     f"stopped by {stop.signal_name} after step {state.step}; its state is in {path}"
                 )
         stop.check()
         self.watcher.phase("final figures of the best and the last model")
-        results = outputs.final_evaluations(state, self.data, run.recipe, run.ledger)
+        results = outputs.final_evaluations(state, data, run.recipe, run.ledger)
         metrics = outputs.final_metrics(state, results)
         self.watcher.phase("plots, tables and model")
         folder = make_folder(run.folder / "artifacts")
-        outputs.write(run.task, state, results, self.data, run.dataset.classes, folder)
+        outputs.write(run.task, state, results, data, run.dataset.classes, folder)
         with stop.deferred():
             recorder.metrics(metrics, state.step)
             recorder.artifact(folder, "")
@@ -157,6 +160,32 @@ class _Job:
             self.book.attempt = recorder.attempt
             run_record.record_costs(self.book, state.step, recorder)
         return metrics
+
+    def _raise_if_failed(self) -> None:
+        for failure in (self.recorder.failure, self.stop.fault):
+            if failure:
+                raise failure
+
+    def _features(self) -> TrainingData:
+        """What the trained layers take: the images, or what the frozen trunk makes of them."""
+        if self.plan is None:
+            return self.data
+        stop, recorder, ledger = self.stop, self.recorder, self.task_run.ledger
+
+        def should_stop() -> bool:
+            return stop.requested() or recorder.failure is not None
+
+        resumed = self.state.step > 0
+        with stop.deferred():
+            data = features_of_run(
+                self.task_run, self.plan, self.data, self.watcher, should_stop, self.book, resumed=resumed
+            )
+            self._raise_if_failed()
+            if data is None:
+                raise InterruptedRunError(f"stopped by {stop.signal_name} in the frozen trunk's pass over the images")
+            if ledger.feature_seconds:
+                recorder.metrics({"trunk/seconds": ledger.feature_seconds}, self.state.step)
+        return data
 
     # -- the end -------------------------------------------------------------------------------------------------
 
@@ -197,4 +226,5 @@ class _Job:
 
     def _saved(self) -> bool:
         """Whether this attempt brought the run further."""
-        return self.state.step > self.start_step or self.recorder.progress > 0
+        on_disk = self.plan is not None and self.plan.mode == "disk" and self.task_run.ledger.feature_seconds > 0
+        return self.state.step > self.start_step or self.recorder.progress > 0 or on_disk

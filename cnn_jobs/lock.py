@@ -11,25 +11,37 @@ from cnn_jobs.errors import AnotherAttemptError, from_os_error
 from cnn_jobs.files import make_folder
 
 
+def try_lock(path: Path) -> int | None:
+    """A descriptor that holds the lock on a file until it is closed; ``None`` where another process has it.
+
+    The file is made where it is missing. Raises ``DiskFullError`` or ``StateDirError``.
+    """
+    try:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    except OSError as error:
+        raise from_os_error(error, path) from error
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(descriptor)
+        return None
+    return descriptor
+
+
 class RunLock:
     """A lock on a run's folder; the system frees it when the process ends, however it ends."""
 
     def __init__(self, folder: Path) -> None:
         """Takes the lock. Raises ``AnotherAttemptError`` where another process has it."""
         path = make_folder(folder) / "lock"
-        try:
-            self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-        except OSError as error:
-            raise from_os_error(error, path) from error
-        try:
-            fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            holder = os.read(self._descriptor, 20).decode(errors="replace").strip()
-            self.release()
+        descriptor = try_lock(path)
+        if descriptor is None:
+            holder = path.read_text(errors="replace").strip()
             raise AnotherAttemptError(
                 f"run {folder.name} is in the hands of process {holder or 'unknown'} on this machine; wait for its end "
                 "or stop it"
-            ) from error
+            )
+        self._descriptor = descriptor
         try:
             os.ftruncate(self._descriptor, 0)
             os.write(self._descriptor, str(os.getpid()).encode())

@@ -13,6 +13,7 @@ from torch import nn
 from cnn_jobs.data.batches import TrainingData
 from cnn_jobs.errors import DivergedError
 from cnn_jobs.files import write_text
+from cnn_jobs.models.build import whole_network
 from cnn_jobs.recipe import Recipe
 from cnn_jobs.reporting import plots, run_files
 from cnn_jobs.tasks import Task
@@ -26,7 +27,7 @@ Evaluations = dict[str, dict[str, Evaluation]]
 
 
 def best_model(state: TrainState) -> nn.Module:
-    """A copy of the network with the weights of the lowest validation loss."""
+    """A copy of the trained part with the weights of the lowest validation loss."""
     if state.best is None:
         raise DivergedError("no validation was reached, so there is no best model")
     model = copy.deepcopy(state.model)
@@ -86,4 +87,6 @@ def write(
     _, height, width = images.shape[1:]
     # What an attempt that was killed here has left: MLflow writes no model over another.
     shutil.rmtree(folder / "model", ignore_errors=True)
-    save_mlflow_model(best_model(state), task.transform, (3, height, width), folder / "model")
+    save_mlflow_model(
+        whole_network(state.frozen, best_model(state)), task.transform, (3, height, width), folder / "model"
+    )

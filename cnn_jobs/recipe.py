@@ -14,6 +14,7 @@ from cnn_jobs.errors import RecipeError
 OPTIMIZERS = ("sgd", "adam")
 AUGMENTATIONS = ("none", "flip", "flip+crop")
 PRECISIONS = ("fp32", "bf16")
+NO_WEIGHTS = "none"
 
 
 def _option(default: Any, description: str, *, choices: tuple[str, ...] | None = None) -> Any:
@@ -40,6 +41,10 @@ class Recipe:
     validations_per_epoch: int = _option(2, "Validations an epoch, the last one at its end.")
     validation_fraction: float = _option(0.1, "Part of the training images held out for validation.")
     augmentation: str = _option("none", "Random changes of training images.", choices=AUGMENTATIONS)
+    weights: str = _option(
+        NO_WEIGHTS,
+        "Pretrained weights, for task4a: imagenet, none, a file or s3://bucket/key of a ResNet18's state dict.",
+    )
     precision: str = _option("fp32", "Arithmetic of forward and backward pass.", choices=PRECISIONS)
     seed: int = _option(0, "Seed of weights, order, augmentation and dropout.")
     split_seed: int = _option(0, "Seed of the validation split, the same for every seed.")
@@ -80,6 +85,7 @@ _RULES: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
     ("validations_per_epoch", _at_least(1), "at least 1"),
     ("validation_fraction", _finite_and(lambda value: 0 < value < 1), "above 0 and below 1"),
     ("augmentation", AUGMENTATIONS.__contains__, f"one of {', '.join(AUGMENTATIONS)}"),
+    ("weights", bool, "imagenet, none, a file or s3://bucket/key"),
     ("precision", PRECISIONS.__contains__, f"one of {', '.join(PRECISIONS)}"),
     ("seed", lambda value: 0 <= value < 2**63, "at least 0 and below 2**63"),
     ("split_seed", lambda value: 0 <= value < 2**63, "at least 0 and below 2**63"),

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from cnn_jobs.data.dataset import Dataset
+from cnn_jobs.models.weights import Weights
 from cnn_jobs.recipe import Recipe
 from cnn_jobs.tasks import Task
 from cnn_jobs.training.device import Placement
@@ -51,6 +52,7 @@ class JobOptions:
     key_from_job: bool = False  # Kubernetes starts the next pod of a Job only when the one before is gone
     resume: str = "auto"
     checkpoint_every_s: float = 60.0
+    trunk_cache: str = "auto"
     state_outlives_process: bool = True
 
 
@@ -80,6 +82,7 @@ class Run:
     placement: Placement
     threads: int
     began: float = field(default_factory=time.monotonic)
+    weights: Weights | None = None
     key: str = ""
     ledger: Ledger = field(default_factory=Ledger)
 
@@ -107,7 +110,13 @@ class Run:
         return {
             "task": self.task.name,
             "run_key": self.key,
-            "recipe_hash": self.task.recipe_hash(self.recipe),
-            "group_hash": self.task.group_hash(self.recipe, self.dataset.digest),
+            "recipe_hash": self.task.recipe_hash(self.recipe, self.weights_digest),
+            "group_hash": self.task.group_hash(self.recipe, self.dataset.digest, self.weights_digest),
             "data_digest": self.dataset.digest,
+            "weights_digest": self.weights_digest,
         }
+
+    @property
+    def weights_digest(self) -> str:
+        """Of the pretrained weights, "" where there are none."""
+        return self.weights.digest if self.weights else ""

@@ -9,13 +9,16 @@ from typing import Any
 from cnn_jobs.cost_book import CostBook
 from cnn_jobs.files import make_folder, write_text
 from cnn_jobs.models.describe import as_markdown, describe
+from cnn_jobs.models.resnet import Trunk
 from cnn_jobs.reporting import description
 from cnn_jobs.run import Run
 from cnn_jobs.tracking import lineage
 from cnn_jobs.tracking.left_behind import START_COMPLETE
 from cnn_jobs.tracking.recorder import JournalRecorder
 from cnn_jobs.tracking.records import DatasetInput
+from cnn_jobs.training.checkpoint import save_checkpoint
 from cnn_jobs.training.state import TrainState
+from cnn_jobs.trunk_features import FeaturePlan
 
 
 def first_tags(run: Run) -> dict[str, str]:
@@ -32,11 +35,12 @@ def first_tags(run: Run) -> dict[str, str]:
     }
 
 
-def record_attempt(run: Run, recorder: JournalRecorder) -> None:
-    """Where this attempt runs."""
+def record_attempt(run: Run, recorder: JournalRecorder, plan: FeaturePlan | None = None) -> None:
+    """Where this attempt runs, and whether it keeps the frozen trunk's features."""
     git = lineage.git_facts()
     recorder.tags(
         {
+            **({"cnn_jobs.trunk_cache": plan.text} if plan else {}),
             "mlflow.source.git.commit": git["commit"],
             "cnn_jobs.git_dirty": git["dirty"],
             "cnn_jobs.device": lineage.device_name(run.placement.device),
@@ -46,9 +50,9 @@ def record_attempt(run: Run, recorder: JournalRecorder) -> None:
     )
 
 
-def record_start(run: Run, recorder: JournalRecorder) -> None:
-    """Params, data set, lineage and the network's table, before the first step of the run."""
-    recorder.params({"task": run.task.name, **run.recipe.as_dict()})
+def record_start(run: Run, recorder: JournalRecorder, frozen: Trunk | None = None) -> None:
+    """Params, data set, lineage, frozen weights and the network's table, before the first step of the run."""
+    recorder.params({"task": run.task.name, **run.recipe.as_dict(), "weights": lasting_uri(run.recipe.weights)})
     dataset = run.dataset
     profile = {
         "train_images": len(dataset.train_images),
@@ -61,10 +65,15 @@ def record_start(run: Run, recorder: JournalRecorder) -> None:
     recorder.dataset(DatasetInput(dataset.name, dataset.digest, uri, profile))
     facts = lineage.collect(run.placement.device, run.threads)
     data_facts = {"uri": uri, "digest": dataset.digest, **profile}
-    content = {**run.identity(), "recipe": run.recipe.as_dict(), "data": data_facts, **facts}
+    weights = {"uri": lasting_uri(run.recipe.weights), "digest": run.weights_digest}
+    content = {**run.identity(), "recipe": run.recipe.as_dict(), "data": data_facts, "weights": weights, **facts}
     folder = make_folder(run.folder / "artifacts")
     path = write_text(folder / "lineage.json", json.dumps(content, indent=2) + "\n")
     recorder.artifact(path, path.name)
+    if frozen:
+        # Once, and not in every checkpoint: they never change.
+        path = save_checkpoint(run.folder / frozen_file(frozen), {"model": frozen.layers.state_dict()})
+        recorder.artifact(path, frozen_file(frozen))
     table = as_markdown(describe(run.task.network, run.image, len(dataset.classes)))
     # Last: left_behind.START_COMPLETE.
     recorder.artifact(write_text(folder / START_COMPLETE, table), START_COMPLETE)
@@ -90,9 +99,15 @@ def record_costs(book: CostBook, step: int, recorder: JournalRecorder) -> None:
     recorder.metrics(book.totals(), step)
 
 
-def machine(run: Run) -> dict[str, Any]:
+def frozen_file(frozen: Trunk) -> str:
+    """Where the weights of a frozen trunk are among a run's artifacts, and below its folder."""
+    return f"checkpoints/frozen-{frozen.digest()[:12]}.pt"
+
+
+def machine(run: Run, plan: FeaturePlan | None = None) -> dict[str, Any]:
     """What has to be the same for a continued run to be the same in every bit."""
     return {
+        **({"features": plan.kept} if plan else {}),
         "cpu": lineage.cpu_name(),
         "device": lineage.device_name(run.placement.device),
         "torch": lineage.version_of("torch"),

@@ -14,18 +14,27 @@ from cnn_jobs.tracking.recorder import JournalRecorder
 from cnn_jobs.tracking.records import CHECKPOINT_SLOTS
 from cnn_jobs.training.checkpoint import save_checkpoint
 from cnn_jobs.training.state import TrainState
+from cnn_jobs.trunk_features import FeaturePlan
 
 
 class CheckpointSaver:
     """Writes ``last.pt`` and ``best.pt`` of a run, and hands them over to be sent."""
 
     def __init__(
-        self, run: Run, state: TrainState, recorder: JournalRecorder, journal: Journal, book: CostBook
+        self,
+        run: Run,
+        state: TrainState,
+        recorder: JournalRecorder,
+        journal: Journal,
+        book: CostBook,
+        plan: FeaturePlan | None = None,
     ) -> None:
         self._run, self._recorder, self._journal, self._book = run, recorder, journal, book
         self._folder = run.folder / "checkpoints"
         self._saved = time.monotonic()
-        self._identity = {**run.identity(), "recipe": run.recipe.as_dict(), "machine": run_record.machine(run)}
+        self._identity = {**run.identity(), "recipe": run.recipe.as_dict(), "machine": run_record.machine(run, plan)}
+        if state.frozen:
+            self._identity["frozen"] = run_record.frozen_file(state.frozen)
 
     def due(self) -> bool:
         """Whether the last checkpoint is older than ``--checkpoint-every``; asked after every step."""

@@ -149,11 +149,10 @@ def _second_convolution() -> Answer:
 
 
 def _parameters() -> Answer:
-    network = get_task("task2").network
-    layers = [layer for layer in describe(network) if layer.parameters]
+    layers = [layer for layer in describe(get_task("task2").network) if layer.parameters]
     total, said = total_parameters(layers), REPORTED_PARAMETERS
     working = tuple(f"layer {layer.number}, {layer.kind}: {layer.counting} = {layer.parameters:,}" for layer in layers)
-    biases = [block.filters for block in network.blocks]
+    biases = [int(layer.units) for layer in layers if layer.kind == "Conv2D"]
     return Answer(
         "1g",
         "How many parameters has the network of task 2 on 32x32x3 images?",

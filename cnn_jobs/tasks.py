@@ -8,9 +8,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from cnn_jobs.errors import UserError
-from cnn_jobs.models.spec import ConvBlock, ConvNet, InputTransform, Pool
-from cnn_jobs.recipe import Recipe, digest_of
+from cnn_jobs.errors import RecipeError, UserError
+from cnn_jobs.models.spec import ConvBlock, ConvNet, InputTransform, Network, Pool, ResNet18
+from cnn_jobs.recipe import NO_WEIGHTS, Recipe, digest_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,27 +31,36 @@ class Task:
 
     name: str
     title: str
-    network: ConvNet
+    network: Network
     recipe: Recipe
     transform: InputTransform = field(default_factory=InputTransform)
     reference: Reference = field(default_factory=Reference)
 
-    def recipe_hash(self, recipe: Recipe) -> str:
-        """SHA-256 over network, transform and recipe: equal hashes mean the same training, given the data."""
-        return digest_of(self._content(recipe))
+    def check(self, recipe: Recipe) -> None:
+        """Raises ``RecipeError`` (exit 2) for pretrained weights of a network that has none."""
+        if recipe.weights != NO_WEIGHTS and not isinstance(self.network, ResNet18):
+            raise RecipeError(
+                f"weights is '{recipe.weights}', but {self.name} begins with none: leave --weights out, or use task4a"
+            )
 
-    def group_hash(self, recipe: Recipe, data_digest: str) -> str:
+    def recipe_hash(self, recipe: Recipe, weights_digest: str = "") -> str:
+        """SHA-256 over network, transform, recipe and weights: equal hashes mean the same training, given the data."""
+        return digest_of(self._content(recipe, weights_digest))
+
+    def group_hash(self, recipe: Recipe, data_digest: str, weights_digest: str = "") -> str:
         """SHA-256 that runs share when they differ in the seed alone: what a comparison averages over."""
-        content = self._content(recipe)
+        content = self._content(recipe, weights_digest)
         del content["recipe"]["seed"]
         return digest_of({**content, "data_digest": data_digest})
 
-    def _content(self, recipe: Recipe) -> dict[str, Any]:
-        return {
-            "network": self.network.as_dict(),
-            "transform": self.transform.as_dict(),
-            "recipe": recipe.as_dict(),
-        }
+    def _content(self, recipe: Recipe, weights_digest: str) -> dict[str, Any]:
+        values = recipe.as_dict()
+        # What the weights are counts, not where they lie.
+        source = values.pop("weights")
+        if (source == NO_WEIGHTS) != (not weights_digest):
+            raise ValueError(f"weights are '{source}', their digest is '{weights_digest}'")
+        content = {"network": self.network.as_dict(), "transform": self.transform.as_dict(), "recipe": values}
+        return {**content, "weights": weights_digest} if weights_digest else content
 
 
 def _blocks(
@@ -126,6 +135,14 @@ _TASKS = (
         network=ConvNet(blocks=_blocks((64, 128, 256), kernel=3, padding=1, pools=_OVERLAPPING), dropout=0.4),
         recipe=_TASK3_RECIPE,
         reference=Reference(train_accuracy=0.91, val_accuracy=0.82, test_accuracy=0.814),
+    ),
+    Task(
+        name="task4a",
+        title="Transfer: ResNet18 trained on ImageNet, its last stage and a new head trained on",
+        network=ResNet18(),
+        recipe=Recipe(optimizer="adam", lr=5e-4, batch_size=32, epochs=5, weights="imagenet"),
+        transform=InputTransform(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225)),
+        reference=Reference(train_accuracy=0.99, val_accuracy=0.90, test_accuracy=0.90),
     ),
 )
 

@@ -163,7 +163,7 @@ def test_a_trial_and_a_part_overwrite_no_page(arguments: list[str]) -> None:
 
 
 @pytest.mark.usefixtures("one_thread")
-@pytest.mark.parametrize("task", TASKS)
+@pytest.mark.parametrize("task", [name for name in TASKS if name != "task4a"])
 def test_the_usual_network_computes_what_ours_does(task: str, dataset: Dataset) -> None:
     setting = Setting.of(task, dataset, 1)
     ours, pixels = setting.new_state().model, setting.constant_batch()[0][:8]

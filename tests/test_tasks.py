@@ -4,9 +4,9 @@ from dataclasses import replace
 
 import pytest
 
-from cnn_jobs.errors import UserError
+from cnn_jobs.errors import RecipeError, UserError
 from cnn_jobs.models.describe import describe, total_parameters
-from cnn_jobs.models.spec import ConvBlock, InputTransform, Pool
+from cnn_jobs.models.spec import ConvBlock, InputTransform, Pool, ResNet18
 from cnn_jobs.recipe import FIELD_NAMES, Recipe
 from cnn_jobs.tasks import TASKS, get_task
 
@@ -19,6 +19,8 @@ NAMES = [
     "task3d-plain",
     "task3e",
 ]
+SMALL_IMAGES = list(NAMES)
+NAMES.append("task4a")
 SMALL, LARGE = (32, 64, 128), (64, 128, 256)
 PLAIN, OVERLAPPING = ((2, 2), (2, 2), (2, 2)), ((4, 2), (3, 2), (2, 2))
 
@@ -68,7 +70,7 @@ def test_the_network_is_the_one_of_the_table(
     assert [layer.output for layer in describe(network) if layer.kind == "Flatten"] == [(flattened,)]
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", SMALL_IMAGES)
 def test_the_recipe_is_the_one_of_the_table(name: str) -> None:
     shared = {
         "epochs": 10,
@@ -77,6 +79,7 @@ def test_the_recipe_is_the_one_of_the_table(name: str) -> None:
         "validations_per_epoch": 2,
         "validation_fraction": 0.1,
         "augmentation": "none",
+        "weights": "none",
         "precision": "fp32",
         "seed": 0,
         "split_seed": 0,
@@ -87,7 +90,20 @@ def test_the_recipe_is_the_one_of_the_table(name: str) -> None:
     assert get_task(name).recipe.as_dict() == {**shared, **own}
 
 
-@pytest.mark.parametrize("name", NAMES)
+def test_task4a_is_the_transfer_of_the_hand_out() -> None:
+    task = get_task("task4a")
+    assert task.network == ResNet18(side=224)
+    changes = {"epochs": 5, "batch_size": 32, "optimizer": "adam", "lr": 5e-4, "early_stop_count": 4}
+    assert task.recipe == replace(Recipe(), **changes, weights="imagenet")
+    assert task.transform == InputTransform(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
+    layers = describe(task.network)
+    assert (
+        total_parameters(layers) == 11_181_642
+    )  # torchvision's 11,689,512, with a head for 10 classes in place of 1,000
+    assert total_parameters(layers, trained=True) == 8_393_728 + 5_130
+
+
+@pytest.mark.parametrize("name", SMALL_IMAGES)
 def test_pixels_are_normalised_with_a_half_and_a_quarter(name: str) -> None:
     assert get_task(name).transform == InputTransform(mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25))
 
@@ -102,6 +118,7 @@ def test_pixels_are_normalised_with_a_half_and_a_quarter(name: str) -> None:
         ("task3d-batchnorm", None, None, None, None, None),
         ("task3d-plain", None, None, None, None, None),
         ("task3e", None, 0.91, 0.82, 0.814, None),
+        ("task4a", None, 0.99, 0.90, 0.90, None),
     ],
 )
 def test_the_reference_is_the_one_of_the_table(
@@ -139,7 +156,7 @@ def test_an_unknown_task_is_refused_with_the_list_of_valid_ones() -> None:
 
 
 def test_the_hash_of_a_recipe_holds_the_network_too() -> None:
-    hashes = {task.recipe_hash(task.recipe) for task in TASKS.values()}
+    hashes = {task.recipe_hash(replace(task.recipe, weights="none")) for task in TASKS.values()}
     assert len(hashes) == len(TASKS)
     plain, batch_norm = get_task("task3d-plain"), get_task("task3d-batchnorm")
     assert plain.recipe == batch_norm.recipe
@@ -155,6 +172,27 @@ def test_the_hash_of_a_recipe_holds_the_transform_too() -> None:
 def test_the_hash_of_a_recipe_does_not_hold_words() -> None:
     task = get_task("task2")
     assert replace(task, title="Other words").recipe_hash(task.recipe) == task.recipe_hash(task.recipe)
+
+
+def test_weights_count_by_their_digest_and_not_by_their_place() -> None:
+    task = get_task("task4a")
+    here, there = replace(task.recipe, weights="a.pth"), replace(task.recipe, weights="s3://bucket/b.pth")
+    assert task.recipe_hash(here, "d1") == task.recipe_hash(there, "d1") != task.recipe_hash(here, "d2")
+    assert task.group_hash(here, "data", "d1") == task.group_hash(replace(there, seed=3), "data", "d1")
+    assert task.group_hash(here, "data", "d1") != task.group_hash(here, "data", "d2")
+    none = replace(task.recipe, weights="none")
+    assert task.recipe_hash(none) != task.recipe_hash(here, "d1")
+    for recipe, digest in ((here, ""), (none, "d1")):
+        with pytest.raises(ValueError, match="digest"):
+            task.recipe_hash(recipe, digest)
+
+
+def test_weights_are_refused_where_a_network_has_none() -> None:
+    get_task("task4a").check(get_task("task4a").recipe)
+    get_task("task2").check(Recipe())
+    with pytest.raises(RecipeError, match="weights is 'imagenet', but task2 begins with none") as caught:
+        get_task("task2").check(Recipe(weights="imagenet"))
+    assert caught.value.exit_code == 2
 
 
 CHANGES = {
@@ -176,7 +214,7 @@ CHANGES = {
 
 def test_a_group_ignores_the_seed_and_nothing_else() -> None:
     task, recipe = get_task("task2"), Recipe()
-    assert set(CHANGES) == set(FIELD_NAMES)
+    assert {*CHANGES, "weights"} == set(FIELD_NAMES)
     same = {
         name
         for name, value in CHANGES.items()

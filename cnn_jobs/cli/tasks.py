@@ -37,11 +37,13 @@ def describe(task: str) -> None:
     """
     entry = get_task(task)
     layers = describe_network(entry.network)
-    left = [column.title for column in COLUMNS if not column.right]
-    right = tuple(column.title for column in COLUMNS if column.right)
+    # Narrow headers, and all of the breaking in one column: a log has 120 characters.
+    left = [column.title.replace(" ", "\n") for column in COLUMNS if not column.right]
+    right = tuple(column.title.replace(" ", "\n") for column in COLUMNS if column.right)
     listing = table(*left, right=right, title=f"{entry.name}: {entry.title}")
     for column in listing.columns:
         column.no_wrap = column.header != "Activation"
+        column.min_width = 0 if column.no_wrap else 10
     for layer in layers:
         listing.add_row(*cells(layer))
     out = console()

@@ -30,6 +30,12 @@ from cnn_jobs.tasks import get_task
 @option("device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", help="Where to train.")
 @option("threads", type=click.IntRange(min=0), default=0, help="CPU threads; 0: as many as this process may use.")
 @option("fast", is_flag=True, default=False, help="On CUDA, faster arithmetic that does not repeat bit for bit.")
+@option(
+    "trunk_cache",
+    type=click.Choice(["auto", "memory", "disk", "off"]),
+    default="auto",
+    help="Where task4a keeps what its frozen layers make of each image; off: computed at each step.",
+)
 @option("experiment", default="cnn-jobs", help="Experiment in MLflow.")
 @option("run_name", default="", help="Name of the run in MLflow; by default the task and the seed.")
 @state_dir_option
@@ -85,6 +91,8 @@ def train(task: str, data: str, seeds: str, sweep: tuple[str, ...], **given: Any
     changes = {name: given.pop(name) for name in FIELD_NAMES}
     recipe = dataclasses.replace(entry.recipe, **{k: v for k, v in changes.items() if v is not None})
     planned = plan(recipe, seeds, sweep)
+    for item in planned:
+        entry.check(item.recipe)
 
     from cnn_jobs.cli.console import watcher
     from cnn_jobs.cli.results import how_to_go_on, print_results

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Generic, TypeVar
 
 import torch
 from torch.nn import functional as F
@@ -13,15 +15,50 @@ from cnn_jobs.data.split import generator_for, split_indices
 from cnn_jobs.models.spec import InputTransform
 from cnn_jobs.recipe import Recipe
 
+LOOK_AHEAD = 8  # batches made at once
 CROP_PADDING = 4  # pixels on every side, as in the usual CIFAR-10 recipes
 
 
-@dataclass(frozen=True)
-class ImageSet:
-    """Part of a data set on one device. ``images``: (N, 3, H, W) uint8; ``indices``: (M,) int64, the part.
+class Examples(ABC):
+    """Part of a data set on one device, as what a network takes. ``images``: (N, 3, H, W) uint8, of the whole data
+    set; ``labels``: (N,) int64; ``indices``: (M,) int64, the part."""
 
-    ``scale`` and ``shift`` (1, 3, 1, 1) turn bytes into normalised floats: byte * scale - shift.
-    """
+    images: torch.Tensor
+    labels: torch.Tensor
+    indices: torch.Tensor
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the batches are."""
+        return self.images.device
+
+    @abstractmethod
+    def batch(
+        self, positions: torch.Tensor, augmentation: str = "none", generator: torch.Generator | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """What the network takes (B, ...) and labels (B,) int64 of the part's ``positions`` (B,)."""
+
+    def stream(
+        self, batches: Sequence[torch.Tensor], augmentation: str, generator_of: Callable[[int], torch.Generator]
+    ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        """``batch`` of each of ``batches`` in turn; ``generator_of`` its number in the list is its randomness."""
+        for number, positions in enumerate(batches):
+            yield self.batch(positions, augmentation, generator_of(number) if augmentation != "none" else None)
+
+    def in_order(self, batch_size: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        """Every image of the part once, in the order of the data set; the last batch may be smaller."""
+        positions = torch.arange(len(self), device=self.device)
+        for chunk in torch.split(positions, batch_size):
+            yield self.batch(chunk)
+
+
+@dataclass(frozen=True)
+class ImageSet(Examples):
+    """The images themselves. ``scale`` and ``shift`` (1, 3, 1, 1) turn bytes into normalised floats:
+    byte * scale - shift."""
 
     images: torch.Tensor
     labels: torch.Tensor
@@ -29,9 +66,6 @@ class ImageSet:
     scale: torch.Tensor
     shift: torch.Tensor
     memory_format: torch.memory_format
-
-    def __len__(self) -> int:
-        return len(self.indices)
 
     def batch(
         self, positions: torch.Tensor, augmentation: str = "none", generator: torch.Generator | None = None
@@ -46,24 +80,42 @@ class ImageSet:
         floats = images.to(torch.float32).mul_(self.scale).sub_(self.shift)
         return floats.contiguous(memory_format=self.memory_format), self.labels[chosen]
 
-    def in_order(self, batch_size: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        """Every image of the part once, in the order of the data set; the last batch may be smaller."""
-        positions = torch.arange(len(self), device=self.images.device)
-        for chunk in torch.split(positions, batch_size):
-            yield self.batch(chunk)
+    def stream(
+        self, batches: Sequence[torch.Tensor], augmentation: str, generator_of: Callable[[int], torch.Generator]
+    ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        """As ``Examples.stream``, several batches made at once: starting the threads for each took longer than the
+        work itself. It changes no bit: every image is made by itself."""
+        if augmentation != "none":
+            yield from super().stream(batches, augmentation, generator_of)
+            return
+        for first in range(0, len(batches), LOOK_AHEAD):
+            group = batches[first : first + LOOK_AHEAD]
+            sizes = [len(positions) for positions in group]
+            images, labels = self.batch(torch.cat(list(group)))
+            yield from zip(torch.split(images, sizes), torch.split(labels, sizes), strict=True)
+
+    def whole(self) -> ImageSet:
+        """All images of the data set that this is a part of."""
+        return replace(self, indices=torch.arange(len(self.images), device=self.device))
+
+
+Part = TypeVar("Part", bound=Examples, covariant=True)
 
 
 @dataclass(frozen=True)
-class TrainingData:
+class Parts(Generic[Part]):
     """The three parts of a data set, sharing one copy of the training images."""
 
-    train: ImageSet
-    validation: ImageSet
-    test: ImageSet
+    train: Part
+    validation: Part
+    test: Part
 
     def steps_per_epoch(self, batch_size: int) -> int:
         """Whole batches in the training part."""
         return len(self.train) // batch_size
+
+
+TrainingData = Parts[Examples]
 
 
 def place_on_device(
@@ -72,7 +124,7 @@ def place_on_device(
     transform: InputTransform,
     device: torch.device,
     memory_format: torch.memory_format,
-) -> TrainingData:
+) -> Parts[ImageSet]:
     """Moves a data set to the device that trains and splits it as the recipe says."""
     std = torch.tensor(transform.std).reshape(1, 3, 1, 1)
     mean = torch.tensor(transform.mean).reshape(1, 3, 1, 1)
@@ -84,7 +136,7 @@ def place_on_device(
     train, validation = split_indices(len(dataset.train_images), recipe.validation_fraction, recipe.split_seed)
     images, labels = dataset.train_images.to(device), dataset.train_labels.to(device)
     test_images, test_labels = dataset.test_images.to(device), dataset.test_labels.to(device)
-    return TrainingData(
+    return Parts(
         train=part(images, labels, train),
         validation=part(images, labels, validation),
         test=part(test_images, test_labels, torch.arange(len(test_images))),

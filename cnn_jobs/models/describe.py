@@ -107,7 +107,7 @@ def cells(layer: Layer) -> tuple[str, ...]:
         f"{layer.parameters:,}" if layer.parameters else "-",
         f"{layer.receptive_field} px" if layer.receptive_field else "all",
         _macs(layer.macs),
-        f"{arithmetic.activation_bytes(layer.output) / 1024:,.1f} KiB",
+        f"{kib:,.0f} KiB" if (kib := arithmetic.activation_bytes(layer.output) / 1024) >= 100 else f"{kib:.1f} KiB",
     )
 
 

@@ -60,7 +60,7 @@ class LayerTable:
             raise RecipeError(f"images have {self.shape[0]} channels, the network takes 3")
         if self.shape[1:] != (side, side):
             self.shape = (3, side, side)
-            self._add("", "Resize", "", "bilinear, antialias", "", 0, "")
+            self._add("", "Resize", "", "bilinear", "", 0, "")
 
     def conv(
         self,

@@ -13,19 +13,20 @@ from __future__ import annotations
 
 from fractions import Fraction
 from functools import lru_cache
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
 
+Network = TypeVar("Network", bound=nn.Module)
 Matrix = list[list[Fraction]]
 # Where the polynomials are evaluated, besides infinity; few and small, for the sake of rounding.
 POINTS = tuple(map(Fraction, ("0", "1", "-1", "1/2", "-1/2", "2", "-2")))
 LARGEST_TILE = len(POINTS) + 1
 # So that a tile reaches no further than into the next one: m >= r - 1.
 LARGEST_KERNEL = 5
-# With fewer products behind one output the change of basis costs more than it saves (docs/performance.md).
-LEAST_PRODUCTS = 1500
+# With fewer the change of basis costs more than the multiplications that it saves (docs/performance.md).
+LEAST_CHANNELS = 64
 
 
 class WinogradConv2d(nn.Conv2d):
@@ -47,7 +48,7 @@ class WinogradConv2d(nn.Conv2d):
         m = best_tile(height, width, r)
         a = m + r - 1
         rows, columns = -(-height // m), -(-width // m)
-        to_output, to_kernel, to_input = (each.to(images.dtype) for each in _squared(m, r))
+        to_output, to_kernel, to_input = _squared(m, r, images.dtype)
 
         # The basis' number first, so that each of the a * a products below is one plain matrix multiplication.
         tiles: torch.Tensor = _Tiles.apply(images, padding, m, a, rows, columns)  # (a * a, tiles * C)
@@ -58,7 +59,8 @@ class WinogradConv2d(nn.Conv2d):
         outputs = (to_output @ products.view(a * a, -1)).view(m, m, count, rows, columns, self.out_channels)
         outputs = outputs.permute(2, 3, 0, 4, 1, 5).reshape(count, rows * m, columns * m, self.out_channels)
         if outputs.shape[1:3] != (height, width):
-            outputs = outputs[:, :height, :width]
+            # Dense again: layers behind it are many times slower on a cut-out.
+            outputs = outputs[:, :height, :width].contiguous()
         if self.bias is not None:
             outputs = outputs + self.bias
         return outputs.permute(0, 3, 1, 2)
@@ -92,7 +94,7 @@ class _Tiles(torch.autograd.Function):
         total[:, :rows, :, 1:, :over] += tiles[:, :, :m, :, m:]
         total[:, 1:, :over, 1:, :over] += tiles[:, :, m:, :, m:]
         pixels = total.view(count, (rows + 1) * m, (columns + 1) * m, channels)
-        pixels = pixels[:, padding : padding + height, padding : padding + width]
+        pixels = pixels[:, padding : padding + height, padding : padding + width].contiguous()
         return pixels.permute(0, 3, 1, 2), None, None, None, None, None
 
 
@@ -114,7 +116,17 @@ class _Products(torch.autograd.Function):
 
 def suits(channels: int, kernel: int, stride: int) -> bool:
     """Whether tiles pay for a convolution of so many input channels."""
-    return stride == 1 and 3 <= kernel <= LARGEST_KERNEL and channels * kernel**2 >= LEAST_PRODUCTS
+    return stride == 1 and 3 <= kernel <= LARGEST_KERNEL and channels >= LEAST_CHANNELS
+
+
+def use_tiles(network: Network) -> Network:
+    """``network`` itself, its convolutions computed by tiles where that pays."""
+    for layer in network.modules():
+        if type(layer) is nn.Conv2d and layer.groups == 1 and layer.dilation == (1, 1):
+            (kernel, other), (stride, other_stride) = layer.kernel_size, layer.stride
+            if kernel == other and stride == other_stride and suits(layer.in_channels, kernel, stride):
+                layer.__class__ = WinogradConv2d
+    return network
 
 
 def best_tile(height: int, width: int, r: int) -> int:
@@ -124,9 +136,12 @@ def best_tile(height: int, width: int, r: int) -> int:
 
 
 @lru_cache(maxsize=32)
-def _squared(m: int, r: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """The three matrices for tiles in two dimensions, each acting on rows and columns at once; double."""
-    return tuple(torch.kron(each, each) for each in (_tensor(matrix) for matrix in matrices(m, r)))  # type: ignore
+def _squared(m: int, r: int, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """The three matrices for tiles in two dimensions, each acting on rows and columns at once."""
+    # An evaluation may be the first to ask: what is made in inference mode cannot be trained with later.
+    with torch.inference_mode(False):
+        output, kernel, image = (torch.kron(each, each).to(dtype) for each in map(_tensor, matrices(m, r)))
+    return output, kernel, image
 
 
 def matrices(m: int, r: int) -> tuple[Matrix, Matrix, Matrix]:

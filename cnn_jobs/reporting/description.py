@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from cnn_jobs.data.dataset import Dataset
+from cnn_jobs.models.spec import ResNet18
 from cnn_jobs.recipe import Recipe
 from cnn_jobs.reporting.run_files import results_markdown
 from cnn_jobs.tasks import Task
@@ -21,6 +22,8 @@ def note(task: Task, recipe: Recipe, dataset: Dataset, metrics: Mapping[str, flo
         f"Recipe: {recipe.optimizer} at learning rate {recipe.lr:g}, batch size {recipe.batch_size}, "
         f"at most {recipe.epochs} epochs, {recipe.precision}, seed {recipe.seed}.",
     ]
+    if isinstance(task.network, ResNet18):
+        lines.append(f"Begins with weights `{recipe.weights}`; frozen but for layer4 and the last layer.")
     if metrics:
         lines += ["", results_markdown(metrics)]
         # The reference is of CIFAR-10: beside drawn pictures it would only mislead.

@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 # Metrics that a clock decides: their value differs from attempt to attempt of the same step.
-CLOCK_METRICS = ("train/images_per_second", "attempt/", "ledger/")
+CLOCK_METRICS = ("train/images_per_second", "trunk/seconds", "attempt/", "ledger/")
 
 # Uploads of the latest state alternate between two names: one that is cut off leaves the other whole.
 CHECKPOINT_SLOTS = ("checkpoints/last.pt", "checkpoints/alternate.pt")

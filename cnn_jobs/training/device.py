@@ -57,6 +57,33 @@ def available_threads(cgroup: Path = Path("/sys/fs/cgroup")) -> int:
     return max(1, min(cpus, math.ceil(quota))) if quota else cpus
 
 
+def available_memory(device: torch.device, cgroup: Path = Path("/sys/fs/cgroup")) -> int:
+    """Bytes that this process may still take: on CUDA those free on the device, else what the machine has available,
+    cut down to what the cgroup's limit (version 2 or 1) leaves."""
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    import psutil
+
+    left = _cgroup_memory_left(cgroup)
+    available = int(psutil.virtual_memory().available)
+    return available if left is None else min(available, left)
+
+
+def _cgroup_memory_left(cgroup: Path) -> int | None:
+    """Bytes below the cgroup's limit, ``None`` for no limit. File cache, which gives way, counts as used: on the safe
+    side."""
+    for limit, used in (
+        ("memory.max", "memory.current"),
+        ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes"),
+    ):
+        try:
+            text = (cgroup / limit).read_text().strip()
+            return None if text == "max" else max(0, int(text) - int((cgroup / used).read_text()))
+        except (OSError, ValueError):
+            continue
+    return None
+
+
 def _cgroup_quota(cgroup: Path) -> float | None:
     """CPUs granted by the cgroup, ``None`` for no limit."""
     try:

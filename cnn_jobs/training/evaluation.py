@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from cnn_jobs.data.batches import ImageSet
+from cnn_jobs.data.batches import Examples
 
 # Images at a time. On a CPU 500 took 10 % (task2) and 30 % (task3e) longer: activations leave the cache. A GPU wants
 # fewer, larger launches (not measured).
@@ -44,7 +44,7 @@ class EvaluationStoppedError(Exception):
 
 def evaluate(
     model: nn.Module,
-    images: ImageSet,
+    images: Examples,
     precision: str = "fp32",
     batch_size: int = 0,
     *,
@@ -55,7 +55,7 @@ def evaluate(
     ``batch_size`` 0 takes what suits the device. Leaves the model in the mode in which it was, also where it raises
     ``EvaluationStoppedError`` because ``should_stop``, asked between two batches, said yes.
     """
-    batch_size = batch_size or EVALUATION_BATCH[images.images.device.type]
+    batch_size = batch_size or EVALUATION_BATCH[images.device.type]
     was_training = model.training
     model.eval()
     try:
@@ -70,7 +70,7 @@ def evaluate(
 
 @torch.inference_mode()
 def _logits(
-    model: nn.Module, images: ImageSet, precision: str, batch_size: int, should_stop: Callable[[], bool]
+    model: nn.Module, images: Examples, precision: str, batch_size: int, should_stop: Callable[[], bool]
 ) -> torch.Tensor:
     """(N, classes) float32 on the device."""
     logits = torch.empty(0)

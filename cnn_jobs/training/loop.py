@@ -32,16 +32,22 @@ class Ending(Enum):
 
 @dataclass
 class Ledger:
-    """What one attempt spent: optimiser steps, and seconds of the device in training and in evaluation."""
+    """What one attempt spent: optimiser steps, and seconds of the device in training, in evaluation and in the frozen
+    part's pass over the images.
+
+    ``repeated_seconds``: of that pass, what only made good what an earlier attempt had done.
+    """
 
     steps: int = 0
     training_seconds: float = 0.0
     evaluation_seconds: float = 0.0
+    feature_seconds: float = 0.0
+    repeated_seconds: float = 0.0
 
     @property
     def device_seconds(self) -> float:
-        """Training and evaluation together."""
-        return self.training_seconds + self.evaluation_seconds
+        """All together."""
+        return self.training_seconds + self.evaluation_seconds + self.feature_seconds
 
 
 def train(
@@ -67,9 +73,9 @@ def train(
     recorder, ledger = recorder or NullRecorder(), ledger or Ledger()
     steps = data.steps_per_epoch(recipe.batch_size)
     validate_after = validation_batches(steps, recipe, len(data.train))
-    losses = LossLog(state, recorder, data.train.images.device)
+    losses = LossLog(state, recorder, data.train.device)
     stretch = _Stretch(ledger)
-    batches: tuple[torch.Tensor, ...] = ()
+    batches: Iterator[tuple[torch.Tensor, torch.Tensor]] | None = None
 
     state.model.train()
     while state.epoch < recipe.epochs and not state.stopped_early:
@@ -90,11 +96,9 @@ def train(
             stretch = _Stretch(ledger)
             continue
 
-        if state.batch == 0 or not batches:
-            order = epoch_order(len(data.train), recipe.seed, state.epoch).to(data.train.images.device)
-            batches = torch.split(order[: steps * recipe.batch_size], recipe.batch_size)
-        generator = augmentation_generator(recipe.seed, state.epoch, state.batch)
-        images, labels = data.train.batch(batches[state.batch], recipe.augmentation, generator)
+        if state.batch == 0 or batches is None:
+            batches = _batches(state, data, recipe, steps)
+        images, labels = next(batches)
 
         state.optimizer.zero_grad()
         with precision_context(recipe.precision, images.device):
@@ -110,6 +114,18 @@ def train(
             with stretch.paused():
                 on_save(state)
     return Ending.COMPLETE
+
+
+def _batches(
+    state: TrainState, data: TrainingData, recipe: Recipe, steps: int
+) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """What is left of the epoch: order and augmentation are functions of the place in the training alone."""
+    epoch, first = state.epoch, state.batch
+    order = epoch_order(len(data.train), recipe.seed, epoch).to(data.train.device)
+    left = torch.split(order[: steps * recipe.batch_size], recipe.batch_size)[first:]
+    return data.train.stream(
+        left, recipe.augmentation, lambda number: augmentation_generator(recipe.seed, epoch, first + number)
+    )
 
 
 def validate(

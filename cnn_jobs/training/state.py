@@ -11,8 +11,9 @@ import torch
 from torch import nn
 
 from cnn_jobs.data.split import derived_seed
-from cnn_jobs.models.build import build_model
-from cnn_jobs.models.spec import ConvNet
+from cnn_jobs.models.build import build_network
+from cnn_jobs.models.resnet import Trunk
+from cnn_jobs.models.spec import Network
 from cnn_jobs.recipe import Recipe
 from cnn_jobs.training.device import Placement
 
@@ -44,11 +45,12 @@ class TrainState:
     """Model, optimiser, place in the training and history. ``batch`` counts the batches done in this epoch.
 
     Torch's own generators (dropout draws from them) belong to it: ``state_dict`` reads them, ``load_state_dict``
-    sets them.
+    sets them. ``frozen`` stands in front of ``model``; it is a constant, and in no ``state_dict``.
     """
 
     model: nn.Module
     optimizer: torch.optim.Optimizer
+    frozen: Trunk | None = None
     epoch: int = 0
     batch: int = 0
     step: int = 0
@@ -70,18 +72,24 @@ class TrainState:
 
     def state_dict(self) -> dict[str, Any]:
         """Plain values and tensors, as ``torch.load(weights_only=True)`` takes them back."""
+        model = self.model.state_dict()
         return {
-            "model": self.model.state_dict(),
+            "model": model,
             "optimizer": self.optimizer.state_dict(),
             "epoch": self.epoch,
             "batch": self.batch,
             "step": self.step,
             "train_losses": self.train_losses,
             "validations": [asdict(validation) for validation in self.validations],
-            "best": self.best and {**asdict(self.best.validation), "weights": self.best.weights},
+            "best": self.best and {**asdict(self.best.validation), "weights": self._best_weights(model)},
             "stopped_early": self.stopped_early,
             "generators": _generator_states(),
         }
+
+    def _best_weights(self, model: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        assert self.best
+        # The very tensors of the model, where they are the best: torch.save writes a tensor once.
+        return model if self.best.validation.step == self.step else self.best.weights
 
     def load_state_dict(self, saved: dict[str, Any]) -> None:
         """Takes over what ``state_dict`` gave, the generators of this process included; shares no tensor with it.
@@ -102,14 +110,20 @@ class TrainState:
 
 
 def new_state(
-    network: ConvNet, recipe: Recipe, image: tuple[int, int, int], classes: int, placement: Placement
+    network: Network,
+    recipe: Recipe,
+    image: tuple[int, int, int],
+    classes: int,
+    placement: Placement,
+    weights: Mapping[str, torch.Tensor] | None = None,
 ) -> TrainState:
-    """The state before the first step; seeds torch's generators, so that runs in one process do not depend
-    on each other's order."""
-    model = build_model(network, image, classes, derived_seed("weights", recipe.seed))
+    """The state before the first step, from pretrained ``weights`` where there are any; seeds torch's generators, so
+    that runs in one process do not depend on each other's order."""
+    frozen, model = build_network(network, image, classes, derived_seed("weights", recipe.seed), weights)
     model = model.to(placement.device).to(memory_format=placement.memory_format)
+    frozen = frozen and frozen.to(placement.device).to(memory_format=placement.memory_format)
     torch.manual_seed(derived_seed("dropout", recipe.seed))
-    return TrainState(model=model, optimizer=build_optimizer(model, recipe))
+    return TrainState(model=model, optimizer=build_optimizer(model, recipe), frozen=frozen)
 
 
 def build_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:

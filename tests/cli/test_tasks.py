@@ -42,9 +42,17 @@ def test_describe_shows_a_network_layer_by_layer_with_its_parameters() -> None:
 @pytest.mark.parametrize("name", TASKS)
 def test_describe_knows_every_task(name: str) -> None:
     output = output_of("describe", name)
+    convolutions, norms = {"task2": (3, 0), "task3d-plain": (3, 0), "task4a": (20, 20)}.get(name, (3, 3))
     assert f"{name}: {TASKS[name].title}" in output
-    assert output.count("Conv2D") == 3
-    assert output.count("Batch normalization") == (0 if name in ("task2", "task3d-plain") else 3)
+    assert output.count("Conv2D") == convolutions
+    assert output.count("Batch normalization") == norms
+
+
+def test_describe_shows_costs_and_says_what_they_are() -> None:
+    output = output_of("describe", "task4a")
+    assert "11,181,642 parameters (8,398,858 trained, 2,782,784 frozen); for one image 1,813.57 M MACs" in output
+    assert "receptive field" in output
+    assert re.search(r"17 +Conv2D +512 +F=3, p=1, s=1 +- +512x7x7 +2,359,296 +435 px +115\.61 M +98\.0 KiB", output)
 
 
 def test_describe_refuses_an_unknown_task() -> None:

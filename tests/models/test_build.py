@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import nn
 
-from cnn_jobs.models.build import PixelModel, build_model
+from cnn_jobs.models.build import PixelModel, UniformDropout, build_model
 from cnn_jobs.models.spec import ConvBlock, ConvNet, InputTransform
 from cnn_jobs.tasks import TASKS, get_task
 
@@ -63,7 +63,8 @@ AVERAGE_BLOCK = ["Conv2d", "ReLU", "AvgPool2d"]
 )
 def test_the_order_of_layers(name: str, block: list[str], head: list[str]) -> None:
     model = build_model(get_task(name).network, IMAGE, 10, seed=0)
-    names = ["Conv2d" if isinstance(module, nn.Conv2d) else type(module).__name__ for module in model]
+    own = {"WinogradConv2d": "Conv2d", "UniformDropout": "Dropout"}
+    names = [own.get(type(module).__name__, type(module).__name__) for module in model]
     assert names == [*block * 3, "Flatten", *head]
     assert [module.p for module in model if isinstance(module, nn.Dropout)] == [0.4] * head.count("Dropout")
 
@@ -95,7 +96,7 @@ def outputs_and_gradients(model: nn.Module) -> tuple[torch.Tensor, dict[str, tor
     return logits.detach(), gradients
 
 
-@pytest.mark.parametrize("name", [name for name in TASKS if name != "task3c-avgpool"])
+@pytest.mark.parametrize("name", [name for name in TASKS if name not in ("task3c-avgpool", "task4a")])
 def test_relu_after_max_pooling_gives_the_outputs_and_gradients_of_relu_before_it(name: str) -> None:
     model = build_model(get_task(name).network, IMAGE, 10, seed=1)
     logits, gradients = outputs_and_gradients(model)
@@ -129,3 +130,19 @@ def test_a_pixel_model_answers_as_its_network_does_on_normalised_pixels() -> Non
         torch.testing.assert_close(model(pixels), network((pixels - 0.5) / 0.25))
     assert {"mean", "std"} <= set(model.state_dict())
     assert not [name for name, _ in model.named_parameters() if not name.startswith("network.")]
+
+
+def test_dropout_drops_its_share_scales_the_rest_and_is_torchs_in_evaluation() -> None:
+    layer = UniformDropout(0.4)
+    values = torch.ones(400, 500, requires_grad=True)
+    torch.manual_seed(6)
+    dropped = layer(values)
+    assert dropped.unique().tolist() == [0.0, pytest.approx(1 / 0.6)]
+    share = float((dropped == 0).double().mean())
+    assert abs(share - 0.4) < 5 * (0.4 * 0.6 / values.numel()) ** 0.5  # five standard deviations
+    dropped.sum().backward()
+    assert values.grad is not None
+    assert torch.equal(values.grad, dropped.detach())
+    torch.manual_seed(6)
+    assert torch.equal(layer(values), dropped)
+    assert torch.equal(layer.eval()(values), values)

@@ -6,9 +6,9 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from cnn_jobs.errors import RecipeError
-from cnn_jobs.models.build import build_model
+from cnn_jobs.models.build import build_model, build_network, whole_network
 from cnn_jobs.models.describe import COLUMNS, Layer, as_markdown, cells, describe, total_parameters
-from cnn_jobs.models.spec import ConvBlock, ConvNet, Pool
+from cnn_jobs.models.spec import ConvBlock, ConvNet, Network, Pool, ResNet18
 from cnn_jobs.tasks import TASKS, get_task
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -18,6 +18,7 @@ KINDS: dict[type[nn.Module], str] = {
     nn.Conv2d: "Conv2D",
     nn.MaxPool2d: "MaxPool2D",
     nn.AvgPool2d: "AvgPool2D",
+    nn.AdaptiveAvgPool2d: "AvgPool2D",
     nn.BatchNorm2d: "Batch normalization",
     nn.Flatten: "Flatten",
     nn.Linear: "Fully-Connected",
@@ -26,7 +27,13 @@ Row = tuple[str, tuple[int, ...], int]
 
 
 def rows_of(layers: list[Layer]) -> list[Row]:
-    return [(layer.kind, layer.output, layer.parameters) for layer in layers]
+    """But for resizing, which is no module."""
+    kinds = {"Conv2D (shortcut)": "Conv2D"}
+    return [
+        (kinds.get(layer.kind, layer.kind), layer.output, layer.parameters)
+        for layer in layers
+        if layer.kind != "Resize"
+    ]
 
 
 def rows_in_torch(model: nn.Module, image: Image) -> list[Row]:
@@ -46,14 +53,25 @@ def rows_in_torch(model: nn.Module, image: Image) -> list[Row]:
     return rows
 
 
+def whole(network: Network, image: Image, classes: int) -> nn.Module:
+    return whole_network(*build_network(network, image, classes, seed=0))
+
+
 @pytest.mark.parametrize(("image", "classes"), [((3, 32, 32), 10), ((3, 28, 41), 2), ((1, 28, 28), 7)])
 @pytest.mark.parametrize("name", TASKS)
 def test_the_table_is_what_torch_sees(name: str, image: Image, classes: int) -> None:
     network = get_task(name).network
+    if isinstance(network, ResNet18) and image[0] != 3:
+        for call in (describe, whole):
+            with pytest.raises(RecipeError, match="images have 1 channels, the network takes 3"):
+                call(network, image, classes)
+        return
     layers = describe(network, image, classes)
-    model = build_model(network, image, classes, seed=0)
+    model = whole(network, image, classes)
     assert rows_of(layers) == rows_in_torch(model, image)
     assert total_parameters(layers) == sum(parameter.numel() for parameter in model.parameters())
+    trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+    assert total_parameters(layers, trained=True) == trained
 
 
 @st.composite
@@ -106,10 +124,10 @@ def test_images_too_small_for_the_network_are_refused(name: str, side: int) -> N
 
 def test_the_table_of_task3e_row_by_row() -> None:
     assert [cells(layer) for layer in describe(get_task("task3e").network)] == [
-        ("1", "Conv2D", "64", "F=3, p=1, s=1", "ReLU", "64x32x32", "1,792", "3 px", "1.77 M", "256.0 KiB"),
+        ("1", "Conv2D", "64", "F=3, p=1, s=1", "ReLU", "64x32x32", "1,792", "3 px", "1.77 M", "256 KiB"),
         ("1", "MaxPool2D", "-", "F=4, s=2", "-", "64x15x15", "-", "6 px", "-", "56.2 KiB"),
         ("", "Batch normalization", "-", "-", "-", "64x15x15", "128", "6 px", "-", "56.2 KiB"),
-        ("2", "Conv2D", "128", "F=3, p=1, s=1", "ReLU", "128x15x15", "73,856", "10 px", "16.59 M", "112.5 KiB"),
+        ("2", "Conv2D", "128", "F=3, p=1, s=1", "ReLU", "128x15x15", "73,856", "10 px", "16.59 M", "112 KiB"),
         ("2", "MaxPool2D", "-", "F=3, s=2", "-", "128x7x7", "-", "14 px", "-", "24.5 KiB"),
         ("", "Batch normalization", "-", "-", "-", "128x7x7", "256", "14 px", "-", "24.5 KiB"),
         ("3", "Conv2D", "256", "F=3, p=1, s=1", "ReLU", "256x7x7", "295,168", "22 px", "14.45 M", "49.0 KiB"),
@@ -132,7 +150,7 @@ def test_the_markdown_table_has_a_line_a_layer_and_the_total() -> None:
 @pytest.mark.parametrize("name", TASKS)
 def test_the_costs_of_every_task_are_those_that_torch_counts(name: str) -> None:
     network = get_task(name).network
-    model = build_model(network, (3, 32, 32), 10, seed=0).eval().double()  # in double every layer is torch's plain one
+    model = whole(network, (3, 32, 32), 10).eval().double()  # in double every layer is torch's plain one
     with torch.inference_mode(), FlopCounterMode(display=False) as counter:
         model(torch.zeros(1, 3, 32, 32, dtype=torch.double))
     assert 2 * sum(layer.macs for layer in describe(network)) == counter.get_total_flops()

@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from cnn_jobs.models.build import build_model
-from cnn_jobs.models.winograd import LARGEST_KERNEL, LARGEST_TILE, WinogradConv2d, best_tile, matrices, suits
+from cnn_jobs.models.build import build_network, whole_network
+from cnn_jobs.models.winograd import LARGEST_KERNEL, LARGEST_TILE, WinogradConv2d, _squared, best_tile, matrices, suits
 from cnn_jobs.tasks import TASKS, get_task
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -101,8 +101,8 @@ def test_the_tile_is_the_one_with_the_fewest_multiplications() -> None:
 @pytest.mark.parametrize("name", TASKS)
 def test_the_networks_compute_and_learn_what_they_would_with_plain_layers(name: str) -> None:
     def gradients(plain: bool) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-        model = build_model(get_task(name).network, (3, 32, 32), 10, seed=3).double()
-        for layer in model:
+        model = whole_network(*build_network(get_task(name).network, (3, 32, 32), 10, seed=3)).double()
+        for layer in model.modules():
             if isinstance(layer, WinogradConv2d):
                 forward = nn.Conv2d.forward if plain else WinogradConv2d._by_tiles
                 layer.forward = forward.__get__(layer)  # type: ignore[method-assign]
@@ -128,13 +128,22 @@ def test_a_seed_gives_the_weights_of_the_plain_layer() -> None:
     theirs.load_state_dict(ours.state_dict())
 
 
-def test_tiles_are_for_many_products_behind_one_output() -> None:
+def test_tiles_are_for_many_channels_and_small_kernels() -> None:
     assert suits(64, 5, 1)
-    assert suits(512, 3, 1)
+    assert suits(64, 3, 1)
     assert not suits(512, 3, 2)
     assert not suits(512, 1, 1)
     assert not suits(512, 7, 1)
-    assert not suits(64, 3, 1)
+    assert not suits(32, 5, 1)
+
+
+def test_it_learns_after_an_evaluation_was_the_first_to_use_it() -> None:
+    _squared.cache_clear()
+    layer, images = WinogradConv2d(64, 8, 5, padding=2), torch.randn(1, 64, 8, 8)
+    with torch.inference_mode():
+        layer(images)
+    layer(images).sum().backward()
+    assert layer.weight.grad is not None
 
 
 def test_it_is_the_plain_layer_where_tiles_do_not_pay(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,115 @@
+"""Pretrained weights of ResNet18: a name, a file or an S3 object in, a checked state dict out."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from cnn_jobs.data import s3
+from cnn_jobs.data.sources import default_cache_dir
+from cnn_jobs.errors import CnnJobsError, RemoteDataError, WeightsError
+from cnn_jobs.recipe import NO_WEIGHTS
+
+IMAGENET = "imagenet"
+# ResNet18_Weights.IMAGENET1K_V1; the file's name holds the first 8 digits of its SHA-256.
+IMAGENET_URL = "https://download.pytorch.org/models/resnet18-f37072fd.pth"
+IMAGENET_FILE = IMAGENET_URL.rpartition("/")[2]
+IMAGENET_SHA256_BEGINS = "f37072fd"
+HOW = (
+    f"give the file by --weights PATH or --weights s3://bucket/key, or put {IMAGENET_FILE} into "
+    "$TORCH_HOME/hub/checkpoints"
+)
+
+
+@dataclass(frozen=True)
+class Weights:
+    """A state dict of torchvision's ResNet18. ``digest``: SHA-256 (64 hex digits) of its file; ``source``: its URI."""
+
+    source: str
+    digest: str
+    tensors: Mapping[str, torch.Tensor]
+
+
+def open_weights(source: str, *, cache_dir: Path | None = None) -> Weights | None:
+    """``imagenet``, a path or ``s3://bucket/key``; ``None`` for ``none``.
+
+    Raises ``WeightsError`` (exit 2) for what is missing, damaged or of another network, ``RemoteDataError`` (exit 1)
+    where a server does not answer.
+    """
+    if source == NO_WEIGHTS:
+        return None
+    if source == IMAGENET:
+        path = _imagenet_file()
+    elif source.startswith(s3.SCHEME):
+        path, _ = s3.download(source, cache_dir or default_cache_dir())
+    else:
+        path = Path(source).expanduser()
+        if not path.is_file():
+            raise WeightsError(
+                f"{source or 'the empty word'}: no such file; --weights takes {IMAGENET}, {NO_WEIGHTS}, a file or s3://..."
+            )
+    digest = _sha256(path)
+    if source == IMAGENET and not digest.startswith(IMAGENET_SHA256_BEGINS):
+        raise WeightsError(
+            f"{path}: sha256 {digest[:8]}, expected {IMAGENET_SHA256_BEGINS}; delete it, then it is downloaded again"
+        )
+    return Weights(source, digest, _read(path, source))
+
+
+def _imagenet_file() -> Path:
+    """From torch's hub cache, downloaded where that is possible."""
+    path = Path(torch.hub.get_dir()) / "checkpoints" / IMAGENET_FILE
+    if not path.exists():
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            torch.hub.download_url_to_file(IMAGENET_URL, str(path), IMAGENET_SHA256_BEGINS, progress=False)
+        except (OSError, RuntimeError) as error:  # no network, no room; RuntimeError: the digest
+            raise RemoteDataError(
+                f"{IMAGENET_URL}: cannot be downloaded ({' '.join(str(error).split())}); {HOW}"
+            ) from error
+    return path
+
+
+def _read(path: Path, source: str) -> Mapping[str, torch.Tensor]:
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch raises whatever zipfile, pickle and its own reader do
+        raise WeightsError(
+            f"{source}: is no file of weights ({type(error).__name__}); it has to be a state dict of torchvision's "
+            "resnet18, written by torch.save"
+        ) from error
+    _check(content, source)
+    tensors: Mapping[str, torch.Tensor] = content
+    return tensors
+
+
+def _check(content: Any, source: str) -> None:
+    """Every name and shape but those of the last layer, which is made anew."""
+    from torchvision.models import resnet18
+
+    with torch.device("meta"):
+        expected = {name: tuple(tensor.shape) for name, tensor in resnet18().state_dict().items()}
+    expected = {name: shape for name, shape in expected.items() if not name.startswith("fc.")}
+    if not isinstance(content, Mapping) or not all(isinstance(each, torch.Tensor) for each in content.values()):
+        raise WeightsError(f"{source}: holds no state dict; it has to be one of torchvision's resnet18")
+    found = {name: tuple(tensor.shape) for name, tensor in content.items() if not name.startswith("fc.")}
+    wrong = sorted(name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name))
+    if wrong:
+        name = wrong[0]
+        raise WeightsError(
+            f"{source}: {len(wrong)} tensors are not those of torchvision's resnet18, the first is {name} "
+            f"({found.get(name, 'missing')}, expected {expected.get(name, 'none')})"
+        )
+
+
+def _sha256(path: Path) -> str:
+    try:
+        with path.open("rb") as stream:
+            return hashlib.file_digest(stream, "sha256").hexdigest()
+    except OSError as error:
+        raise CnnJobsError(f"{path}: cannot be read ({error.strerror})") from error
