@@ -50,7 +50,7 @@ class FeaturePlan:
     @property
     def text(self) -> str:
         """For a person."""
-        size = f"{self.key.total_bytes / 1e9:.1f} GB for {self.key.count:,} images"
+        size = f"{_size(self.key.total_bytes)} for {self.key.count:,} images"
         return f"{self.mode}{f', {size}' if self.mode != 'off' else ''}{f' ({self.why})' if self.why else ''}"
 
 
@@ -82,8 +82,8 @@ def plan_features(run: Run, trunk: Trunk, data: Parts[ImageSet]) -> FeaturePlan:
         return FeaturePlan(trunk, key, "memory")
     room = shutil.disk_usage(make_folder(run.options.state_dir)).free
     if key.total_bytes <= DISK_SHARE * room:
-        return FeaturePlan(trunk, key, "disk", f"{memory / 1e9:.1f} GB of memory are free")
-    why = f"{key.total_bytes / 1e9:.1f} GB fit neither into {memory / 1e9:.1f} GB of free memory nor on the disk"
+        return FeaturePlan(trunk, key, "disk", f"{_size(memory)} of memory are free")
+    why = f"{_size(key.total_bytes)} fit neither into {_size(memory)} of free memory nor on the disk"
     return FeaturePlan(trunk, key, "off", why)
 
 
@@ -134,7 +134,7 @@ def _fill(
     resumed: bool,
 ) -> bool:
     ledger, total = run.ledger, plan.key.count
-    there = total - min(total, len(store.missing) * store.chunk)
+    there = total - sum(min(store.chunk, total - number * store.chunk) for number in store.missing)
     mark = told = time.perf_counter()
 
     def tell(images: int) -> None:
@@ -150,8 +150,12 @@ def _fill(
             watcher.phase(f"frozen trunk: {there:,} of {total:,} images")
 
     if store.missing:
-        watcher.phase(f"frozen trunk: {there:,} of {total:,} images, features in {plan.text}")
+        watcher.phase(f"frozen trunk: {there:,} of {total:,} images; features kept: {plan.text}")
     return fill(store, data, plan.trunk, run.recipe.precision, should_stop=should_stop, on_chunk=tell)
+
+
+def _size(count: int) -> str:
+    return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{count / 1e6:.1f} MB"
 
 
 def _in_memory(key: FeatureKey) -> MemoryFeatures | None:

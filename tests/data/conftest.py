@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import io
-import os
 import subprocess
-import uuid
 import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -75,42 +73,6 @@ def small_dataset(seed: int = 0, *, train: int = 6, test: int = 4, name: str = "
         return random.integers(0, 256, (count, 3, 4, 5), dtype=np.uint8), np.arange(count) % 3
 
     return Dataset.from_arrays(name=name, uri=name, classes=("a", "b", "c"), train=split(train), test=split(test))
-
-
-@pytest.fixture(scope="session")
-def moto_server() -> Iterator[str]:
-    """The URL of a real HTTP server that speaks S3."""
-    from moto.server import ThreadedMotoServer
-
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    yield f"http://{host}:{port}"
-    server.stop()
-
-
-@pytest.fixture
-def aws(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """No settings of the machine reach boto3; the keys are ours."""
-    for name in list(os.environ):
-        if name.startswith("AWS_") or name == "MLFLOW_S3_ENDPOINT_URL":
-            monkeypatch.delenv(name)
-    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "the-key")
-    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "the-secret")
-    monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "none"))
-    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "none"))
-    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
-
-
-@pytest.fixture
-def bucket(moto_server: str, aws: None, monkeypatch: pytest.MonkeyPatch) -> str:
-    """The name of an empty bucket on the server that AWS_ENDPOINT_URL names."""
-    import boto3
-
-    monkeypatch.setenv("AWS_ENDPOINT_URL", moto_server)
-    name = f"bucket-{uuid.uuid4().hex[:8]}"
-    boto3.client("s3").create_bucket(Bucket=name)
-    return name
 
 
 @pytest.fixture

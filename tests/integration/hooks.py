@@ -183,3 +183,34 @@ def journal_thread_dies() -> None:
         write(self)
 
     CostBook.write = fail  # type: ignore[method-assign]
+
+
+def small_chunks() -> None:
+    """The frozen trunk's pass in six chunks."""
+    from cnn_jobs import trunk_features
+    from cnn_jobs.training import trunk_cache
+
+    cheap_outputs()
+    trunk_features.CHUNK["cpu"] = 10
+    trunk_cache.INDEX_INTERVAL_S = 0.0
+
+
+def kill_in_pass(chunk: int, name: str) -> None:
+    """The process sends itself the signal before it keeps chunk number ``chunk`` of the frozen trunk's features."""
+    small_chunks()
+    from cnn_jobs.training.trunk_cache import DiskFeatures
+
+    real = DiskFeatures.write
+
+    def write(self: DiskFeatures, number: int, features: Any) -> None:
+        if number == chunk:
+            send_signal(name)
+        real(self, number, features)
+
+    DiskFeatures.write = write  # type: ignore[method-assign]
+
+
+def kill_at_step_in_chunks(step: int, name: str) -> None:
+    """``kill_at_step``, after ``small_chunks``."""
+    small_chunks()
+    kill_at_step(step, name)

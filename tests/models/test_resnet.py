@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 from torchvision.models import resnet18
@@ -13,15 +15,9 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")
-def state_dict() -> dict[str, torch.Tensor]:
-    """Stands for ImageNet's: the same keys and shapes, statistics of BatchNorm that are not the initial ones."""
-    with torch.random.fork_rng():
-        torch.manual_seed(7)
-        network = resnet18()
-        network.train()
-        with torch.no_grad():
-            network(torch.randn(4, 3, 64, 64))
-    return network.state_dict()
+def state_dict(resnet18_file: Path) -> dict[str, torch.Tensor]:
+    content: dict[str, torch.Tensor] = torch.load(resnet18_file)
+    return content
 
 
 def test_trunk_and_top_are_torchvisions_network(state_dict: dict[str, torch.Tensor]) -> None:
@@ -82,3 +78,14 @@ def test_the_trunk_resizes_first(state_dict: dict[str, torch.Tensor]) -> None:
     images = torch.randn(2, 3, 32, 32)
     with torch.inference_mode():
         torch.testing.assert_close(trunk(images), trunk(resize(images, 64)))
+
+
+def test_the_digest_is_of_every_weight_and_statistic(state_dict: dict[str, torch.Tensor]) -> None:
+    trunk, _ = build_resnet18(state_dict, 64, 10, seed=0)
+    digest = trunk.digest()
+    assert build_resnet18(state_dict, 64, 10, seed=1)[0].digest() == digest
+    assert build_resnet18(None, 64, 10, seed=0)[0].digest() != digest
+    for name in ("conv1.weight", "layer3.1.bn2.running_var"):
+        changed = {**state_dict, name: state_dict[name].clone()}
+        changed[name].view(-1)[-1] += 1e-3
+        assert build_resnet18(changed, 64, 10, seed=0)[0].digest() != digest
