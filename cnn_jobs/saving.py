@@ -74,5 +74,6 @@ class CheckpointSaver:
         best = state.best
         content = {"model": best.weights, "step": best.validation.step, "val_loss": best.validation.loss}
         return save_checkpoint(
-            self._folder / "best.pt", {**content, **self._identity, "classes": list(self._run.dataset.classes)}
+            self._folder / "best.pt",
+            {**content, **self._identity, "classes": list(self._run.dataset.classes), "image": list(self._run.image)},
         )

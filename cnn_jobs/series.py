@@ -24,15 +24,20 @@ class Planned:
 
 def parse_seeds(text: str) -> list[int]:
     """``0-4`` or ``0,2,5-7`` to seeds, in that order. Raises ``UserError`` for anything else, and for a repetition."""
-    seeds: list[int] = []
+    return parse_numbers(text, "--seeds", "0,2,5-7", what="a seed")
+
+
+def parse_numbers(text: str, option: str, example: str, *, what: str = "a number") -> list[int]:
+    """Numbers and ranges, in their order. Raises ``UserError`` for anything else, and for a repetition."""
+    numbers: list[int] = []
     for part in text.split(","):
         match = re.fullmatch(r"\s*(\d+)(?:-(\d+))?\s*", part)
         if not match or (match[2] and int(match[2]) < int(match[1])):
-            raise UserError(f"--seeds is '{text}', but must be a range or a list, as in 0-4 or 0,2,5-7")
-        seeds += range(int(match[1]), int(match[2] or match[1]) + 1)
-    if len(set(seeds)) < len(seeds):
-        raise UserError(f"--seeds is '{text}', which names a seed twice; name each once")
-    return seeds
+            raise UserError(f"{option} is '{text}', but must be a range or a list, as in 0-4 or {example}")
+        numbers += range(int(match[1]), int(match[2] or match[1]) + 1)
+    if len(set(numbers)) < len(numbers):
+        raise UserError(f"{option} is '{text}', which names {what} twice; name each once")
+    return numbers
 
 
 def parse_sweep(text: str) -> tuple[str, list[object]]:

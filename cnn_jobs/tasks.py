@@ -149,6 +149,40 @@ _TASKS = (
 TASKS: dict[str, Task] = {task.name: task for task in _TASKS}
 
 
+@dataclass(frozen=True, kw_only=True)
+class Interpretation:
+    """What to show of a network; nothing is trained. ``channels``: of torchvision's ResNet18, as in the report."""
+
+    name: str
+    title: str
+    channels: tuple[int, ...]
+
+
+INTERPRETATIONS = {
+    each.name: each
+    for each in (
+        Interpretation(
+            name="task4b",
+            title="Filters of the first convolution of ResNet18, and their activations",
+            channels=(14, 26, 32, 49, 52),
+        ),
+        Interpretation(
+            name="task4c",
+            title="Activations of the last convolutional layer of ResNet18, and where it looks",
+            channels=tuple(range(10)),
+        ),
+    )
+}
+
+
+def get_interpretation(name: str) -> Interpretation:
+    """The interpretation of that name; raises ``UserError`` that lists the valid ones."""
+    try:
+        return INTERPRETATIONS[name]
+    except KeyError:
+        raise UserError(f"'{name}' shows no network; what does is {', '.join(INTERPRETATIONS)}") from None
+
+
 def get_task(name: str) -> Task:
     """The task of that name; raises ``UserError`` that lists the valid ones."""
     try:

@@ -16,6 +16,7 @@ COMMANDS = {
     "describe": ("tasks", "Show a task's network as a table: layers, output shapes, parameters."),
     "arithmetic": ("arithmetic", "Answer task 1: sizes and parameters, with the working."),
     "train": ("train", "Train a task; the run goes to MLflow."),
+    "interpret": ("interpret", "Show filters, activations and where a network looks (tasks 4b, 4c)."),
     "runs": ("runs", "Compare the runs of an experiment in a table."),
     "replay": ("replay", "Send what is left of a run to MLflow."),
     "reap": ("reap", "Repair the status of runs whose process is gone."),

@@ -7,7 +7,7 @@ import click
 from cnn_jobs.cli.tables import console, table
 from cnn_jobs.models.describe import COLUMNS, LEGEND, cells, summary, total_parameters
 from cnn_jobs.models.describe import describe as describe_network
-from cnn_jobs.tasks import TASKS, get_task
+from cnn_jobs.tasks import INTERPRETATIONS, TASKS, get_task
 
 
 @click.command()
@@ -25,7 +25,11 @@ def tasks() -> None:
         )
     out = console()
     out.print(listing)
-    out.print("Optimiser with its learning rate; the course report's accuracy is on the test set.")
+    out.print("Optimiser with its learning rate; the course report's accuracy is on the test set.\n")
+    shown = table("Task", "What 'cnn-jobs interpret' shows", unbroken=1)
+    for each in INTERPRETATIONS.values():
+        shown.add_row(each.name, each.title)
+    out.print(shown)
 
 
 @click.command()

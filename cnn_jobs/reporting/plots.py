@@ -40,7 +40,7 @@ def plot_losses(train_losses: Sequence[float], validations: Sequence[CurvePoint]
     axes.set(title=title, xlabel="optimiser step", ylabel="cross-entropy (nats)", ylim=(0, 1.05 * top))
     axes.grid(alpha=0.3)
     axes.legend(loc="upper right")
-    return _save(figure, path)
+    return save_figure(figure, path)
 
 
 def plot_accuracy(validations: Sequence[CurvePoint], best_step: int, title: str, path: Path) -> Path:
@@ -54,7 +54,7 @@ def plot_accuracy(validations: Sequence[CurvePoint], best_step: int, title: str,
     axes.set(title=title, xlabel="optimiser step", ylabel="accuracy (%)")
     axes.grid(alpha=0.3)
     axes.legend(loc="lower right")
-    return _save(figure, path)
+    return save_figure(figure, path)
 
 
 def plot_mistakes(
@@ -79,7 +79,7 @@ def plot_mistakes(
             f"said {classes[said]}, {100 * sure:.1f} %\ntrue: {classes[int(labels[index])]}",
             fontsize=9,
         )
-    return _save(figure, path)
+    return save_figure(figure, path)
 
 
 def most_confident_mistakes(labels: torch.Tensor, logits: torch.Tensor, count: int = 12) -> torch.Tensor:
@@ -90,8 +90,8 @@ def most_confident_mistakes(labels: torch.Tensor, logits: torch.Tensor, count: i
     return wrong[confidence[wrong].argsort(descending=True, stable=True)][:count]
 
 
-def _save(figure: Figure, path: Path) -> Path:
+def save_figure(figure: Figure, path: Path) -> Path:
+    """As PNG, whole or not at all; without matplotlib's version in it, so that the same figure gives the same bytes."""
     with whole_file(path) as partial:
-        # Without the version of matplotlib in it, the same figures give the same bytes.
         figure.savefig(partial, format="png", dpi=110, metadata={"Software": None})
     return path

@@ -26,7 +26,7 @@ def collect(device: torch.device, threads: int) -> dict[str, Any]:
         "device": device_name(device),
         "threads": threads,
         "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
-        "image": os.environ.get("CNN_JOBS_IMAGE", ""),
+        "image": os.environ.get("CNN_JOBS_CONTAINER_IMAGE", ""),
     }
 
 

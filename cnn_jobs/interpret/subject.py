@@ -1,0 +1,98 @@
+"""The network that is looked at, and how a picture goes into it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import PurePath
+from typing import Any
+
+import torch
+from torch import nn
+
+from cnn_jobs.errors import CheckpointMismatchError, UserError
+from cnn_jobs.interpret.picture import Pixels
+from cnn_jobs.models.build import build_network, whole_network
+from cnn_jobs.models.resnet import resize
+from cnn_jobs.models.spec import InputTransform, ResNet18
+from cnn_jobs.models.weights import IMAGENET, Weights
+from cnn_jobs.tasks import get_task
+
+
+@dataclass(frozen=True, eq=False)
+class Subject:
+    """``network``: normalised images in, logits out, in evaluation mode. ``side``: of the images that it takes.
+
+    ``classes``: names of its answers, empty where nobody knows them. ``first`` and ``last``: names of its first and
+    last convolutional layer's modules. ``note``: what a reader must know of it, "" for nothing.
+    """
+
+    name: str
+    network: nn.Module
+    transform: InputTransform
+    side: int
+    classes: Sequence[str]
+    first: str
+    last: str
+    note: str = ""
+
+    def input_of(self, pixels: Pixels) -> torch.Tensor:
+        """(1, 3, side, side) normalised, of a picture (H, W, 3) uint8."""
+        images = torch.from_numpy(pixels.copy()).permute(2, 0, 1)[None].float() / 255
+        mean, std = (torch.tensor(each).reshape(1, 3, 1, 1) for each in (self.transform.mean, self.transform.std))
+        return (resize(images, self.side) - mean) / std
+
+    def layer(self, name: str) -> nn.Module:
+        """The module of that name. Raises ``UserError`` that lists those there are."""
+        try:
+            return self.network.get_submodule(name) if name else self.network
+        except AttributeError:
+            names = [each for each, module in self.network.named_modules() if isinstance(module, nn.Conv2d)]
+            raise UserError(
+                f"--layer is '{name}', which the network does not have; its convolutions are {', '.join(names)}"
+            ) from None
+
+
+def pretrained_resnet18(weights: Weights | None) -> Subject:
+    """torchvision's ResNet18 with the weights of its file, head included; random ones without."""
+    from torchvision.models import ResNet18_Weights, resnet18
+
+    transform, side = get_task("task4a").transform, 224
+    if weights is None:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            network = resnet18(weights=None)
+        note = "random weights: the pictures show how a network looks before it has learned anything"
+        return Subject("ResNet18, random weights", network.eval(), transform, side, (), "conv1", "layer4", note)
+    head = weights.tensors.get("fc.weight")
+    network = resnet18(weights=None, num_classes=1000 if head is None else len(head))
+    network.load_state_dict(dict(weights.tensors), strict=head is not None)
+    is_imagenet = weights.source == IMAGENET
+    classes = ResNet18_Weights.IMAGENET1K_V1.meta["categories"] if is_imagenet else ()
+    note = "" if head is not None else "the weights have no last layer: what it answers is random"
+    name = f"ResNet18, weights {'of ImageNet' if is_imagenet else PurePath(weights.source).name}"
+    return Subject(name, network.eval(), transform, side, classes, "conv1", "layer4", note)
+
+
+def trained_by_us(name: str, best: Mapping[str, Any], frozen: Mapping[str, Any] | None, side: int) -> Subject:
+    """The best network of a run: its checkpoint ``best.pt`` and, for task4a, that of its frozen part.
+
+    ``side``: of the images that it was trained on. Raises ``CheckpointMismatchError`` where they do not fit this
+    version's network.
+    """
+    task, classes = get_task(best["task"]), list(best["classes"])
+    trunk, model = build_network(task.network, (3, side, side), len(classes), seed=0)
+    try:
+        model.load_state_dict(best["model"])
+        if trunk and frozen:
+            trunk.layers.load_state_dict(frozen["model"])
+    except (RuntimeError, KeyError) as error:
+        raise CheckpointMismatchError(
+            f"{name}: its checkpoint does not fit this version of {task.name}: {error}"
+        ) from error
+    network = whole_network(trunk, model).eval()
+    convolutions = [each for each, module in network.named_modules() if isinstance(module, nn.Conv2d)]
+    last = convolutions[-1]
+    if isinstance(task.network, ResNet18):
+        side, last = task.network.side, "trained.layer4"
+    return Subject(name, network, task.transform, side, classes, convolutions[0], last)

@@ -1,0 +1,178 @@
+"""Tasks 4b and 4c as their user calls them: pictures, tables, and a run in MLflow."""
+
+from __future__ import annotations
+
+import csv
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from click.testing import CliRunner, Result
+from PIL import Image
+
+from cnn_jobs import trunk_features
+from cnn_jobs.cli import cli
+from cnn_jobs.data.dataset import Dataset
+from cnn_jobs.errors import CnnJobsError
+from cnn_jobs.job import run_task
+from cnn_jobs.models.spec import ResNet18
+from cnn_jobs.stop import StopRequest
+from cnn_jobs.tasks import TASKS
+from cnn_jobs.tracking.query import runs_of
+from tests.test_job import Watcher, client, options
+
+pytestmark = [pytest.mark.filterwarnings("default"), pytest.mark.usefixtures("one_thread")]
+
+
+@pytest.fixture
+def weights(resnet18_file: Path, tmp_path: Path) -> Path:
+    """With hand-made filters at the places of the report's."""
+    y, x = torch.meshgrid(torch.arange(-3.0, 4), torch.arange(-3.0, 4), indexing="ij")
+    window = torch.exp(-(x**2 + y**2) / 8)
+    content = torch.load(resnet18_file)
+    for index, (profile, colour) in {
+        14: (window * torch.cos(2 * torch.pi * x / 4), (1.0, 1.0, 1.0)),
+        26: (window * torch.cos(2 * torch.pi * y / 4), (1.0, 1.0, 1.0)),
+        32: (window, (-0.4, -0.2, 1.0)),
+        49: (window * torch.sin(2 * torch.pi * (x + y) / 5.6), (1.0, 1.0, 1.0)),
+        52: (window, (0.5, 0.6, -1.0)),
+    }.items():
+        content["conv1.weight"][index] = 0.3 * torch.tensor(colour)[:, None, None] * profile
+    torch.save(content, tmp_path / "known.pth")
+    return tmp_path / "known.pth"
+
+
+@pytest.fixture(autouse=True)
+def _mlflow(mlflow_uri: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", mlflow_uri)
+
+
+def call(*arguments: object) -> Result:
+    return CliRunner().invoke(cli, ["interpret", *map(str, arguments)])
+
+
+def done(*arguments: object) -> str:
+    result = call(*arguments)
+    assert result.exit_code == 0, (result.output, result.exception)
+    return result.output
+
+
+def rows(path: Path) -> list[dict[str, str]]:
+    with path.open() as stream:
+        return list(csv.DictReader(stream))
+
+
+def test_task4b_shows_and_measures_the_reports_filters(weights: Path, tmp_path: Path, mlflow_uri: str) -> None:
+    output = done("task4b", "--weights", weights, "--out", tmp_path / "out")
+    expected = {
+        "14": ("vertical stripes in brightness, 4.0 px a period", "vertical stripes"),
+        "26": ("horizontal stripes in brightness, 4.0 px a period", "horizontal stripes"),
+        "32": ("blob in blue against yellow", "blue sky"),
+        "49": ("rising edge in brightness", "diagonal stripes"),
+        "52": ("blob in yellow against blue", "yellow grass"),
+    }
+    table = rows(tmp_path / "out" / "measurements.csv")
+    assert [row["filter"] for row in table] == list(expected)
+    for row in table:
+        words, region = expected[row["filter"]]
+        assert words in output
+        assert row["strongest in"] == region
+    with Image.open(tmp_path / "out" / "filters.png") as picture:
+        assert picture.width > 800
+        assert picture.height > picture.width
+    experiment = client(mlflow_uri).get_experiment_by_name("cnn-jobs")
+    (run,) = client(mlflow_uri).search_runs([experiment.experiment_id])
+    assert (run.info.status, run.data.tags["cnn_jobs.task"]) == ("FINISHED", "task4b")
+    assert run.data.params["filters"] == "14,26,32,49,52"
+    assert run.data.params["layer"] == "conv1"
+    names = {each.path for each in client(mlflow_uri).list_artifacts(run.info.run_id)}
+    assert names == {"filters.png", "measurements.csv", "measurements.md"}
+    assert run.info.run_id in output
+    assert runs_of(mlflow_uri, "cnn-jobs") == []
+
+
+def test_task4c_shows_ten_channels_and_where_the_network_looks(weights: Path, tmp_path: Path) -> None:
+    Image.effect_noise((300, 250), 80).convert("RGB").save(tmp_path / "photo.jpg")
+    output = done("task4c", "--weights", weights, "--image", tmp_path / "photo.jpg", "--out", tmp_path, "--no-log")
+    table = rows(tmp_path / "measurements.csv")
+    assert [row["channel"] for row in table] == [str(number) for number in range(10)]
+    assert all(0 <= float(row["share zero"]) <= 1 and float(row["highest"]) >= 0 for row in table)
+    assert "activations of layer4" in output
+    assert "In MLflow" not in output
+    assert (tmp_path / "channels.png").stat().st_size > 10_000
+
+
+def test_pictures_are_the_same_bytes_each_time(weights: Path, tmp_path: Path) -> None:
+    for name in ("one", "other"):
+        done("task4c", "--weights", weights, "--out", tmp_path / name, "--filters", "0-2", "--no-log")
+    assert (tmp_path / "one/channels.png").read_bytes() == (tmp_path / "other/channels.png").read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["task4d"], "'task4d' shows no network; what does is task4b, task4c"),
+        (["task4b", "--filters", "14,64"], "--filters names 64, but conv1 has 64: name some of 0 to 63"),
+        (["task4b", "--filters", "3-1"], "--filters is '3-1'"),
+        (["task4b", "--filters", "3,3"], "names a number twice"),
+        (["task4b", "--layer", "layer4"], "task4b shows filters: name a convolution"),
+        (["task4b", "--layer", "conv9"], "its convolutions are conv1, layer1.0.conv1"),
+        (["task4c", "--layer", "fc"], "whose output is no picture"),
+        (["task4b", "--image", "none.png"], "none.png: no such file"),
+        (["task4b", "--run", "abc"], "--run and --weights name two networks"),
+    ],
+)
+def test_bad_input_is_one_clear_line(weights: Path, tmp_path: Path, arguments: list[str], words: str) -> None:
+    result = call(*arguments, "--weights", weights, "--out", tmp_path / "out", "--no-log")
+    assert isinstance(result.exception, CnnJobsError), result.output
+    assert words in str(result.exception)
+    assert "\n" not in str(result.exception)
+    assert result.exception.exit_code == 2
+    assert not (tmp_path / "out").exists()
+
+
+def test_random_weights_are_called_so(tmp_path: Path) -> None:
+    assert "note: random weights" in done("task4b", "--weights", "none", "--out", tmp_path, "--no-log")
+
+
+# -- networks that were trained here -----------------------------------------------------------------------------------
+
+
+def trained(uri: str, tmp_path: Path, dataset: Dataset, name: str, **changes: Any) -> str:
+    task = TASKS[name]
+    recipe = replace(task.recipe, epochs=1, batch_size=9, **changes)
+    return run_task(task, recipe, options(uri, tmp_path), dataset, Watcher(), StopRequest()).run_id
+
+
+def test_the_network_of_a_run_can_be_looked_at(mlflow_uri: str, tmp_path: Path, tiny_dataset: Dataset) -> None:
+    run_id = trained(mlflow_uri, tmp_path, tiny_dataset, "task2")
+    output = done("task4b", "--run", run_id, "--out", tmp_path / "b", "--no-log")
+    assert [row["filter"] for row in rows(tmp_path / "b/measurements.csv")] == ["0", "1", "2", "3", "4"]
+    assert "task2-seed0: filters of conv1" in output
+    output = done("task4c", "--run", run_id, "--out", tmp_path / "c", "--no-log")
+    assert "task2-seed0: activations of conv3" in output
+    assert len(rows(tmp_path / "c/measurements.csv")) == 10
+
+
+@pytest.mark.slow
+def test_the_transferred_network_of_a_run_has_both_its_parts(
+    mlflow_uri: str, tmp_path: Path, tiny_dataset: Dataset, weights: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(TASKS, "task4a", replace(TASKS["task4a"], network=ResNet18(side=64)))
+    monkeypatch.setattr(trunk_features, "_kept", [])
+    run_id = trained(mlflow_uri, tmp_path, tiny_dataset, "task4a", weights=str(weights))
+    output = done("task4b", "--run", run_id, "--out", tmp_path / "b", "--no-log")
+    # The frozen part is the one of the weights: its filters are the known ones.
+    assert "vertical stripes in brightness" in output
+    output = done("task4c", "--run", run_id, "--out", tmp_path / "c", "--no-log")
+    assert "activations of trained.layer4" in output
+
+
+def test_a_run_that_has_no_checkpoint_is_refused(mlflow_uri: str, tmp_path: Path) -> None:
+    for run_id in ("0" * 32, client(mlflow_uri).create_run("0").info.run_id):
+        result = call("task4b", "--run", run_id, "--out", tmp_path, "--no-log")
+        assert isinstance(result.exception, CnnJobsError)
+        assert run_id in str(result.exception)
+        assert result.exception.exit_code == 2
