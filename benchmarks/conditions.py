@@ -16,12 +16,12 @@ from cnn_jobs.tracking import lineage
 PACKAGES = ("torch", "torchvision", "lightning", "mlflow", "numpy", "pillow")
 
 
-def conditions(arguments: Sequence[str], threads: int) -> dict[str, Any]:
+def conditions(arguments: Sequence[str], threads: int, program: str = "benchmarks.run") -> dict[str, Any]:
     """Machine, versions, command and how busy the machine already was: JSON-ready."""
     facts = lineage.collect(torch.device("cpu"), threads)
     return {
         "date": time.strftime("%Y-%m-%d", time.gmtime()),
-        "command": shlex.join(["python", "-m", "benchmarks.run", *arguments]),
+        "command": shlex.join(["python", "-m", program, *(_without_folder(word) for word in arguments)]),
         "cpu": facts["cpu"],
         "instructions": torch.backends.cpu.get_cpu_capability(),
         "cores": psutil.cpu_count(),
@@ -35,3 +35,8 @@ def conditions(arguments: Sequence[str], threads: int) -> dict[str, Any]:
         "gomp_spincount": os.environ.get("GOMP_SPINCOUNT", ""),
         "load_average": os.getloadavg()[0],
     }
+
+
+def _without_folder(word: str) -> str:
+    """A path's last part: where somebody keeps a data set is of no interest."""
+    return word.rpartition("/")[2] if "://" not in word else word

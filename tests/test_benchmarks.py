@@ -6,16 +6,19 @@ import copy
 import json
 import re
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from benchmarks import figures, render, run
+from benchmarks import figures, render, run, transfer
 from benchmarks.networks import assert_same_function, usual_network
 from benchmarks.setting import Setting, random_dataset
 from cnn_jobs.data.dataset import Dataset
+from cnn_jobs.data.prepared import write_prepared
+from cnn_jobs.models.spec import ResNet18
 from cnn_jobs.tasks import TASKS
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -185,6 +188,28 @@ def test_all_contenders_see_the_same_pictures(dataset: Dataset) -> None:
     images, labels = setting.data.train.batch(torch.arange(len(pictures)))
     assert [label for _, label in pictures] == labels.tolist()
     torch.testing.assert_close(torch.stack([image for image, _ in pictures]), images, check_stride=False)
+
+
+def test_the_page_of_transfer_is_what_its_raw_figures_render() -> None:
+    results = json.loads(transfer.JSON_FILE.read_text())
+    page = transfer.PAGE.read_text()
+    assert render.into_page(page, transfer.render(results)) == page
+    assert transfer.ratios(results, "cached") == [1.0] * len(results["seconds"]["cached"])
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("_arithmetic")
+def test_all_ways_of_transfer_train(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_prepared(random_dataset(80, 20), tmp_path / "noise.npz", compressed=False)
+    arguments = ["--data", str(tmp_path / "noise.npz"), "--train", "80", "--test", "10", "--repeats", "1"]
+    task = TASKS["task4a"]
+    quick = replace(task, recipe=replace(task.recipe, epochs=1), network=ResNet18(side=32))
+    monkeypatch.setitem(TASKS, "task4a", quick)
+    results = transfer.measure(transfer.parse(arguments), arguments)
+    assert {name: len(rounds) for name, rounds in results["seconds"].items()} == dict.fromkeys(transfer.NAMES, 1)
+    assert len(results["losses"]["cached"]) == 2
+    assert transfer.largest_difference(results) < 1e-4
+    assert "| the whole task |" in transfer.render(results)
 
 
 @pytest.mark.slow
