@@ -44,7 +44,7 @@ def render(results: Mapping[str, Any]) -> str:
     """Every part that ``results`` holds, in the order of the page."""
     parts = [("speed", _speed), ("ablations", _ablations), ("wait_policy", _wait_policy)]
     parts += [("startup", _startup), ("memory", _memory)]
-    blocks = [_conditions(results["conditions"]), _targets(results)]
+    blocks = [conditions_line(results["conditions"]), _targets(results)]
     blocks += [write(results[name]) for name, write in parts if name in results]
     return "\n\n".join(block for block in blocks if block)
 
@@ -68,7 +68,8 @@ def _spread(values: Sequence[float], form: str) -> list[str]:
     return [format(summary.median, form), f"{summary.least:{form}} to {summary.most:{form}}", str(summary.n)]
 
 
-def _conditions(facts: Mapping[str, Any]) -> str:
+def conditions_line(facts: Mapping[str, Any]) -> str:
+    """When, on what and with which versions it was measured."""
     packages = ", ".join(f"{name} {version}" for name, version in facts["packages"].items())
     changed = " with uncommitted changes" if facts["dirty"] else ""
     return (

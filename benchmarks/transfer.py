@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.figures import Summary
-from benchmarks.render import into_page, table
+from benchmarks.render import conditions_line, into_page, table
 from cnn_jobs.process import keep_freed_memory, limit_spinning
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -158,7 +158,7 @@ def largest_difference(results: dict[str, Any]) -> float:
 
 def render(results: dict[str, Any]) -> str:
     """The tables of the page."""
-    facts, data, recipe = results["conditions"], results["data"], results["recipe"]
+    data, recipe = results["data"], results["recipe"]
     rows = []
     for name, text in NAMES.items():
         total = Summary.of([each["total"] for each in results["seconds"][name]])
@@ -177,7 +177,7 @@ def render(results: dict[str, Any]) -> str:
         met.append([str(text), f"{factor:.2f} times", "yes" if factor >= float(least) else "**no**"])
     return "\n\n".join(
         [
-            _conditions(facts),
+            conditions_line(results["conditions"]),
             f"{data['train']} training images of `{data['name']}` (a tenth for validation) and {data['test']} test "
             f"images; {recipe['epochs']} epochs, {recipe['validations_per_epoch']} validations each, final figures of "
             f"the best and the last model; batches of {recipe['batch_size']}, {recipe['precision']}, no early stop.",
@@ -187,16 +187,6 @@ def render(results: dict[str, Any]) -> str:
             _agreement(results),
             _sizes(results["bytes_per_1000_images"]),
         ]
-    )
-
-
-def _conditions(facts: dict[str, Any]) -> str:
-    packages = ", ".join(f"{name} {version}" for name, version in facts["packages"].items())
-    changed = " with uncommitted changes" if facts["dirty"] else ""
-    return (
-        f"{facts['date']}, `{facts['command']}`, commit {facts['commit'] or 'unknown'}{changed}. {facts['cpu']} "
-        f"({facts['instructions']}), {facts['cores']} cores, {facts['threads']} threads; Python {facts['python']}, "
-        f"{packages}."
     )
 
 

@@ -21,6 +21,7 @@ from torch import nn
 Network = TypeVar("Network", bound=nn.Module)
 Matrix = list[list[Fraction]]
 # Where the polynomials are evaluated, besides infinity; few and small, for the sake of rounding.
+# The second is 1: see _Products.
 POINTS = tuple(map(Fraction, ("0", "1", "-1", "1/2", "-1/2", "2", "-2")))
 LARGEST_TILE = len(POINTS) + 1
 # So that a tile reaches no further than into the next one: m >= r - 1.
@@ -55,14 +56,12 @@ class WinogradConv2d(nn.Conv2d):
         inputs = (to_input @ tiles).view(a * a, -1, self.in_channels)
         kernels = to_kernel @ self.weight.permute(2, 3, 0, 1).reshape(r * r, -1)
         kernels = kernels.view(a * a, self.out_channels, self.in_channels)
-        products: torch.Tensor = _Products.apply(inputs, kernels)
+        products: torch.Tensor = _Products.apply(inputs, kernels, self.bias, a + 1)
         outputs = (to_output @ products.view(a * a, -1)).view(m, m, count, rows, columns, self.out_channels)
         outputs = outputs.permute(2, 3, 0, 4, 1, 5).reshape(count, rows * m, columns * m, self.out_channels)
         if outputs.shape[1:3] != (height, width):
             # Dense again: layers behind it are many times slower on a cut-out.
             outputs = outputs[:, :height, :width].contiguous()
-        if self.bias is not None:
-            outputs = outputs + self.bias
         return outputs.permute(0, 3, 1, 2)
 
 
@@ -74,8 +73,11 @@ class _Tiles(torch.autograd.Function):
         """(N, C, H, W) to (a * a, N * rows * columns * C)."""
         ctx.shape, ctx.numbers = images.shape, (padding, m, a, rows, columns)
         count, channels, height, width = images.shape
-        padded = images.new_zeros(count, (rows + 1) * m, (columns + 1) * m, channels)
-        padded[:, padding : padding + height, padding : padding + width] = images.permute(0, 2, 3, 1)
+        padded = images.new_empty(count, (rows + 1) * m, (columns + 1) * m, channels)
+        bottom, right = padding + height, padding + width
+        for border in (padded[:, :padding], padded[:, bottom:], padded[:, :, :padding], padded[:, :, right:]):
+            border.zero_()
+        padded[:, padding:bottom, padding:right] = images.permute(0, 2, 3, 1)
         n, y, x, c = padded.stride()
         shape, strides = (a, a, count, rows, columns, channels), (y, x, n, y * m, x * m, c)
         return padded.as_strided(shape, strides).reshape(a * a, -1)
@@ -87,7 +89,9 @@ class _Tiles(torch.autograd.Function):
         count, channels, height, width = ctx.shape
         # A tile reaches over its own m x m pixels and the first of the next ones (a - m <= m).
         tiles = gradient.view(a, a, count, rows, columns, channels).permute(2, 3, 0, 4, 1, 5)
-        total = gradient.new_zeros(count, rows + 1, m, columns + 1, m, channels)
+        total = gradient.new_empty(count, rows + 1, m, columns + 1, m, channels)
+        total[:, rows].zero_()
+        total[:, :, :, columns].zero_()
         over = a - m
         total[:, :rows, :, :columns] = tiles[:, :, :m, :, :m]
         total[:, 1:, :over, :columns] += tiles[:, :, m:, :, :m]
@@ -99,19 +103,30 @@ class _Tiles(torch.autograd.Function):
 
 
 class _Products(torch.autograd.Function):
-    """(B, T, C) times the transposed (B, K, C): (B, T, K). torch's own gradient of the second is one copy more."""
+    """(B, T, C) times the transposed (B, K, C): (B, T, K). torch's own gradient of the second is one copy more.
+
+    The ``bias`` (K,) is added to product number ``one``, which is the value of all polynomials at 1 in both directions:
+    interpolation carries it to every output alike, and it is added a * a times less often than to the outputs.
+    """
 
     @staticmethod
-    def forward(ctx: Any, inputs: torch.Tensor, kernels: torch.Tensor) -> torch.Tensor:
+    def forward(
+        ctx: Any, inputs: torch.Tensor, kernels: torch.Tensor, bias: torch.Tensor | None, one: int
+    ) -> torch.Tensor:
         """Batched matrix products."""
         ctx.save_for_backward(inputs, kernels)
-        return torch.bmm(inputs, kernels.transpose(1, 2))
+        ctx.one = one if bias is not None else None
+        products = torch.bmm(inputs, kernels.transpose(1, 2))
+        if bias is not None:
+            products[one] += bias
+        return products
 
     @staticmethod
-    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Of both."""
+    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        """Of inputs, kernels and bias."""
         inputs, kernels = ctx.saved_tensors
-        return torch.bmm(gradient, kernels), torch.bmm(gradient.transpose(1, 2), inputs)
+        bias = None if ctx.one is None else gradient[ctx.one].sum(0)
+        return torch.bmm(gradient, kernels), torch.bmm(gradient.transpose(1, 2), inputs), bias, None
 
 
 def suits(channels: int, kernel: int, stride: int) -> bool:
