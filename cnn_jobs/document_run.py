@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 import uuid
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from cnn_jobs import endings
-from cnn_jobs.errors import NotShippedError
+from cnn_jobs.errors import CnnJobsError, NotShippedError
+from cnn_jobs.files import make_folder
 from cnn_jobs.tracking.plain_run import PlainRun
+from cnn_jobs.tracking.recorder import LAST_WORDS_S, JournalRecorder
 from cnn_jobs.tracking.records import RunHeader, now_ms
 
 CONTACT_S = 5.0
@@ -37,25 +40,36 @@ def log_documents(
     own = {"cnn_jobs.role": "document", "cnn_jobs.task": task, "mlflow.source.name": "cnn-jobs", **(tags or {})}
     folder = state_dir / key
     run = PlainRun(folder, tracking_uri, RunHeader(experiment, key, name, now_ms(), own))
+    recorder = run.recorder
     try:
-        recorder = run.recorder
-        recorder.start(CONTACT_S)
-        files = folder / "artifacts"
-        files.mkdir()
-        write(files)
-        if params:
-            recorder.params(params)
-        if metrics:
-            recorder.metrics(metrics, 0)
-        recorder.artifact(files, "")
+        try:
+            recorder.start(CONTACT_S)
+            files = make_folder(folder / "artifacts")
+            write(files)
+            if params:
+                recorder.params(params)
+            if metrics:
+                recorder.metrics(metrics, 0)
+            recorder.artifact(files, "")
+        except BaseException as error:
+            _end_badly(recorder, error)
+            raise
         if not recorder.finish(endings.finished(), DEADLINE_S):
-            error = NotShippedError(
-                f"MLflow lacks part of run {name} ({recorder.outage}); it is in {folder}", kept=True
-            )
-            error.run_key = key
-            raise error
+            late = NotShippedError(f"MLflow lacks part of run {name} ({recorder.outage}); it is in {folder}", kept=True)
+            late.run_key = key
+            raise late
         where = recorder.url or recorder.run_id
     finally:
         run.close()
     shutil.rmtree(folder)
     return where
+
+
+def _end_badly(recorder: JournalRecorder, error: BaseException) -> None:
+    """Says how it ended; what MLflow answers to that no longer changes the outcome."""
+    ending = endings.ending_of(error)
+    if ending is None:
+        recorder.abandon()
+        return
+    with contextlib.suppress(CnnJobsError):
+        recorder.finish(ending, LAST_WORDS_S)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -47,3 +48,13 @@ def make_folder(path: Path) -> Path:
     except OSError as error:
         raise from_os_error(error, path) from error
     return path
+
+
+def copy_files(source: Path, target: Path) -> list[Path]:
+    """Copies the files of a folder into another, each whole; returns their paths there. Raises as ``whole_file``."""
+    copied = []
+    for path in sorted(each for each in source.iterdir() if each.is_file()):
+        with whole_file(target / path.name) as partial:
+            shutil.copyfile(path, partial)
+        copied.append(target / path.name)
+    return copied

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,7 +12,7 @@ from torch import nn
 
 from cnn_jobs.document_run import log_documents
 from cnn_jobs.errors import UserError
-from cnn_jobs.files import make_folder, write_text
+from cnn_jobs.files import copy_files, write_text
 from cnn_jobs.interpret import figures, tables
 from cnn_jobs.interpret.activations import grad_cam, look
 from cnn_jobs.interpret.channels import ChannelFacts, measure_channel
@@ -76,8 +75,7 @@ def interpret(request: Request) -> Shown:
         text = f"# {title}\n\n{subject.note + chr(10) * 2 if subject.note else ''}{tables.as_markdown(rows)}"
         write_text(folder / "measurements.csv", tables.as_csv(rows))
         write_text(folder / "measurements.md", text)
-        make_folder(request.out)
-        files = [Path(shutil.copy(path, request.out / path.name)) for path in sorted(folder.iterdir())]
+        files = copy_files(folder, request.out)
         where = _log(request, subject, picture, layer, facts, folder) if request.log else ""
     summary = [(str(each.index), each.words(), each.region) for each in facts]
     return Shown(title, summary, subject.note, files, where)
@@ -96,7 +94,7 @@ def subject_of_run(remote: Remote, run_id: str) -> Subject:
         folder = Path(name)
         best = load_checkpoint(remote.download(run_id, "checkpoints/best.pt", folder))
         frozen = load_checkpoint(remote.download(run_id, best["frozen"], folder)) if "frozen" in best else None
-    return trained_by_us(run.name, best, frozen, int(best["image"][1]))
+    return trained_by_us(run.name, best, frozen)
 
 
 def _filters(
@@ -156,7 +154,7 @@ def _log(request: Request, subject: Subject, picture: Picture, layer: str, facts
     return log_documents(
         request.task.name,
         request.task.name,
-        lambda files: shutil.copytree(folder, files, dirs_exist_ok=True),
+        lambda files: copy_files(folder, files),
         tracking_uri=request.tracking_uri,
         experiment=request.experiment,
         state_dir=request.state_dir,

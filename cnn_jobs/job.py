@@ -175,7 +175,7 @@ class _Job:
         def should_stop() -> bool:
             return stop.requested() or recorder.failure is not None
 
-        resumed = self.state.step > 0
+        resumed = self.attempt.checkpoint is not None
         with stop.deferred():
             data = features_of_run(
                 self.task_run, self.plan, self.data, self.watcher, should_stop, self.book, resumed=resumed

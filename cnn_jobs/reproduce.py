@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import tempfile
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, get_type_hints
 
@@ -128,6 +128,8 @@ def _read(remote: Remote, run_id: str, data: str) -> Recorded:
         raise UserError(f"run {run_id} {state}; only a finished run of a task can be reproduced")
     task = get_task(run.tags["cnn_jobs.task"])
     recipe = _recipe(run.params)
+    # The param says what the weights are, the tag where they were.
+    recipe = replace(recipe, weights=run.tags.get("cnn_jobs.weights", recipe.weights))
     weights_digest = run.tags.get("cnn_jobs.weights_digest", "")
     if task.recipe_hash(recipe, weights_digest) != run.tags["cnn_jobs.recipe_hash"]:
         raise ReproductionError(

@@ -41,6 +41,7 @@ def record_attempt(run: Run, recorder: JournalRecorder, plan: FeaturePlan | None
     recorder.tags(
         {
             **({"cnn_jobs.trunk_cache": plan.text} if plan else {}),
+            **({"cnn_jobs.weights": lasting_uri(run.recipe.weights)} if run.weights else {}),
             "mlflow.source.git.commit": git["commit"],
             "cnn_jobs.git_dirty": git["dirty"],
             "cnn_jobs.device": lineage.device_name(run.placement.device),
@@ -52,7 +53,9 @@ def record_attempt(run: Run, recorder: JournalRecorder, plan: FeaturePlan | None
 
 def record_start(run: Run, recorder: JournalRecorder, frozen: Trunk | None = None) -> None:
     """Params, data set, lineage, frozen weights and the network's table, before the first step of the run."""
-    recorder.params({"task": run.task.name, **run.recipe.as_dict(), "weights": lasting_uri(run.recipe.weights)})
+    # The weights by what they are: an attempt elsewhere may find them in another place, and a param cannot change.
+    weights = run.weights.name if run.weights else run.recipe.weights
+    recorder.params({"task": run.task.name, **run.recipe.as_dict(), "weights": weights})
     dataset = run.dataset
     profile = {
         "train_images": len(dataset.train_images),
@@ -65,8 +68,8 @@ def record_start(run: Run, recorder: JournalRecorder, frozen: Trunk | None = Non
     recorder.dataset(DatasetInput(dataset.name, dataset.digest, uri, profile))
     facts = lineage.collect(run.placement.device, run.threads)
     data_facts = {"uri": uri, "digest": dataset.digest, **profile}
-    weights = {"uri": lasting_uri(run.recipe.weights), "digest": run.weights_digest}
-    content = {**run.identity(), "recipe": run.recipe.as_dict(), "data": data_facts, "weights": weights, **facts}
+    origin = {"uri": lasting_uri(run.recipe.weights), "digest": run.weights_digest}
+    content = {**run.identity(), "recipe": run.recipe.as_dict(), "data": data_facts, "weights": origin, **facts}
     folder = make_folder(run.folder / "artifacts")
     path = write_text(folder / "lineage.json", json.dumps(content, indent=2) + "\n")
     recorder.artifact(path, path.name)

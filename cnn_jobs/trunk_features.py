@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -12,6 +13,7 @@ from pathlib import Path
 
 from cnn_jobs.cost_book import CostBook
 from cnn_jobs.data.batches import ImageSet, Parts, TrainingData
+from cnn_jobs.errors import UserError
 from cnn_jobs.files import make_folder
 from cnn_jobs.lock import try_lock
 from cnn_jobs.models.resnet import Trunk
@@ -55,7 +57,7 @@ class FeaturePlan:
 
 
 def plan_features(run: Run, trunk: Trunk, data: Parts[ImageSet]) -> FeaturePlan:
-    """Decides by the options, and for ``auto`` by what is free."""
+    """Decides by the options, and for ``auto`` by what is free. Raises ``UserError`` where ``memory`` has no room."""
     device, dataset = data.train.device, run.dataset
     facts = {
         "trunk": trunk.digest(),
@@ -75,16 +77,29 @@ def plan_features(run: Run, trunk: Trunk, data: Parts[ImageSet]) -> FeaturePlan:
     if run.recipe.augmentation != "none":
         why = f"augmentation is {run.recipe.augmentation}: no image is the same twice"
         return FeaturePlan(trunk, key, "off", why)
+    _kept[:] = [store for store in _kept if store.key.name == key.name]  # those of another key are in the way
+    memory = sys.maxsize if _kept else available_memory(device)
+    if wanted == "memory" and key.total_bytes > memory:
+        raise UserError(
+            f"--trunk-cache memory: the features need {_size(key.total_bytes)}, {_size(memory)} are free; "
+            "use --trunk-cache auto, disk or off"
+        )
     if wanted != "auto":
         return FeaturePlan(trunk, key, wanted)
-    memory = available_memory(device)
-    if key.total_bytes <= MEMORY_SHARE * memory or _in_memory(key):
-        return FeaturePlan(trunk, key, "memory")
-    room = shutil.disk_usage(make_folder(run.options.state_dir)).free
-    if key.total_bytes <= DISK_SHARE * room:
-        return FeaturePlan(trunk, key, "disk", f"{_size(memory)} of memory are free")
-    why = f"{_size(key.total_bytes)} fit neither into {_size(memory)} of free memory nor on the disk"
-    return FeaturePlan(trunk, key, "off", why)
+    return FeaturePlan(trunk, key, *_choose(key, memory, run.options.state_dir))
+
+
+def _choose(key: FeatureKey, memory: int, state_dir: Path) -> tuple[str, str]:
+    """Mode, and why, for ``auto``. What lies on the disk already is taken from there."""
+    folder = state_dir / FOLDER
+    there = DiskFeatures.bytes_there(key, folder)
+    if there and memory < sys.maxsize:
+        return "disk", ""
+    if key.total_bytes <= MEMORY_SHARE * memory:
+        return "memory", ""
+    if key.total_bytes <= DISK_SHARE * shutil.disk_usage(make_folder(state_dir)).free:
+        return "disk", f"{_size(memory)} of memory are free"
+    return "off", f"{_size(key.total_bytes)} fit neither into {_size(memory)} of free memory nor on the disk"
 
 
 def features_of_run(
@@ -99,7 +114,7 @@ def features_of_run(
 ) -> TrainingData | None:
     """The data as the trained layers take them; ``None`` where ``should_stop`` said yes before all was computed.
 
-    ``resumed``: there are steps behind the state, so that an earlier attempt had the features. Raises
+    ``resumed``: the training goes on from a checkpoint, so that an earlier attempt had the features. Raises
     ``DiskFullError`` or ``StateDirError``.
     """
     if plan.why:
@@ -117,6 +132,8 @@ def features_of_run(
                 return None
             watcher.phase("checking what there is of the trunk's features")
             store = on_disk = DiskFeatures(plan.key, folder)
+            if not store.check(should_stop):
+                return None
             if book and not resumed:  # else the checkpoint's own account has them
                 book.useful_device_seconds += on_disk.seconds.get(run.key, 0.0)
             done = _fill(run, plan, store, data, watcher, should_stop, resumed=resumed)

@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner, Result
@@ -15,12 +16,13 @@ from PIL import Image
 from cnn_jobs import trunk_features
 from cnn_jobs.cli import cli
 from cnn_jobs.data.dataset import Dataset
-from cnn_jobs.errors import CnnJobsError
+from cnn_jobs.errors import CheckpointMismatchError, CnnJobsError, StateDirError
 from cnn_jobs.job import run_task
 from cnn_jobs.models.spec import ResNet18
 from cnn_jobs.stop import StopRequest
 from cnn_jobs.tasks import TASKS
 from cnn_jobs.tracking.query import runs_of
+from cnn_jobs.training.checkpoint import load_checkpoint, save_checkpoint
 from tests.test_job import Watcher, client, options
 
 pytestmark = [pytest.mark.filterwarnings("default"), pytest.mark.usefixtures("one_thread")]
@@ -168,6 +170,33 @@ def test_the_transferred_network_of_a_run_has_both_its_parts(
     assert "vertical stripes in brightness" in output
     output = done("task4c", "--run", run_id, "--out", tmp_path / "c", "--no-log")
     assert "activations of trained.layer4" in output
+
+
+def test_pictures_that_are_no_squares_and_old_checkpoints(mlflow_uri: str, tmp_path: Path) -> None:
+    wide = Dataset.from_arrays(
+        name="wide",
+        uri="wide",
+        classes=("a", "b"),
+        train=(np.zeros((30, 3, 16, 32), np.uint8), np.arange(30) % 2),
+        test=(np.zeros((4, 3, 16, 32), np.uint8), np.arange(4) % 2),
+    )
+    run_id = trained(mlflow_uri, tmp_path, wide, "task2")
+    done("task4c", "--run", run_id, "--out", tmp_path / "c", "--no-log")
+    (path,) = (tmp_path / "state").glob("*/checkpoints/best.pt")
+    old = load_checkpoint(path)
+    del old["image"]
+    save_checkpoint(tmp_path / "best.pt", old)
+    client(mlflow_uri).log_artifact(run_id, str(tmp_path / "best.pt"), "checkpoints")
+    result = call("task4c", "--run", run_id, "--out", tmp_path / "c", "--no-log")
+    assert isinstance(result.exception, CheckpointMismatchError)
+    assert "is of another version of cnn-jobs ('image'); train it again" in str(result.exception)
+    assert "\n" not in str(result.exception)
+
+
+def test_a_folder_that_cannot_be_written_is_one_line(weights: Path, tmp_path: Path) -> None:
+    (tmp_path / "out").write_text("a file")
+    result = call("task4b", "--weights", weights, "--out", tmp_path / "out" / "below", "--no-log")
+    assert isinstance(result.exception, StateDirError)
 
 
 def test_a_run_that_has_no_checkpoint_is_refused(mlflow_uri: str, tmp_path: Path) -> None:

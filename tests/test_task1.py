@@ -9,6 +9,7 @@ from click.testing import CliRunner
 
 from cnn_jobs import task1
 from cnn_jobs.cli import cli
+from cnn_jobs.document_run import log_documents
 from cnn_jobs.tracking.query import runs_of
 from tests.tracking.conftest import client
 
@@ -67,3 +68,16 @@ def test_the_answers_can_be_kept_in_mlflow(mlflow_uri: str, monkeypatch: pytest.
     page = Path(mlflow.download_artifacts(run.info.run_id, "arithmetic.md")).read_text(encoding="utf-8")
     assert all(each.question in page for each in task1.answers())
     assert runs_of(mlflow_uri, "course") == []  # no training: no comparison counts it
+
+
+def test_a_page_that_cannot_be_written_leaves_no_run_running(mlflow_uri: str, tmp_path: Path) -> None:
+    def write(folder: Path) -> None:
+        raise ValueError("made by the test")
+
+    with pytest.raises(ValueError, match="made by the test"):
+        log_documents(
+            "task1", "page", write, tracking_uri=mlflow_uri, experiment="course", state_dir=tmp_path / "state"
+        )
+    mlflow = client(mlflow_uri)
+    (run,) = mlflow.search_runs([mlflow.get_experiment_by_name("course").experiment_id])
+    assert (run.info.status, run.data.tags["cnn_jobs.reason"]) == ("FAILED", "ValueError: made by the test")

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import math
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,7 +17,7 @@ from cnn_jobs import trunk_features as module
 from cnn_jobs.data.batches import place_on_device
 from cnn_jobs.data.dataset import Dataset
 from cnn_jobs.data.prepared import read_prepared, write_prepared
-from cnn_jobs.errors import InterruptedRunError, RecipeError, ReproductionError
+from cnn_jobs.errors import InterruptedRunError, RecipeError, ReproductionError, UserError
 from cnn_jobs.job import run_task
 from cnn_jobs.models.build import PixelModel, whole_network
 from cnn_jobs.models.resnet import build_resnet18
@@ -76,7 +79,8 @@ def test_a_run_leaves_what_every_task_does_and_its_frozen_weights_once(
     weights = open_weights(str(resnet18_file))
     assert weights
     assert run.info.status == "FINISHED"
-    assert run.data.params["weights"] == str(resnet18_file)
+    assert run.data.params["weights"] == f"sha256:{weights.digest[:12]}"
+    assert run.data.tags["cnn_jobs.weights"] == str(resnet18_file)
     assert run.data.tags["cnn_jobs.weights_digest"] == weights.digest
     assert run.data.tags["cnn_jobs.trunk_cache"].startswith("memory, 0.9 MB for 52 images")
     assert str(resnet18_file) in run.data.tags["mlflow.note.content"]
@@ -125,6 +129,8 @@ def test_kept_or_not_the_losses_and_accuracies_are_the_same(
     results = {
         mode: train(mlflow_uri, tmp_path, tiny_dataset, recipe, trunk_cache=mode) for mode in ("memory", "disk", "off")
     }
+    for mode, result in results.items():
+        assert client(mlflow_uri).get_run(result.run_id).data.tags["cnn_jobs.trunk_cache"].startswith(mode)
     rows = {mode: losses(mlflow_uri, result.run_id) for mode, result in results.items()}
     assert len(rows["memory"]) == 8
     assert rows["memory"] == rows["disk"]
@@ -219,6 +225,40 @@ def test_a_run_that_goes_on_on_another_machine_repeats_the_pass_and_says_what_th
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("mode", ["memory", "disk"])
+def test_a_stop_at_the_end_of_the_pass_counts_it_once(
+    mlflow_uri: str, tmp_path: Path, tiny_dataset: Dataset, recipe: Any, mode: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """There is a checkpoint then, at step 0, and it holds the pass."""
+    monkeypatch.setitem(module.CHUNK, "cpu", 26)
+    with monkeypatch.context() as patch, pytest.raises(InterruptedRunError, match="after step 0"):
+        train(mlflow_uri, tmp_path, tiny_dataset, recipe, StopInPass(patch, 2), trunk_cache=mode, run_key="key")
+    monkeypatch.setattr(module, "_kept", [])
+    again = train(mlflow_uri, tmp_path, tiny_dataset, recipe, trunk_cache=mode, run_key="key")
+    metrics = client(mlflow_uri).get_run(again.run_id).data.metrics
+    thrown = metrics["ledger/device_seconds_thrown_away"]
+    points = client(mlflow_uri).get_metric_history(again.run_id, "attempt/device_seconds")
+    assert sum(point.value for point in points) == pytest.approx(metrics["ledger/device_seconds"], abs=1e-3)
+    assert (thrown < 1e-3) if mode == "disk" else thrown == pytest.approx(metrics["trunk/seconds"], abs=1e-2)
+
+
+@pytest.mark.slow
+def test_the_same_weights_from_another_place_go_on_with_the_run(
+    mlflow_uri: str, tmp_path: Path, tiny_dataset: Dataset, recipe: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Stopped before there is a checkpoint, and then without the first machine's disk: all is recorded again."""
+    with monkeypatch.context() as patch, pytest.raises(InterruptedRunError, match="frozen trunk's pass"):
+        monkeypatch.setitem(module.CHUNK, "cpu", 7)
+        train(mlflow_uri, tmp_path, tiny_dataset, recipe, StopInPass(patch, 3), run_key="moved")
+    copy = tmp_path / "elsewhere.pth"
+    copy.write_bytes(Path(recipe.weights).read_bytes())
+    again = train(mlflow_uri, tmp_path / "elsewhere", tiny_dataset, replace(recipe, weights=str(copy)), run_key="moved")
+    run = client(mlflow_uri).get_run(again.run_id)
+    assert run.info.status == "FINISHED"
+    assert run.data.tags["cnn_jobs.weights"] == str(copy)
+
+
+@pytest.mark.slow
 def test_a_run_without_its_cache_goes_on_with_a_word(
     mlflow_uri: str, tmp_path: Path, tiny_dataset: Dataset, recipe: Any
 ) -> None:
@@ -301,19 +341,57 @@ def test_auto_takes_what_has_room(
     assert plan(tmp_path, tiny_dataset, recipe, trunk_cache="disk")[1].mode == "disk"
 
 
-def test_two_processes_compute_the_features_once(
+def test_two_at_the_same_time_compute_the_features_once(
     tmp_path: Path, tiny_dataset: Dataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    run, made, data = plan(tmp_path, tiny_dataset, replace(RECIPE, weights="none"), trunk_cache="disk")
-    held, real = [True, True], module.try_lock
-    monkeypatch.setattr(module, "try_lock", lambda path: None if held and held.pop() else real(path))
-    watcher = Watcher()
-    assert features_of_run(run, made, data, watcher, lambda: False)
-    assert not held
-    assert "another process computes the trunk's features: waiting for it" in watcher.phases
-    first = run.ledger.feature_seconds
+    """Two threads, whose locks exclude each other as those of two processes do."""
+    monkeypatch.setitem(module.CHUNK, "cpu", 10)
+    first, second = (
+        plan(tmp_path, tiny_dataset, replace(RECIPE, weights="none"), trunk_cache="disk") for _ in range(2)
+    )
+    watchers = [Watcher(), Watcher()]
+    asked = threading.Event()
+
+    def slowly() -> bool:
+        asked.set()
+        time.sleep(0.1)
+        return False
+
+    with ThreadPoolExecutor(2) as pool:
+        one = pool.submit(features_of_run, *first, watchers[0], slowly)
+        assert asked.wait(10)
+        other = pool.submit(features_of_run, *second, watchers[1], lambda: False)
+        parts = [each.result() for each in (one, other)]
+    assert "another process computes the trunk's features: waiting for it" in watchers[1].phases
+    assert first[0].ledger.feature_seconds > 0 == second[0].ledger.feature_seconds
+    features = [part.train.batch(torch.arange(5))[0] for part in parts if part]
+    assert len(features) == 2
+    assert torch.equal(*features)
+
+
+def test_auto_finds_what_lies_on_the_disk(
+    tmp_path: Path, tiny_dataset: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever is free by then: the file itself takes the room that there was."""
+    recipe = replace(RECIPE, weights="none")
+    run, made, data = plan(tmp_path, tiny_dataset, recipe, trunk_cache="disk")
     assert features_of_run(run, made, data, Watcher(), lambda: False)
-    assert run.ledger.feature_seconds == first > 0
+    monkeypatch.setattr(module.shutil, "disk_usage", lambda path: type("Usage", (), {"free": 0}))
+    for memory in (0, 10**12):
+        monkeypatch.setattr(module, "available_memory", lambda device, memory=memory: memory)
+        run, made, data = plan(tmp_path, tiny_dataset, recipe)
+        assert (made.mode, made.why) == ("disk", "")
+        assert features_of_run(run, made, data, Watcher(), lambda: False)
+        assert run.ledger.feature_seconds == 0
+
+
+def test_memory_that_is_not_there_is_refused_in_one_line(
+    tmp_path: Path, tiny_dataset: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "available_memory", lambda device: 500_000)
+    with pytest.raises(UserError, match=r"features need 0\.9 MB, 0\.5 MB are free; use --trunk-cache auto") as caught:
+        plan(tmp_path, tiny_dataset, replace(RECIPE, weights="none"), trunk_cache="memory")
+    assert "\n" not in str(caught.value)
 
 
 def test_who_waits_for_another_process_can_be_stopped(

@@ -40,7 +40,7 @@ def open_picture(path: Path, side: int = SIDE) -> Picture:
             image = file.convert("RGB")
     except FileNotFoundError as error:
         raise DataError(f"{path}: no such file; --image takes a picture, without it one is drawn") from error
-    except (UnidentifiedImageError, OSError, ValueError, Image.DecompressionBombError) as error:
+    except (UnidentifiedImageError, OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         reason = type(error).__name__
         raise DataError(f"{path}: is no picture that can be read ({reason}); --image takes one") from error
     scale = side / min(image.size)

@@ -21,7 +21,7 @@ from cnn_jobs.tasks import get_task
 
 @dataclass(frozen=True, eq=False)
 class Subject:
-    """``network``: normalised images in, logits out, in evaluation mode. ``side``: of the images that it takes.
+    """``network``: normalised images in, logits out, in evaluation mode. ``size``: height and width of those images.
 
     ``classes``: names of its answers, empty where nobody knows them. ``first`` and ``last``: names of its first and
     last convolutional layer's modules. ``note``: what a reader must know of it, "" for nothing.
@@ -30,17 +30,17 @@ class Subject:
     name: str
     network: nn.Module
     transform: InputTransform
-    side: int
+    size: tuple[int, int]
     classes: Sequence[str]
     first: str
     last: str
     note: str = ""
 
     def input_of(self, pixels: Pixels) -> torch.Tensor:
-        """(1, 3, side, side) normalised, of a picture (H, W, 3) uint8."""
+        """(1, 3, *size) normalised, of a picture (H, W, 3) uint8."""
         images = torch.from_numpy(pixels.copy()).permute(2, 0, 1)[None].float() / 255
         mean, std = (torch.tensor(each).reshape(1, 3, 1, 1) for each in (self.transform.mean, self.transform.std))
-        return (resize(images, self.side) - mean) / std
+        return (resize(images, self.size) - mean) / std
 
     def layer(self, name: str) -> nn.Module:
         """The module of that name. Raises ``UserError`` that lists those there are."""
@@ -57,42 +57,43 @@ def pretrained_resnet18(weights: Weights | None) -> Subject:
     """torchvision's ResNet18 with the weights of its file, head included; random ones without."""
     from torchvision.models import ResNet18_Weights, resnet18
 
-    transform, side = get_task("task4a").transform, 224
+    transform, size = get_task("task4a").transform, (224, 224)
     if weights is None:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
             network = resnet18(weights=None)
         note = "random weights: the pictures show how a network looks before it has learned anything"
-        return Subject("ResNet18, random weights", network.eval(), transform, side, (), "conv1", "layer4", note)
-    head = weights.tensors.get("fc.weight")
-    network = resnet18(weights=None, num_classes=1000 if head is None else len(head))
-    network.load_state_dict(dict(weights.tensors), strict=head is not None)
-    is_imagenet = weights.source == IMAGENET
+        return Subject("ResNet18, random weights", network.eval(), transform, size, (), "conv1", "layer4", note)
+    head = weights.has_head
+    network = resnet18(weights=None, num_classes=len(weights.tensors["fc.weight"]) if head else 1000)
+    known = {name: tensor for name, tensor in weights.tensors.items() if head or not name.startswith("fc.")}
+    network.load_state_dict(known, strict=head)
+    is_imagenet = weights.name == IMAGENET
     classes = ResNet18_Weights.IMAGENET1K_V1.meta["categories"] if is_imagenet else ()
-    note = "" if head is not None else "the weights have no last layer: what it answers is random"
+    note = "" if head else "the weights have no last layer: what it answers is random"
     name = f"ResNet18, weights {'of ImageNet' if is_imagenet else PurePath(weights.source).name}"
-    return Subject(name, network.eval(), transform, side, classes, "conv1", "layer4", note)
+    return Subject(name, network.eval(), transform, size, classes, "conv1", "layer4", note)
 
 
-def trained_by_us(name: str, best: Mapping[str, Any], frozen: Mapping[str, Any] | None, side: int) -> Subject:
+def trained_by_us(name: str, best: Mapping[str, Any], frozen: Mapping[str, Any] | None) -> Subject:
     """The best network of a run: its checkpoint ``best.pt`` and, for task4a, that of its frozen part.
 
-    ``side``: of the images that it was trained on. Raises ``CheckpointMismatchError`` where they do not fit this
-    version's network.
+    Raises ``CheckpointMismatchError`` where they do not fit this version's network.
     """
-    task, classes = get_task(best["task"]), list(best["classes"])
-    trunk, model = build_network(task.network, (3, side, side), len(classes), seed=0)
     try:
+        task, classes, (channels, height, width) = get_task(best["task"]), list(best["classes"]), best["image"]
+        trunk, model = build_network(task.network, (channels, height, width), len(classes), seed=0)
         model.load_state_dict(best["model"])
-        if trunk and frozen:
-            trunk.layers.load_state_dict(frozen["model"])
+        if trunk:
+            trunk.layers.load_state_dict((frozen or {})["model"])
     except (RuntimeError, KeyError) as error:
+        reason = " ".join(str(error).split())
         raise CheckpointMismatchError(
-            f"{name}: its checkpoint does not fit this version of {task.name}: {error}"
+            f"{name}: its checkpoint is of another version of cnn-jobs ({reason}); train it again"
         ) from error
     network = whole_network(trunk, model).eval()
     convolutions = [each for each, module in network.named_modules() if isinstance(module, nn.Conv2d)]
-    last = convolutions[-1]
+    size, last = (height, width), convolutions[-1]
     if isinstance(task.network, ResNet18):
-        side, last = task.network.side, "trained.layer4"
-    return Subject(name, network, task.transform, side, classes, convolutions[0], last)
+        size, last = (task.network.side, task.network.side), "trained.layer4"
+    return Subject(name, network, task.transform, size, classes, convolutions[0], last)

@@ -35,7 +35,7 @@ class Trunk(nn.Module):
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         """Features of a batch."""
-        features: torch.Tensor = self.layers(resize(images, self.side))
+        features: torch.Tensor = self.layers(resize(images, (self.side, self.side)))
         return features
 
     @property
@@ -52,12 +52,12 @@ class Trunk(nn.Module):
         return digest.hexdigest()
 
 
-def resize(images: torch.Tensor, side: int) -> torch.Tensor:
-    """A batch (N, C, H, W) float to (N, C, side, side), as ``torchvision.transforms.v2.Resize`` does it on tensors:
-    bilinear with antialias. One that has the size already is returned as it is."""
-    if images.shape[2:] == (side, side):
+def resize(images: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
+    """A batch (N, C, H, W) float to (N, C, *size), as ``torchvision.transforms.v2.Resize`` does it on tensors: bilinear
+    with antialias. One that has the size already is returned as it is."""
+    if images.shape[2:] == size:
         return images
-    return F.interpolate(images, size=(side, side), mode="bilinear", antialias=True, align_corners=False)
+    return F.interpolate(images, size=size, mode="bilinear", antialias=True, align_corners=False)
 
 
 def build_resnet18(

@@ -20,6 +20,9 @@ IMAGENET = "imagenet"
 IMAGENET_URL = "https://download.pytorch.org/models/resnet18-f37072fd.pth"
 IMAGENET_FILE = IMAGENET_URL.rpartition("/")[2]
 IMAGENET_SHA256_BEGINS = "f37072fd"
+HEAD_FEATURES = 512
+# BatchNorm counts its batches since torch 0.4.1; older files do without, and in evaluation nobody asks.
+COUNTERS = ".num_batches_tracked"
 HOW = (
     f"give the file by --weights PATH or --weights s3://bucket/key, or put {IMAGENET_FILE} into "
     "$TORCH_HOME/hub/checkpoints"
@@ -33,6 +36,19 @@ class Weights:
     source: str
     digest: str
     tensors: Mapping[str, torch.Tensor]
+
+    @property
+    def name(self) -> str:
+        """What they are, wherever they lie."""
+        return IMAGENET if self.digest.startswith(IMAGENET_SHA256_BEGINS) else f"sha256:{self.digest[:12]}"
+
+    @property
+    def has_head(self) -> bool:
+        """Whether they hold a last layer that fits the network before it."""
+        weight, bias = self.tensors.get("fc.weight"), self.tensors.get("fc.bias")
+        if weight is None or bias is None:
+            return False
+        return weight.ndim == 2 and weight.shape[1] == HEAD_FEATURES and bias.shape == weight.shape[:1]
 
 
 def open_weights(source: str, *, cache_dir: Path | None = None) -> Weights | None:
@@ -49,7 +65,7 @@ def open_weights(source: str, *, cache_dir: Path | None = None) -> Weights | Non
         path, _ = s3.download(source, cache_dir or default_cache_dir())
     else:
         path = Path(source).expanduser()
-        if not path.is_file():
+        if not _is_file(path):
             raise WeightsError(
                 f"{source or 'the empty word'}: no such file; --weights takes {IMAGENET}, {NO_WEIGHTS}, a file or s3://..."
             )
@@ -89,15 +105,17 @@ def _read(path: Path, source: str) -> Mapping[str, torch.Tensor]:
 
 
 def _check(content: Any, source: str) -> None:
-    """Every name and shape but those of the last layer, which is made anew."""
+    """Every name and shape but those of the last layer, which is made anew; counters may be missing."""
     from torchvision.models import resnet18
 
-    with torch.device("meta"):
-        expected = {name: tuple(tensor.shape) for name, tensor in resnet18().state_dict().items()}
-    expected = {name: shape for name, shape in expected.items() if not name.startswith("fc.")}
-    if not isinstance(content, Mapping) or not all(isinstance(each, torch.Tensor) for each in content.values()):
+    names_tensors = isinstance(content, Mapping) and all(
+        isinstance(name, str) and isinstance(each, torch.Tensor) for name, each in content.items()
+    )
+    if not names_tensors:
         raise WeightsError(f"{source}: holds no state dict; it has to be one of torchvision's resnet18")
-    found = {name: tuple(tensor.shape) for name, tensor in content.items() if not name.startswith("fc.")}
+    with torch.device("meta"):
+        expected, found = _shapes(resnet18().state_dict()), _shapes(content)
+    expected = {name: shape for name, shape in expected.items() if name in found or not name.endswith(COUNTERS)}
     wrong = sorted(name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name))
     if wrong:
         name = wrong[0]
@@ -105,6 +123,17 @@ def _check(content: Any, source: str) -> None:
             f"{source}: {len(wrong)} tensors are not those of torchvision's resnet18, the first is {name} "
             f"({found.get(name, 'missing')}, expected {expected.get(name, 'none')})"
         )
+
+
+def _shapes(tensors: Mapping[str, torch.Tensor]) -> dict[str, tuple[int, ...]]:
+    return {name: tuple(tensor.shape) for name, tensor in tensors.items() if not name.startswith("fc.")}
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except OSError as error:
+        raise WeightsError(f"{path}: cannot be read ({error.strerror})") from error
 
 
 def _sha256(path: Path) -> str:

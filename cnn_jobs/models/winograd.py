@@ -6,7 +6,7 @@ m = 4 and r = 3, 36 instead of 144. Changing the basis is three multiplications 
 "Fast Algorithms for Convolutional Neural Networks", CVPR 2016; the matrices for any m and r are Toom's and Cook's, as
 Barabasz et al. give them in "Error Analysis and Improving the Accuracy of Winograd Convolution", 2020).
 
-The same function as ``nn.Conv2d`` but for rounding: a few times 1e-6 of the largest output instead of 1e-6.
+The same function as ``nn.Conv2d`` but for rounding: about 1e-5 of the largest output instead of 5e-7.
 """
 
 from __future__ import annotations

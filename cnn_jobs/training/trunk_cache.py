@@ -6,7 +6,7 @@ import json
 import os
 import time
 import zlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -82,8 +82,8 @@ class MemoryFeatures:
 class DiskFeatures:
     """Features in ``<name>.features``, read through a memory map, with the CRC-32 of every chunk in ``<name>.json``.
 
-    For one writer at a time (the caller holds a lock). A chunk that is not as it was written is missing again.
-    ``seconds``: device seconds that went into what was found, by run key.
+    For one writer at a time (the caller holds a lock). ``seconds``: device seconds that went into what was found, by
+    run key. Call ``check`` before anything else.
     """
 
     def __init__(self, key: FeatureKey, folder: Path) -> None:
@@ -99,17 +99,42 @@ class DiskFeatures:
         try:
             with self._path.open("ab") as stream:
                 stream.truncate(key.total_bytes)
-            self._sums = {number: crc for number, crc in self._sums.items() if self._crc(number) == crc}
         except OSError as error:
             raise from_os_error(error, self._path) from error
-        self.missing = [number for number in range(key.chunks) if number not in self._sums]
+        self.missing = list(range(key.chunks))
+
+    def check(self, should_stop: Callable[[], bool] = lambda: False) -> bool:
+        """Reads what is there: a chunk that is not as it was written is missing again. Whether it came to the end
+        before ``should_stop`` said yes."""
+        whole: dict[int, int] = {}
+        for number, crc in self._sums.items():
+            if should_stop():
+                return False
+            try:
+                if self._crc(number) == crc:
+                    whole[number] = crc
+            except OSError as error:
+                raise from_os_error(error, self._path) from error
+        self._sums = whole
+        self.missing = [number for number in range(self.key.chunks) if number not in whole]
+        return True
+
+    @staticmethod
+    def bytes_there(key: FeatureKey, folder: Path) -> int:
+        """Of the key's file, as far as an index says that somebody computed them; 0 for none."""
+        try:
+            (folder / f"{key.name}.json").stat()
+            return (folder / f"{key.name}.features").stat().st_size
+        except OSError:
+            return 0
 
     def read(self, indices: torch.Tensor) -> torch.Tensor:
         """Features (B, C, H, W) of the images ``indices`` (B,)."""
         if self._mapped is None:
             channels, height, width = self.key.shape
-            flat = torch.from_file(  # private: whatever is done to a batch stays out of the file
-                str(self._path), shared=False, size=self.key.count * channels * height * width, dtype=self.key.dtype
+            # Shared: a private map of a file larger than the memory is refused. Nothing is ever written through it.
+            flat = torch.from_file(
+                str(self._path), shared=True, size=self.key.count * channels * height * width, dtype=self.key.dtype
             )
             self._mapped = flat.view(self.key.count, height, width, channels)
         return self._mapped.index_select(0, indices.cpu()).permute(0, 3, 1, 2)
@@ -146,7 +171,7 @@ class DiskFeatures:
         """Of a chunk as the file has it; ``None`` for one that cannot be."""
         first = number * self.chunk
         size = min(self.chunk, self.key.count - first) * self.key.image_bytes
-        if size <= 0:
+        if not 0 <= number < self.key.chunks:
             return None
         with self._path.open("rb") as stream:
             return zlib.crc32(os.pread(stream.fileno(), size, first * self.key.image_bytes))

@@ -23,7 +23,7 @@ def subject() -> Subject:
     network = nn.Sequential(
         nn.Conv2d(3, 4, 3, padding=1), nn.ReLU(inplace=True), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(4 * 16, 5)
     )
-    return Subject("small", network.eval(), InputTransform(), 8, (), "0", "0")
+    return Subject("small", network.eval(), InputTransform(), (8, 8), (), "0", "0")
 
 
 def test_a_layers_output_is_seen_as_it_leaves_the_layer(subject: Subject) -> None:

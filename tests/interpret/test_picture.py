@@ -69,7 +69,17 @@ def test_what_is_no_picture_is_refused_in_one_line(tmp_path: Path) -> None:
     whole = tmp_path / "whole.jpg"
     Image.effect_noise((64, 64), 50).save(whole)
     (tmp_path / "cut.jpg").write_bytes(whole.read_bytes()[:200])
-    for name, words in (("none.png", "no such file"), ("text.png", "is no picture"), ("cut.jpg", "is no picture")):
+    Image.effect_noise((300, 300), 50).save(tmp_path / "broken.png")
+    broken = bytearray((tmp_path / "broken.png").read_bytes())
+    second = broken.index(b"IDAT", broken.index(b"IDAT") + 4)
+    broken[second : second + 4] = b"iDA!"
+    (tmp_path / "broken.png").write_bytes(bytes(broken))
+    for name, words in (
+        ("broken.png", "is no picture"),
+        ("none.png", "no such file"),
+        ("text.png", "is no picture"),
+        ("cut.jpg", "is no picture"),
+    ):
         with pytest.raises(DataError, match=words) as caught:
             open_picture(tmp_path / name)
         assert "\n" not in str(caught.value)

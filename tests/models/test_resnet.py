@@ -68,16 +68,18 @@ def test_resizing_is_torchvisions(side: int) -> None:
     images = torch.randint(0, 256, (5, 3, side, side), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     floats = images.to(torch.float32) / 255
     # On floats it is the same function; on bytes torchvision rounds after rows and after columns: a byte at most.
-    torch.testing.assert_close(resize(floats, 224), v2.Resize((224, 224), antialias=True)(floats), rtol=0, atol=1e-6)
+    torch.testing.assert_close(
+        resize(floats, (224, 224)), v2.Resize((224, 224), antialias=True)(floats), rtol=0, atol=1e-6
+    )
     rounded = v2.Resize((224, 224), antialias=True)(images).to(torch.float32) / 255
-    assert (resize(floats, 224) - rounded).abs().max() <= 1.001 / 255
+    assert (resize(floats, (224, 224)) - rounded).abs().max() <= 1.001 / 255
 
 
 def test_the_trunk_resizes_first(state_dict: dict[str, torch.Tensor]) -> None:
     trunk, _ = build_resnet18(state_dict, 64, 10, seed=0)
     images = torch.randn(2, 3, 32, 32)
     with torch.inference_mode():
-        torch.testing.assert_close(trunk(images), trunk(resize(images, 64)))
+        torch.testing.assert_close(trunk(images), trunk(resize(images, (64, 64))))
 
 
 def test_the_digest_is_of_every_weight_and_statistic(state_dict: dict[str, torch.Tensor]) -> None:

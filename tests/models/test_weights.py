@@ -12,7 +12,9 @@ import torch
 from torchvision.models import resnet18
 
 from cnn_jobs.errors import CnnJobsError, RemoteDataError, WeightsError
+from cnn_jobs.interpret.subject import pretrained_resnet18
 from cnn_jobs.models import weights as module
+from cnn_jobs.models.resnet import build_resnet18
 from cnn_jobs.models.weights import IMAGENET_FILE, open_weights
 
 
@@ -94,6 +96,7 @@ def without(name: str) -> dict[str, Any]:
     [
         ([1, 2], "holds no state dict"),
         ({"conv1.weight": 3}, "holds no state dict"),
+        ({0: torch.zeros(1)}, "holds no state dict"),
         (without("layer3.0.conv1.weight"), r"1 tensors are not those.*layer3.0.conv1.weight \(missing, expected \(256"),
         ({**resnet18().state_dict(), "extra": torch.zeros(1)}, r"extra \(\(1,\), expected none\)"),
         ({**resnet18().state_dict(), "bn1.weight": torch.zeros(3)}, r"bn1.weight \(\(3,\), expected \(64,\)\)"),
@@ -106,7 +109,39 @@ def test_a_file_of_something_else_is_refused(tmp_path: Path, content: Any, words
 
 def test_a_head_for_other_classes_is_no_obstacle(tmp_path: Path) -> None:
     torch.save(resnet18(num_classes=7).state_dict(), tmp_path / "seven.pth")
-    assert open_weights(str(tmp_path / "seven.pth"))
+    weights = open_weights(str(tmp_path / "seven.pth"))
+    assert weights
+    assert weights.has_head
+    torch.save(without("fc.bias"), tmp_path / "half.pth")
+    weights = open_weights(str(tmp_path / "half.pth"))
+    assert weights
+    assert not weights.has_head
+    assert pretrained_resnet18(weights).note == "the weights have no last layer: what it answers is random"
+
+
+def test_older_files_that_do_not_count_batches_are_taken(tmp_path: Path) -> None:
+    """As torchvision's own, probably: its size fits to that of a state dict without them."""
+    content = {name: tensor for name, tensor in resnet18().state_dict().items() if "num_batches" not in name}
+    assert len(content) == 102
+    torch.save(content, tmp_path / "old.pth")
+    weights = open_weights(str(tmp_path / "old.pth"))
+    assert weights
+    trunk, top = build_resnet18(weights.tensors, 64, 10, seed=0)
+    assert torch.equal(trunk.layers.conv1.weight, content["conv1.weight"])
+    assert torch.equal(top.layer4[1].bn2.running_var, content["layer4.1.bn2.running_var"])
+    assert pretrained_resnet18(weights).note == ""
+
+
+def test_weights_are_named_by_what_they_are(
+    resnet18_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "copy.pth").write_bytes(resnet18_file.read_bytes())
+    one, other = open_weights(str(resnet18_file)), open_weights(str(tmp_path / "copy.pth"))
+    assert one
+    assert other
+    assert one.name == other.name == f"sha256:{one.digest[:12]}"
+    monkeypatch.setattr(module, "IMAGENET_SHA256_BEGINS", one.digest[:8])
+    assert one.name == "imagenet"
 
 
 def test_no_file_and_no_weights_are_refused(tmp_path: Path) -> None:

@@ -42,11 +42,18 @@ def key_of(trunk: Trunk, data: Parts[ImageSet], precision: str = "fp32", chunk: 
     return FeatureKey({"trunk": "t"}, count, trunk.feature_shape, module.FEATURE_TYPES[precision], chunk)
 
 
+def on_disk(key: FeatureKey, folder: Path) -> DiskFeatures:
+    """Opened and checked, as by another process."""
+    store = DiskFeatures(key, folder)
+    assert store.check()
+    return store
+
+
 @pytest.fixture(params=["memory", "disk"])
 def make(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[[FeatureKey], Store]:
     if request.param == "memory":
         return lambda key: MemoryFeatures(key, CPU.device)
-    return lambda key: DiskFeatures(key, tmp_path / "features")
+    return lambda key: on_disk(key, tmp_path / "features")
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
@@ -119,7 +126,7 @@ def test_a_pass_that_is_stopped_anywhere_goes_on_to_the_same_bits(
     finished = fill(store, data, trunk, "fp32", should_stop=lambda: done[0] >= stop_after, on_chunk=count)
     assert finished == (stop_after >= 11)
     if isinstance(store, DiskFeatures):
-        store = DiskFeatures(key, store._path.parent)  # another process
+        store = on_disk(key, store._path.parent)
     assert store.missing == list(range(stop_after, 11))
     assert fill(store, data, trunk, "fp32")
     assert torch.equal(store.read(torch.arange(52)), whole.read(torch.arange(52)))
@@ -131,7 +138,7 @@ def test_a_pass_that_is_stopped_anywhere_goes_on_to_the_same_bits(
 @pytest.fixture
 def stored(trunk: Trunk, data: Parts[ImageSet], tmp_path: Path) -> tuple[FeatureKey, Path]:
     key = key_of(trunk, data)
-    assert fill(DiskFeatures(key, tmp_path), data, trunk, "fp32")
+    assert fill(on_disk(key, tmp_path), data, trunk, "fp32")
     return key, tmp_path / f"{key.name}.features"
 
 
@@ -144,7 +151,7 @@ def test_a_flipped_bit_is_found_and_only_its_chunk_computed_again(
     expected = bytes(content)
     content[place] ^= 16
     path.write_bytes(bytes(content))
-    store = DiskFeatures(key, path.parent)
+    store = on_disk(key, path.parent)
     assert store.missing == [(place % len(content)) // (key.chunk * key.image_bytes)]
     assert fill(store, data, trunk, "fp32")
     assert path.read_bytes() == expected
@@ -156,7 +163,7 @@ def test_a_file_that_is_cut_short_is_completed(
     key, path = stored
     expected = path.read_bytes()
     path.write_bytes(expected[: 3 * key.chunk * key.image_bytes + 7])
-    store = DiskFeatures(key, path.parent)
+    store = on_disk(key, path.parent)
     assert store.missing == list(range(3, 11))
     assert fill(store, data, trunk, "fp32")
     assert path.read_bytes() == expected
@@ -166,7 +173,7 @@ def test_a_file_that_is_cut_short_is_completed(
 def test_without_a_whole_index_all_is_computed_again(stored: tuple[FeatureKey, Path], text: str) -> None:
     key, path = stored
     path.with_suffix(".json").write_text(text)
-    assert DiskFeatures(key, path.parent).missing == list(range(11))
+    assert on_disk(key, path.parent).missing == list(range(11))
 
 
 def test_the_index_says_what_the_file_is_of_and_what_it_cost(stored: tuple[FeatureKey, Path]) -> None:
@@ -179,11 +186,35 @@ def test_the_index_says_what_the_file_is_of_and_what_it_cost(stored: tuple[Featu
 def test_what_is_read_can_be_written_to_without_reaching_the_file(stored: tuple[FeatureKey, Path]) -> None:
     key, path = stored
     before = path.read_bytes()
-    store = DiskFeatures(key, path.parent)
+    store = on_disk(key, path.parent)
     store.read(torch.arange(3)).zero_()
-    assert store._mapped is not None
-    store._mapped[0].zero_()
     assert path.read_bytes() == before
+
+
+def test_a_check_can_be_stopped_between_chunks(stored: tuple[FeatureKey, Path]) -> None:
+    key, path = stored
+    asked = [0]
+
+    def should_stop() -> bool:
+        asked[0] += 1
+        return asked[0] > 3
+
+    assert not DiskFeatures(key, path.parent).check(should_stop)
+    assert asked[0] == 4
+    assert DiskFeatures.bytes_there(key, path.parent) == key.total_bytes
+    assert DiskFeatures.bytes_there(replace(key, chunk=6), path.parent) == 0
+
+
+def test_features_larger_than_the_memory_can_be_read(trunk: Trunk, tmp_path: Path) -> None:
+    """A private map of such a file is refused. The file has holes: nothing is written."""
+    import psutil
+
+    images = 2 * (psutil.virtual_memory().total + psutil.swap_memory().total) // (256 * 14 * 14 * 4)
+    key = FeatureKey({}, images, (256, 14, 14), torch.float32, 50)
+    if key.total_bytes > 2**43:
+        pytest.skip("more memory than a file system has room for names of")
+    store = DiskFeatures(key, tmp_path)
+    assert torch.equal(store.read(torch.tensor([0, images - 1])), torch.zeros(2, 256, 14, 14))
 
 
 def test_a_disk_that_refuses_is_one_clear_error(
@@ -192,7 +223,7 @@ def test_a_disk_that_refuses_is_one_clear_error(
     (tmp_path / "file").write_text("")
     with pytest.raises(StateDirError):
         DiskFeatures(key_of(trunk, data), tmp_path / "file" / "below")
-    store = DiskFeatures(key_of(trunk, data), tmp_path)
+    store = on_disk(key_of(trunk, data), tmp_path)
     real = Path.open
 
     def full(self: Path, mode: str = "r", *args: Any, **settings: Any) -> Any:
