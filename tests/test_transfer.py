@@ -247,8 +247,8 @@ def test_the_same_weights_from_another_place_go_on_with_the_run(
     mlflow_uri: str, tmp_path: Path, tiny_dataset: Dataset, recipe: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Stopped before there is a checkpoint, and then without the first machine's disk: all is recorded again."""
+    monkeypatch.setitem(module.CHUNK, "cpu", 7)
     with monkeypatch.context() as patch, pytest.raises(InterruptedRunError, match="frozen trunk's pass"):
-        monkeypatch.setitem(module.CHUNK, "cpu", 7)
         train(mlflow_uri, tmp_path, tiny_dataset, recipe, StopInPass(patch, 3), run_key="moved")
     copy = tmp_path / "elsewhere.pth"
     copy.write_bytes(Path(recipe.weights).read_bytes())
