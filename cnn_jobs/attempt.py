@@ -10,14 +10,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from cnn_jobs.environment import in_pod, look_up_budget_s
+from cnn_jobs.environment import LOOK_UP_S, in_pod, look_up_budget_s
 from cnn_jobs.errors import CheckpointMismatchError, DamagedCheckpointError, TrackingError
 from cnn_jobs.files import make_folder
 from cnn_jobs.lock import RunLock
 from cnn_jobs.run import Run
 from cnn_jobs.tracking import look_up
 from cnn_jobs.tracking.cursor import CursorFile
-from cnn_jobs.tracking.joining import may_take_over, runs_of_key, wait_until_still
+from cnn_jobs.tracking.joining import check_role, may_take_over, runs_of_key, wait_until_still
 from cnn_jobs.tracking.journal import Journal
 from cnn_jobs.tracking.journal_format import Entry
 from cnn_jobs.tracking.left_behind import LeftBehind, attempt_record, read_left_behind
@@ -97,20 +97,24 @@ def _open(run: Run, header: RunHeader, lock: RunLock, journal: Journal, say: Say
     entries = journal.entries
     left = read_left_behind(entries)
     if left.header:
+        check_role(run.key, left.header.tags, "", str(run.folder))
         _check_header(run, left.header.tags, str(run.folder))
         header = replace(left.header, experiment=header.experiment)
     Outbox(run.folder).sweep([entry.content for entry in entries if entry.kind == "artifact"])
     remote = Remote(run.options.tracking_uri)
-    found, known = _look_up(run, remote, header, say) if run.options.run_key else (None, True)
+    # Who has something to go on from need not wait long for a word of it.
+    budget_s = LOOK_UP_S if left.mark else look_up_budget_s()
+    found, known = _look_up(remote, header, say, budget_s) if run.options.run_key else (None, True)
     number = max(left.mark.number if left.mark else 0, found.attempt if found else 0) + 1
     mark = AttemptMark(uuid.uuid4().hex[:12], number, left.attempt_ids, replaces_any=run.options.key_from_job)
     attempt = Attempt(remote, journal, header, mark, left, entries, found, lock)
     if found:
+        check_role(run.key, found.tags, "", f"run {found.run_id} in MLflow")
         _check_header(run, found.tags, f"run {found.run_id} in MLflow")
         if attempt.finished:
             return attempt
         attempt.mark = _wait_for_turn(remote, header, found, mark, say)
-    _find_checkpoint(run, attempt, say)
+    known = _find_checkpoint(run, attempt, say) and known
     if run.options.resume == "must" and attempt.checkpoint is None:
         if not known:
             raise TrackingError("--resume must: no checkpoint here, and MLflow does not say whether it has one")
@@ -124,10 +128,10 @@ def _open(run: Run, header: RunHeader, lock: RunLock, journal: Journal, say: Say
     return attempt
 
 
-def _look_up(run: Run, remote: Remote, header: RunHeader, say: Say) -> tuple[RemoteRun | None, bool]:
+def _look_up(remote: Remote, header: RunHeader, say: Say, budget_s: float) -> tuple[RemoteRun | None, bool]:
     """The run as MLflow has it, and whether MLflow could be asked."""
     try:
-        return look_up.find_run(remote, header, look_up_budget_s()), True
+        return look_up.find_run(remote, header, budget_s), True
     except OutageError as outage:
         say(f"{outage}; going on without it")
         return None, False
@@ -156,9 +160,10 @@ def _wait_for_turn(remote: Remote, header: RunHeader, found: RemoteRun, mark: At
     return replace(mark, replaces=mark.replaces | {found.attempt_id})
 
 
-def _find_checkpoint(run: Run, attempt: Attempt, say: Say) -> None:
+def _find_checkpoint(run: Run, attempt: Attempt, say: Say) -> bool:
+    """Fills ``attempt.checkpoint``; whether all places where there may be one could be asked."""
     if run.options.resume == "never":
-        return
+        return True
     folder = make_folder(run.folder / "checkpoints")
     content, notes = newest_checkpoint(folder)
     attempt.checkpoint_is_local = content is not None
@@ -166,18 +171,20 @@ def _find_checkpoint(run: Run, attempt: Attempt, say: Say) -> None:
         say(note)
     found = attempt.remote_run
     # The run's last attempt, as MLflow has it, was one of this folder's own: there is nothing newer there.
-    current = content is not None and not notes
+    current, asked = content is not None and not notes, True
     if found and not (current and found.attempt_id in attempt.left.attempt_ids):
-        for fetched in _fetch(attempt.remote, found, run.folder, say):
+        there, asked = _fetch(attempt.remote, found, run.folder, say)
+        for fetched in there:
             if content is None or fetched["step"] > content["step"]:
                 content, attempt.checkpoint_is_local = fetched, False
     if content is not None:
         _check_header(run, {f"cnn_jobs.{name}": content[name] for name in run.identity()}, "its checkpoint")
     attempt.checkpoint = content
+    return asked
 
 
-def _fetch(remote: Remote, found: RemoteRun, folder: Path, say: Say) -> list[dict[str, Any]]:
-    contents = []
+def _fetch(remote: Remote, found: RemoteRun, folder: Path, say: Say) -> tuple[list[dict[str, Any]], bool]:
+    contents, came = [], True
     try:
         budget = 300.0 if in_pod() else 60.0
         for path in look_up.fetch_checkpoints(remote, found, folder, budget):
@@ -186,8 +193,9 @@ def _fetch(remote: Remote, found: RemoteRun, folder: Path, say: Say) -> list[dic
             except DamagedCheckpointError as damage:
                 say(f"from MLflow: {damage}")
     except TrackingError as error:
+        came = False
         say(f"{error}; the checkpoint in MLflow could not be had")
     finally:
         for leftover in folder.glob("fetched-*"):
             shutil.rmtree(leftover, ignore_errors=True)
-    return contents
+    return contents, came

@@ -6,8 +6,9 @@ from collections.abc import Callable
 
 from cnn_jobs import run_record
 from cnn_jobs.attempt import Attempt
-from cnn_jobs.cost_book import CostBook, read_costs, read_text
+from cnn_jobs.cost_book import CostBook, read_costs
 from cnn_jobs.errors import CheckpointMismatchError
+from cnn_jobs.files import read_if_whole
 from cnn_jobs.run import Run
 from cnn_jobs.tracking.recorder import JournalRecorder
 from cnn_jobs.tracking.shipper import LEDGER_TAG
@@ -48,7 +49,7 @@ def cost_book_of(run: Run, attempt: Attempt) -> CostBook:
         run.began,
         path,
         run.ledger,
-        read_costs(read_text(path), tag, steps_of_last=attempt.left.steps),
+        read_costs(read_if_whole(path), tag, steps_of_last=attempt.left.steps, last=attempt.left.number),
         int(useful["steps"]),
         useful["device_seconds"],
     )

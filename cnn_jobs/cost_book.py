@@ -14,6 +14,9 @@ from cnn_jobs.errors import CnnJobsError
 from cnn_jobs.files import write_text
 from cnn_jobs.training.loop import Ledger
 
+# A book is written at least so often.
+UNWRITTEN_S = 1.0
+
 
 @dataclass(frozen=True)
 class AttemptCost:
@@ -63,7 +66,7 @@ class CostBook:
         return {
             "ledger/attempts": float(len(attempts)),
             "ledger/steps": float(steps),
-            "ledger/steps_thrown_away": steps - useful["steps"],
+            "ledger/steps_thrown_away": max(0.0, steps - useful["steps"]),
             "ledger/device_seconds": device,
             # Not below zero by the rounding of what was read back.
             "ledger/device_seconds_thrown_away": max(0.0, device - useful["device_seconds"]),
@@ -94,31 +97,24 @@ def merged(attempts: Sequence[Mapping[str, Any]], *, most: int) -> list[dict[str
     return rows
 
 
-def read_costs(*texts: str, steps_of_last: int = 0) -> list[AttemptCost]:
+def read_costs(*texts: str, steps_of_last: int = 0, last: int | None = None) -> list[AttemptCost]:
     """The attempts of the fullest of several books (a file, a tag); none where no text is a book.
 
-    ``steps_of_last``: what the journal shows of the last attempt. One that was killed had no time to write down its
-    last second; its device seconds of that are estimated by those of its steps before.
+    ``steps_of_last``: what a journal shows of attempt number ``last``. One that was killed had no time to write down
+    its last second; its device seconds of that are estimated by those of its steps before.
     """
     books = [_parse(text) for text in texts]
     fullest = max(books, key=lambda book: sum(each.wall_seconds for each in book), default=[])
-    if fullest and steps_of_last > fullest[-1].steps:
+    if fullest and last in (None, fullest[-1].attempt) and steps_of_last > fullest[-1].steps:
         fullest[-1] = _with_steps(fullest[-1], steps_of_last)
     return fullest
 
 
 def _with_steps(cost: AttemptCost, steps: int) -> AttemptCost:
-    """The attempt with more ``steps`` than its book shows."""
-    device = cost.device_seconds * steps / cost.steps if cost.steps else cost.device_seconds
+    """The attempt with more ``steps`` than its book shows, which is no older than a second."""
+    missing = cost.device_seconds * (steps / cost.steps - 1) if cost.steps else 0.0
+    device = cost.device_seconds + min(missing, UNWRITTEN_S)
     return replace(cost, steps=steps, device_seconds=device, wall_seconds=max(device, cost.wall_seconds))
-
-
-def read_text(path: Path) -> str:
-    """A book's file, "" where there is none."""
-    try:
-        return path.read_text(encoding="utf-8")
-    except OSError:
-        return ""
 
 
 def _parse(text: str) -> list[AttemptCost]:

@@ -7,6 +7,7 @@ import re
 
 from cnn_jobs.errors import UserError
 
+LOOK_UP_S = 5.0
 KEY_FORM = r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}"
 
 
@@ -38,4 +39,4 @@ def default_ship_deadline_s() -> float:
 
 def look_up_budget_s() -> float:
     """How long a start without local state waits for MLflow to say whether the run exists."""
-    return 300.0 if in_pod() else 5.0
+    return 300.0 if in_pod() else LOOK_UP_S

@@ -67,6 +67,10 @@ class DiskFullError(CnnJobsError):
     """A disk has no room left."""
 
 
+class DiskError(CnnJobsError):
+    """A disk, or what is mounted in its place, does not do what it should."""
+
+
 class InterruptedRunError(CnnJobsError):
     """A signal asked the run to stop before it was done; ``saved``: this attempt brought it further."""
 
@@ -113,8 +117,18 @@ class ThreadError(CnnJobsError):
     """A thread of this process died of an unexpected error."""
 
 
-def from_os_error(error: OSError, path: object) -> CnnJobsError:
-    """The error of this tree for a failed write to ``path``: no room (exit 1) or not writable (exit 2)."""
+# What stays so until somebody changes it; anything else (a flaky disk, too many open files) may work another time.
+LASTING = frozenset(
+    getattr(errno, name)
+    for name in ("EACCES", "EPERM", "EROFS", "ENOTDIR", "EISDIR", "ENOENT", "EEXIST", "ENAMETOOLONG", "ELOOP", "EINVAL")
+)
+
+
+def from_os_error(error: OSError, path: object, doing: str = "written") -> CnnJobsError:
+    """The error of this tree for a failed access to ``path``: no room (exit 1), not allowed (exit 2), or a disk that
+    fails (exit 1)."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return DiskFullError(f"{path}: no space left on the device; free some or choose another directory")
-    return StateDirError(f"{path}: cannot be written ({error.strerror}); choose a directory that you own")
+    if error.errno in LASTING:
+        return StateDirError(f"{path}: cannot be {doing} ({error.strerror}); choose a directory that you own")
+    return DiskError(f"{path}: the disk fails ({error.strerror or error}); try again, and check it if that stays so")

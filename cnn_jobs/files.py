@@ -41,6 +41,14 @@ def write_text(path: Path, text: str) -> Path:
     return path
 
 
+def read_if_whole(path: Path) -> str:
+    """A small text file, "" where there is none, or none that can be read."""
+    try:
+        return path.read_text(encoding="utf-8").strip()
+    except (OSError, ValueError):
+        return ""
+
+
 def make_folder(path: Path) -> Path:
     """Makes the folder and what is missing above it; returns its path. Raises as ``whole_file``."""
     try:

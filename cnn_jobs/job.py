@@ -10,6 +10,7 @@ from cnn_jobs.data.batches import ImageSet, Parts, TrainingData, place_on_device
 from cnn_jobs.data.dataset import Dataset
 from cnn_jobs.errors import CONTINUE, CnnJobsError, InterruptedRunError, NotShippedError
 from cnn_jobs.files import make_folder
+from cnn_jobs.models.describe import describe
 from cnn_jobs.models.weights import open_weights
 from cnn_jobs.process import claim_start
 from cnn_jobs.recipe import Recipe
@@ -25,7 +26,8 @@ from cnn_jobs.tracking.records import RunHeader, now_ms
 from cnn_jobs.training.device import available_threads, select_device
 from cnn_jobs.training.loop import Ending, train, validation_batches
 from cnn_jobs.training.recorder import Recorders
-from cnn_jobs.trunk_features import features_of_run, plan_features
+from cnn_jobs.training.state import TrainState
+from cnn_jobs.trunk_features import FeaturePlan, features_of_run, plan_features
 
 # How long a start waits for a word from MLflow; without one the training begins all the same.
 CONTACT_S = 5.0
@@ -42,18 +44,23 @@ def run_task(
     KILLED, with the reason in a tag.
     """
     # All that can be refused is looked at before MLflow hears of the run: a mistake leaves no run behind.
+    stop.release()
     task.check(recipe)
     placement = select_device(options.device, fast=options.fast)
     threads, weights = options.threads or available_threads(), open_weights(recipe.weights)
     run = Run(task, recipe, options, dataset, placement, threads, claim_start(), weights)
     data = place_on_device(dataset, recipe, task.transform, placement.device, placement.memory_format)
+    describe(task.network, run.image, len(dataset.classes))
     steps = data.steps_per_epoch(recipe.batch_size)
     validation_batches(steps, recipe, len(data.train))
     header = RunHeader(options.experiment, run.key, run.name, now_ms(), run_record.first_tags(run), options.parent_key)
     try:
+        stop.check()
         attempt = open_attempt(run, header, watcher.warn)
         try:
+            stop.check()
             if attempt.finished:
+                stop.hold()
                 return finished_result(run, attempt, steps)
             return _Job(run, attempt, data, watcher, stop).run(steps)
         finally:
@@ -67,10 +74,10 @@ class _Job:
     """The parts of one attempt, and the order in which they act."""
 
     def __init__(self, run: Run, attempt: Attempt, data: Parts[ImageSet], watcher: Watcher, stop: StopRequest) -> None:
-        self.task_run, self.attempt, self.data, self.watcher, self.stop = run, attempt, data, watcher, stop
-        self.state = continuation.state_of(run, attempt)
-        self.start_step = self.state.step
-        self.plan = plan_features(run, self.state.frozen, data) if self.state.frozen else None
+        self.task_run, self.attempt, self.images, self.watcher, self.stop = run, attempt, data, watcher, stop
+        self.start_step = attempt.checkpoint["step"] if attempt.checkpoint else 0
+        self.step = self.start_step
+        self.plan: FeaturePlan | None = None
         self.book = continuation.cost_book_of(run, attempt)
         self.recorder = JournalRecorder(
             run.folder,
@@ -84,22 +91,23 @@ class _Job:
 
     def run(self, steps: int) -> RunResult:
         """Everything from the first record to the run's status."""
-        run, attempt, recorder, stop = self.task_run, self.attempt, self.recorder, self.stop
+        run, recorder, stop = self.task_run, self.recorder, self.stop
+        stopped_early = False
         try:
             # A signal in this moment waits: the run that was just made must not stay RUNNING for ever.
             with stop.deferred():
+                self.book.write()
                 recorder.start(CONTACT_S, stop.requested)
             stop.check()
             if recorder.outage:
                 self.watcher.warn(f"{recorder.outage}; the training goes on, {run.folder} keeps what MLflow has to get")
             self.watcher.begin(run.name, steps * run.recipe.epochs)
-            if attempt.is_trained and run.options.resume != "never":
-                metrics = last_metrics(attempt.entries)
+            state = continuation.state_of(run, self.attempt)
+            if self.attempt.is_trained and run.options.resume != "never":
+                metrics = last_metrics(self.attempt.entries)
             else:
-                with stop.deferred():
-                    continuation.record_beginning(run, attempt, self.state, recorder, self.watcher.warn, self.plan)
-                stop.check()
-                metrics = self._train_to_the_end()
+                metrics = self._train_to_the_end(state)
+            self.step, stopped_early = state.step, state.stopped_early
             self._deliver()
         except BaseException as error:
             with stop.deferred():
@@ -115,30 +123,37 @@ class _Job:
             name=run.name,
             recipe=run.recipe,
             metrics={name: value for name, value in metrics.items() if name.startswith(("best/", "last/"))},
-            steps=self.state.step,
-            stopped_early=self.state.stopped_early,
+            steps=self.step,
+            stopped_early=stopped_early,
             seconds=time.monotonic() - run.began,
         )
 
     # -- the training --------------------------------------------------------------------------------------------
 
-    def _train_to_the_end(self) -> dict[str, float]:
+    def _train_to_the_end(self, state: TrainState) -> dict[str, float]:
         """Training, final figures and files; returns the final metrics."""
-        run, state, recorder, stop = self.task_run, self.state, self.recorder, self.stop
-        saver = CheckpointSaver(run, state, recorder, self.attempt.journal, self.book, self.plan)
-        data = self._features()
+        run, recorder, stop = self.task_run, self.recorder, self.stop
+        self.plan = plan_features(run, state.frozen, self.images) if state.frozen else None
         with stop.deferred():
-            ending = train(
-                state,
-                data,
-                run.recipe,
-                recorder=Recorders(recorder, self.watcher),
-                ledger=run.ledger,
-                should_stop=lambda: stop.requested() or recorder.failure is not None,
-                on_validation=saver.after_validation,
-                save_due=saver.due,
-                on_save=saver.save,
-            )
+            continuation.record_beginning(run, self.attempt, state, recorder, self.watcher.warn, self.plan)
+        stop.check()
+        saver = CheckpointSaver(run, state, recorder, self.attempt.journal, self.book, self.plan)
+        data = self._features(state)
+        with stop.deferred():
+            try:
+                ending = train(
+                    state,
+                    data,
+                    run.recipe,
+                    recorder=Recorders(recorder, self.watcher),
+                    ledger=run.ledger,
+                    should_stop=lambda: stop.requested() or recorder.failure is not None,
+                    on_validation=saver.after_validation,
+                    save_due=saver.due,
+                    on_save=saver.save,
+                )
+            finally:
+                self.step = state.step
             if ending is Ending.INTERRUPTED:
                 path = saver.save_and_ship(state)
                 self._raise_if_failed()
@@ -166,10 +181,10 @@ class _Job:
             if failure:
                 raise failure
 
-    def _features(self) -> TrainingData:
+    def _features(self, state: TrainState) -> TrainingData:
         """What the trained layers take: the images, or what the frozen trunk makes of them."""
         if self.plan is None:
-            return self.data
+            return self.images
         stop, recorder, ledger = self.stop, self.recorder, self.task_run.ledger
 
         def should_stop() -> bool:
@@ -178,13 +193,13 @@ class _Job:
         resumed = self.attempt.checkpoint is not None
         with stop.deferred():
             data = features_of_run(
-                self.task_run, self.plan, self.data, self.watcher, should_stop, self.book, resumed=resumed
+                self.task_run, self.plan, self.images, self.watcher, should_stop, self.book, resumed=resumed
             )
             self._raise_if_failed()
             if data is None:
                 raise InterruptedRunError(f"stopped by {stop.signal_name} in the frozen trunk's pass over the images")
             if ledger.feature_seconds:
-                recorder.metrics({"trunk/seconds": ledger.feature_seconds}, self.state.step)
+                recorder.metrics({"trunk/seconds": ledger.feature_seconds}, state.step)
         return data
 
     # -- the end -------------------------------------------------------------------------------------------------
@@ -204,6 +219,7 @@ class _Job:
                     f"the training is complete, but MLflow lacks part of it ({why}); the rest is in {run.folder}",
                     kept=kept,
                 )
+            stop.hold()  # it is FINISHED: no later signal makes it anything else
 
     def _end_badly(self, error: BaseException) -> None:
         """Says in MLflow how the run ended; what MLflow answers to that no longer changes the outcome."""
@@ -215,7 +231,7 @@ class _Job:
             return
         deadline = min(options.ship_deadline_s, FAILURE_DEADLINE_S)
         if ending.state == "interrupted":
-            deadline = LAST_WORDS_S
+            deadline = self.stop.seconds_left(LAST_WORDS_S)
         try:
             self.recorder.finish(ending, deadline, self.stop.requested)
         except CnnJobsError as second:
@@ -225,6 +241,11 @@ class _Job:
             error.exit_code = CONTINUE
 
     def _saved(self) -> bool:
-        """Whether this attempt brought the run further."""
-        on_disk = self.plan is not None and self.plan.mode == "disk" and self.task_run.ledger.feature_seconds > 0
-        return self.state.step > self.start_step or self.recorder.progress > 0 or on_disk
+        """Whether this attempt brought the run further, by what outlives this process."""
+        recorder, run = self.recorder, self.task_run
+        if recorder.progress > 0:
+            return True
+        if not run.options.state_outlives_process:
+            return self.step > self.start_step and (recorder.delivered or recorder.checkpoints_sent > 0)
+        on_disk = self.plan is not None and self.plan.mode == "disk" and run.ledger.feature_seconds > 0
+        return self.step > self.start_step or on_disk

@@ -22,9 +22,12 @@ def try_lock(path: Path) -> int | None:
         raise from_os_error(error, path) from error
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
+    except BlockingIOError:
         os.close(descriptor)
         return None
+    except OSError as error:  # a file system without locks
+        os.close(descriptor)
+        raise from_os_error(error, path) from error
     return descriptor
 
 

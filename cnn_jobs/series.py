@@ -82,13 +82,18 @@ def plan(recipe: Recipe, seeds: str = "", sweeps: Sequence[str] = ()) -> list[Pl
 
 
 def run_all(
-    planned: Sequence[Planned], run_one: Callable[[Planned], Result], report_error: Callable[[str], None]
+    planned: Sequence[Planned],
+    run_one: Callable[[Planned], Result],
+    report_error: Callable[[str], None],
+    check: Callable[[], None] = lambda: None,
 ) -> tuple[list[Result], list[CnnJobsError]]:
-    """Runs one after another; one that fails does not stop the others, a signal does."""
+    """Runs one after another; one that fails does not stop the others, a signal does: in a run, or as ``check``, called
+    before each, raises ``InterruptedRunError``."""
     results: list[Result] = []
     errors: list[CnnJobsError] = []
     for item in planned:
         try:
+            check()
             results.append(run_one(item))
         except InterruptedRunError as error:
             errors.append(error)

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import signal
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
@@ -22,7 +23,8 @@ class StopRequest:
     def __init__(self) -> None:
         self.signal_name = ""
         self.fault: CnnJobsError | None = None
-        self._deferred = False
+        self._signalled = 0.0
+        self._deferred = self._held = False
 
     def install(self) -> None:
         """Takes over SIGTERM, SIGINT and the end of threads by an error; call it in the main thread."""
@@ -50,10 +52,25 @@ class StopRequest:
         finally:
             self._deferred = before
 
+    def hold(self) -> None:
+        """From now on a signal is only noted: all is done, and what is left to say does not take long."""
+        self._held = True
+
+    def release(self) -> None:
+        """The end of ``hold``: something new begins."""
+        self._held = False
+
+    def seconds_left(self, total_s: float) -> float:
+        """Of ``total_s`` seconds after the signal; all of them where none has come. Half a second is always left."""
+        spent = time.monotonic() - self._signalled if self.signal_name else 0.0
+        return max(0.5, total_s - spent)
+
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
-        first = not self.signal_name
-        self.signal_name = self.signal_name or signal.Signals(number).name
-        if first and not self._deferred:
+        if self.signal_name:
+            return
+        self._signalled = time.monotonic()
+        self.signal_name = signal.Signals(number).name
+        if not self._deferred and not self._held:
             self.check()
 
     def _on_thread_error(self, args: threading.ExceptHookArgs) -> None:

@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cnn_jobs.cost_book import AttemptCost, CostBook, merged, read_costs, read_text
+from cnn_jobs.cost_book import AttemptCost, CostBook, merged, read_costs
+from cnn_jobs.files import read_if_whole as read_text
 from cnn_jobs.training.loop import Ledger
 
 costs = st.builds(
@@ -56,6 +57,20 @@ def test_the_next_attempt_reads_what_this_one_wrote(tmp_path: Path) -> None:
     assert len(read_costs('{"attempts": [], "useful": {}}', read_text(book.path))) == 2
     assert read_costs("", "[]", "{", '{"attempts": [{"other": 1}]}') == []
     assert read_text(tmp_path / "none") == ""
+
+
+def test_what_a_killed_attempt_could_not_write_is_a_second_at_most() -> None:
+    """Its pass over all images, 500 s, is not what a step takes."""
+    text = '{"attempts": [{"attempt": 3, "steps": 2, "device_seconds": 500.4, "wall_seconds": 505.0}]}'
+    (killed,) = read_costs(text, steps_of_last=7, last=3)
+    assert (killed.steps, killed.device_seconds, killed.wall_seconds) == (7, 501.4, 505.0)
+    # The journal of one machine says nothing of an attempt on another.
+    assert read_costs(text, steps_of_last=7, last=2)[0].steps == 2
+
+
+def test_a_book_that_cannot_be_read_is_none(tmp_path: Path) -> None:
+    (tmp_path / "ledger.json").write_bytes(b'{"attempts": \xff')
+    assert read_text(tmp_path / "ledger.json") == ""
 
 
 @given(st.integers(1, 400))

@@ -4,7 +4,7 @@ import inspect
 import pytest
 
 from cnn_jobs import errors
-from cnn_jobs.errors import CnnJobsError, DiskFullError, StateDirError, UserError, from_os_error
+from cnn_jobs.errors import CnnJobsError, DiskError, DiskFullError, StateDirError, UserError, from_os_error
 
 
 def test_what_can_never_work_ends_with_2_and_what_may_work_later_with_1() -> None:
@@ -29,3 +29,11 @@ def test_a_folder_that_cannot_be_written_is_named_with_the_reason(number: int) -
     assert isinstance(error, StateDirError)
     assert error.exit_code == 2
     assert str(error) == "a/b.pt: cannot be written (the reason); choose a directory that you own"
+
+
+@pytest.mark.parametrize("number", [errno.EIO, errno.ESTALE, errno.EMFILE, errno.ENOMEM])
+def test_a_disk_that_fails_may_work_another_time(number: int) -> None:
+    error = from_os_error(OSError(number, "the reason"), "a/b.pt")
+    assert isinstance(error, DiskError)
+    assert error.exit_code == 1
+    assert str(error).startswith("a/b.pt: the disk fails (the reason)")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import os
 import signal
 import subprocess
@@ -10,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from cnn_jobs.errors import AnotherAttemptError, StateDirError
+from cnn_jobs.errors import AnotherAttemptError, DiskError, StateDirError
 from cnn_jobs.lock import RunLock
 
 HOLDER = """
@@ -52,3 +54,14 @@ def test_a_folder_that_cannot_be_made_is_a_mistake(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(StateDirError):
         RunLock(tmp_path / "file" / "key")
+
+
+def test_a_file_system_without_locks_is_not_taken_for_another_process(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def flock(descriptor: int, operation: int) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    with pytest.raises(DiskError, match="No locks available"):
+        RunLock(tmp_path / "key")

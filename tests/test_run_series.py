@@ -11,30 +11,43 @@ import pytest
 
 from cnn_jobs import run_series as module
 from cnn_jobs.data.dataset import Dataset
-from cnn_jobs.errors import DivergedError, InterruptedRunError
-from cnn_jobs.run import JobOptions
+from cnn_jobs.errors import CheckpointMismatchError, DivergedError, InterruptedRunError, NotShippedError
+from cnn_jobs.run import JobOptions, RunResult
 from cnn_jobs.run_series import run_series
-from cnn_jobs.series import Planned
+from cnn_jobs.series import Planned, exit_code, plan
 from cnn_jobs.stop import StopRequest
 from cnn_jobs.tasks import TASKS
+from cnn_jobs.tracking.replay import replay
 from tests.test_job import Watcher, only_run, options
+from tests.tracking.test_connection import unused_address
 
 TASK = TASKS["task2"]
 PLANNED = [Planned(f"seed{seed}", replace(TASK.recipe, seed=seed)) for seed in range(3)]
 
 
-def ending(error: BaseException | None, monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """Makes the second run end with ``error``; returns the seeds that are started."""
+def result(seed: int, note: str = "") -> RunResult:
+    recipe = replace(TASK.recipe, seed=seed)
+    return RunResult(
+        run_id="", url="", name="", recipe=recipe, metrics={}, steps=1, stopped_early=False, seconds=0.0, note=note
+    )
+
+
+def ending(
+    error: BaseException | None, monkeypatch: pytest.MonkeyPatch, stop: StopRequest | None = None, note: str = ""
+) -> list[int]:
+    """Makes the second run end with ``error``, or after ``stop``; returns the seeds that are started."""
     started: list[int] = []
 
     def run_task(task: Any, recipe: Any, options: JobOptions, *rest: Any) -> Any:
         started.append(recipe.seed)
+        if stop and recipe.seed == 1:
+            stop.signal_name = "SIGTERM"
         assert options.parent_key
         assert options.run_key == f"{options.parent_key}-seed{recipe.seed}"
         assert options.run_name == f"task2-seed{recipe.seed}"
         if recipe.seed == 1 and error:
             raise error
-        return recipe.seed
+        return result(recipe.seed, note)
 
     monkeypatch.setattr(module, "run_task", run_task)
     return started
@@ -45,7 +58,7 @@ def call(uri: str, tmp_path: Path, dataset: Dataset, stop: StopRequest | None = 
     results, errors = run_series(
         TASK, PLANNED, options(uri, tmp_path, **more), dataset, Watcher(), stop or StopRequest(), lines.append
     )
-    return results, errors, lines
+    return [each.recipe.seed for each in results], errors, lines
 
 
 def test_all_well(mlflow_uri: str, tmp_path: Path, tiny_dataset: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -71,8 +84,7 @@ def test_a_signal_ends_the_series(
     mlflow_uri: str, tmp_path: Path, tiny_dataset: Dataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     stop = StopRequest()
-    stop.signal_name = "SIGTERM"
-    started = ending(InterruptedRunError("stopped by SIGTERM"), monkeypatch)
+    started = ending(InterruptedRunError("stopped by SIGTERM"), monkeypatch, stop)
     results, _, _ = call(mlflow_uri, tmp_path, tiny_dataset, stop)
     assert (results, started) == ([0], [0, 1])
     parent = only_run(mlflow_uri)
@@ -100,9 +112,116 @@ def test_a_series_that_is_finished_can_be_called_again(
         assert parent.info.status == "FINISHED"
         assert parent.data.tags["mlflow.note.content"].endswith("- seed2\n")
         if lost:
-            shutil.rmtree(tmp_path / "state")
+            shutil.rmtree(tmp_path / "state", ignore_errors=True)
+    assert parent.data.tags["cnn_jobs.attempt"] == "1"  # nothing was left to do
     monkeypatch.setattr(f"{__name__}.PLANNED", [*PLANNED, Planned("seed3", replace(TASK.recipe, seed=3))])
     assert call(mlflow_uri, tmp_path, tiny_dataset, run_key="series") == ([0, 1, 2, 3], [], [])
     parent = only_run(mlflow_uri)
-    assert (parent.info.status, parent.data.tags["cnn_jobs.attempt"]) == ("FINISHED", "3")
+    assert (parent.info.status, parent.data.tags["cnn_jobs.attempt"]) == ("FINISHED", "2")
     assert parent.data.tags["mlflow.note.content"].endswith("- seed3\n")
+
+
+@pytest.mark.parametrize(("note", "code"), [("", 75), ("finished before; nothing was trained", 1)])
+def test_a_signal_as_a_run_is_finished_starts_no_other(
+    mlflow_uri: str, tmp_path: Path, tiny_dataset: Dataset, monkeypatch: pytest.MonkeyPatch, note: str, code: int
+) -> None:
+    """It is noted while the run is delivered; exit 75 only where something was trained."""
+    stop = StopRequest()
+    started = ending(None, monkeypatch, stop, note)
+    results, errors, _ = call(mlflow_uri, tmp_path, tiny_dataset, stop, run_key="series")
+    assert (results, started) == ([0, 1], [0, 1])
+    (error,) = errors
+    assert isinstance(error, InterruptedRunError)
+    assert (error.exit_code, error.run_key) == (code, "series")
+    assert exit_code(errors) == code
+    assert only_run(mlflow_uri).info.status == "KILLED"
+
+
+@pytest.mark.parametrize(("seeds", "sweeps"), [("3", []), ("", ["lr=0.1"])])
+def test_a_series_of_one_has_the_commands_own_key(
+    mlflow_uri: str, tmp_path: Path, tiny_dataset: Dataset, monkeypatch: pytest.MonkeyPatch, seeds: str, sweeps: Any
+) -> None:
+    keys: list[str] = []
+
+    def run_task(task: Any, recipe: Any, options: JobOptions, *rest: Any) -> Any:
+        keys.append(options.run_key)
+        assert options.run_name in ("task2-seed3", "task2-lr0.1")
+        return result(recipe.seed)
+
+    monkeypatch.setattr(module, "run_task", run_task)
+    planned = plan(TASK.recipe, seeds, sweeps)
+    for key in ("", "mine"):
+        given = options(mlflow_uri, tmp_path, run_key=key)
+        run_series(TASK, planned, given, tiny_dataset, Watcher(), StopRequest(), [].append)
+    assert keys == ["", "mine"]
+
+
+def test_an_end_that_mlflow_does_not_take_is_told(
+    mlflow_uri: str, tmp_path: Path, tiny_dataset: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ending(None, monkeypatch)
+    given = options(unused_address(), tmp_path, run_key="series", ship_deadline_s=0.1)
+    results, errors = run_series(TASK, PLANNED, given, tiny_dataset, Watcher(), StopRequest(), [].append)
+    assert len(results) == 3
+    (error,) = errors
+    assert isinstance(error, NotShippedError)
+    assert (error.exit_code, error.run_key) == (75, "series")
+    done = replay(tmp_path / "state" / "series", mlflow_uri, 30)
+    assert done.status == only_run(mlflow_uri).info.status == "FINISHED"
+
+
+def test_runs_that_are_not_sent_keep_the_parents_end_back(
+    mlflow_uri: str, tmp_path: Path, tiny_dataset: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ending(NotShippedError("the training is complete, but", kept=True), monkeypatch)
+    _, errors, _ = call(mlflow_uri, tmp_path, tiny_dataset, run_key="series")
+    assert [type(error) for error in errors] == [NotShippedError, NotShippedError]
+    assert errors[-1].run_key == "series"
+    assert only_run(mlflow_uri).info.status == "RUNNING"
+    assert replay(tmp_path / "state" / "series", mlflow_uri, 30).status == "FINISHED"
+    assert only_run(mlflow_uri).info.status == "FINISHED"
+
+
+def test_a_wrong_call_of_a_finished_series_changes_nothing(
+    mlflow_uri: str, tmp_path: Path, tiny_dataset: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ending(None, monkeypatch)
+    call(mlflow_uri, tmp_path, tiny_dataset, run_key="series")
+    before = only_run(mlflow_uri)
+    ending(CheckpointMismatchError("of another recipe"), monkeypatch)
+    _, errors, _ = call(mlflow_uri, tmp_path, tiny_dataset, run_key="series")
+    assert exit_code(errors) == 2
+    after = only_run(mlflow_uri)
+    assert (after.info.status, after.info.end_time, after.data.tags) == (
+        "FINISHED",
+        before.info.end_time,
+        before.data.tags,
+    )
+
+
+@pytest.mark.parametrize("lost", [False, True], ids=["state-kept", "state-lost"])
+def test_the_key_of_a_series_is_none_for_one_run_and_the_other_way_round(
+    mlflow_uri: str, tmp_path: Path, tiny_dataset: Dataset, monkeypatch: pytest.MonkeyPatch, lost: bool
+) -> None:
+    recipe = replace(TASK.recipe, epochs=1, batch_size=8)
+
+    def one(key: str) -> None:
+        given = options(mlflow_uri, tmp_path, run_key=key)
+        run_series(TASK, plan(recipe), given, tiny_dataset, Watcher(), StopRequest(), [].append)
+
+    def lose() -> None:
+        if lost:
+            shutil.rmtree(tmp_path / "state")
+
+    with monkeypatch.context() as patch:
+        ending(None, patch)
+        call(mlflow_uri, tmp_path, tiny_dataset, run_key="series")
+    lose()
+    given = options(mlflow_uri, tmp_path, run_key="series")
+    _, errors = run_series(TASK, plan(recipe), given, tiny_dataset, Watcher(), StopRequest(), [].append)
+    assert "is a series of runs, this command is of one run; use another --run-key" in str(errors[0])
+    assert errors[0].exit_code == 2
+    one("single")
+    lose()
+    with pytest.raises(CheckpointMismatchError, match="is one run, this command is of a series of runs"):
+        call(mlflow_uri, tmp_path, tiny_dataset, run_key="single")

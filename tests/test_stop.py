@@ -189,3 +189,41 @@ def test_without_a_signal_nothing_is_asked_for() -> None:
     with pytest.raises(InterruptedRunError, match="stopped by SIGTERM") as caught:
         stop.check()
     assert caught.value.exit_code == 1
+
+
+def test_what_is_left_to_say_is_not_broken_and_something_new_is_stopped() -> None:
+    body = """
+    stop.hold()
+    say("ready")
+    while not stop.requested():
+        work(0.02)
+    say("said all")
+    stop.release()
+    try:
+        stop.check()
+    except InterruptedRunError as error:
+        say(f"caught: {error}")
+    """
+    with running(body) as program:
+        assert program.line() == "ready"
+        program.process.send_signal(signal.SIGTERM)
+        assert program.rest() == (["said all", "caught: stopped by SIGTERM"], 0)
+
+
+def test_the_seconds_after_a_signal_are_counted_once() -> None:
+    body = """
+    say(stop.seconds_left(5.0))
+    with stop.deferred():
+        say("ready")
+        while not stop.requested():
+            work(0.02)
+        left = stop.seconds_left(5.0)
+        work(1)
+        say(left - stop.seconds_left(5.0) >= 1)
+        say(stop.seconds_left(0.1))
+    """
+    with running(body) as program:
+        assert program.line() == "5.0"
+        assert program.line() == "ready"
+        program.process.send_signal(signal.SIGTERM)
+        assert program.rest() == (["True", "0.5"], 0)

@@ -115,6 +115,7 @@ def train(task: str, data: str, seeds: str, sweep: tuple[str, ...], **given: Any
         click.echo(f"error: {line}", err=True)
 
     results, errors = run_series(entry, planned, options, dataset, watcher(), stop, report_error)
+    stop.hold()  # what is left is to say what came of it
     print_results(entry, results, options, synthetic=dataset.synthetic)
     code = exit_code(errors)
     if errors and len(planned) == 1:

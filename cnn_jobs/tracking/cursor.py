@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import zlib
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -27,7 +28,7 @@ class Cursor:
 
 
 class CursorFile:
-    """``shipped.json`` of a run's folder."""
+    """``shipped.json`` of a run's folder, with its own CRC-32: a flipped digit would pass unsent records as sent."""
 
     def __init__(self, run_folder: Path) -> None:
         self._path = run_folder / "shipped.json"
@@ -39,7 +40,8 @@ class CursorFile:
     def save(self, uri: str, cursor: Cursor) -> None:
         """Keeps the cursor of a server. Raises as ``files.whole_file``."""
         content = {**self._all(), without_password(uri): cursor}
-        write_text(self._path, json.dumps({where: asdict(each) for where, each in content.items()}, indent=1) + "\n")
+        cursors = {where: asdict(each) for where, each in content.items()}
+        write_text(self._path, json.dumps({"cursors": cursors, "crc32": _crc(cursors)}, indent=1) + "\n")
 
     def highest(self) -> int:
         """The highest number that any server has acknowledged."""
@@ -48,7 +50,13 @@ class CursorFile:
     def _all(self) -> dict[str, Cursor]:
         try:
             content = json.loads(self._path.read_text(encoding="utf-8"))
-            return {str(where): Cursor(**values) for where, values in content.items()}
-        except (OSError, ValueError, TypeError, AttributeError):
-            # Missing or damaged: everything is sent once more.
+            if content["crc32"] != _crc(content["cursors"]):
+                return {}
+            return {str(where): Cursor(**values) for where, values in content["cursors"].items()}
+        except (OSError, ValueError, TypeError, KeyError, AttributeError):
+            # Missing or damaged: everything is sent once more, and what the server has is left out.
             return {}
+
+
+def _crc(cursors: object) -> str:
+    return f"{zlib.crc32(json.dumps(cursors, sort_keys=True).encode()):08x}"

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 
-from cnn_jobs.errors import AnotherAttemptError
+from cnn_jobs.errors import AnotherAttemptError, CheckpointMismatchError
 from cnn_jobs.tracking.records import AttemptMark, RunHeader
 from cnn_jobs.tracking.remote import OutageError, Remote, RemoteRun
 
@@ -46,6 +46,16 @@ def parent_tag(remote: Remote, header: RunHeader) -> dict[str, str]:
     return {"mlflow.parentRunId": parents[0].run_id} if parents else {}
 
 
+def check_role(key: str, tags: Mapping[str, str], role: str, where: str) -> None:
+    """Raises ``CheckpointMismatchError`` where the key is that of something else: a series, one run, a document."""
+    names = {"": "one run", "parent": "a series of runs", "document": "a document"}
+    found = tags.get("cnn_jobs.role", "")
+    if found != role:
+        raise CheckpointMismatchError(
+            f"run {key}: {where} is {names.get(found, found)}, this command is of {names[role]}; use another --run-key"
+        )
+
+
 def attempt_tags(mark: AttemptMark) -> dict[str, str]:
     """What says whose turn it is."""
     return {
@@ -68,13 +78,21 @@ def wait_until_still(
     """Returns when the heartbeat of the attempt that has ``run`` has not moved for ``still_s`` seconds.
 
     Counters are compared, not clocks. Raises ``AnotherAttemptError`` as soon as it moves. ``wait`` sleeps; it may
-    raise to give up.
+    raise to give up. A reading that is lost on a bad line is tried again; the last one must have come, and raises
+    ``OutageError`` where none does for as long again.
     """
     began = time.monotonic()
     still_s = STILL_S if still_s is None else still_s
-    while (left := began + still_s - time.monotonic()) > 0:
-        wait(min(POLL_S, left))
-        now = read()
+    came = True
+    while (left := began + still_s - time.monotonic()) > 0 or not came:
+        wait(min(POLL_S, left) if left > 0 else POLL_S)
+        try:
+            now, came = read(), True
+        except OutageError:
+            came = False
+            if left < -still_s:
+                raise
+            continue
         if (now.attempt_id, now.heartbeat) != (run.attempt_id, run.heartbeat):
             raise AnotherAttemptError(
                 f"attempt {now.attempt} of run {run.tags.get(RUN_KEY_TAG, '')} is alive (its heartbeat moves); "

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from cnn_jobs.tracking.journal_format import Entry
@@ -25,6 +25,11 @@ class LeftBehind:
     steps: int = 0  # of the last attempt, as its journal shows
 
     @property
+    def number(self) -> int:
+        """Of the last attempt, 0 for none."""
+        return self.mark.number if self.mark else 0
+
+    @property
     def trained(self) -> bool:
         """Whether the training is done and only its delivery may not be."""
         return self.ending is not None and self.ending.status == "FINISHED"
@@ -32,22 +37,32 @@ class LeftBehind:
 
 def read_left_behind(entries: Sequence[Entry]) -> LeftBehind:
     """Reads the entries once, from the first to the last."""
-    header, mark, ending = None, None, None
+    header: RunHeader | None = None
+    mark: AttemptMark | None = None
+    ending: Ending | None = None
+    finished: Ending | None = None
     ids: set[str] = set()
     started, first, last = False, 0, 0
     for entry in entries:
         match entry.kind:
             case "attempt":
-                header = header or RunHeader(**entry.content["header"])
+                latest = RunHeader(**entry.content["header"])
+                # A run may be gone on with in another experiment; all else is as it began.
+                header = replace(header, experiment=latest.experiment) if header else latest
                 # Attempts of one folder follow one another: its lock sees to that.
                 mark = AttemptMark(entry.content["id"], entry.content["number"], frozenset(ids))
-                ending = None
                 ids.add(mark.id)
+                if entry.content.get("reopens"):
+                    finished = None
+                # One that comes after the end has only to deliver; however that one ends, the training is finished.
+                ending = finished
                 first = last = int(entry.content.get("from_step", 0))
             case "metrics" if "train/loss" in entry.content["values"]:
                 last = max(last, entry.content["step"])
+                ending = finished = None  # trained anew
             case "ending":
-                ending = Ending(**entry.content)
+                ending = finished or Ending(**entry.content)
+                finished = ending if ending.status == "FINISHED" else None
             case "artifact" if entry.content["to"] == START_COMPLETE:
                 started = True
     return LeftBehind(header, mark, ending, frozenset(ids), started, last - first)
@@ -58,7 +73,8 @@ def attempt_record(header: RunHeader, mark: AttemptMark, from_step: int = 0) -> 
 
     ``from_step``: the optimiser step that the attempt goes on from.
     """
-    return {"id": mark.id, "number": mark.number, "from_step": from_step, "header": asdict(header)}
+    reopens = {"reopens": True} if mark.reopens else {}
+    return {"id": mark.id, "number": mark.number, "from_step": from_step, **reopens, "header": asdict(header)}
 
 
 def last_metrics(entries: Sequence[Entry]) -> dict[str, float]:

@@ -48,6 +48,10 @@ def reap(
         now = second.get(run_id)
         still = now is not None and (now.attempt_id, now.heartbeat) == (before.attempt_id, before.heartbeat)
         if still:
+            # Once more, right before: it may have ended by itself while others were looked at.
+            again = remote.get(run_id)
+            still = again is not None and again.status == "RUNNING" and again.heartbeat == before.heartbeat
+        if still:
             _set_lost(remote, before, still_s)
         watched.append(Watched(before, still, "FAILED" if still else "RUNNING" if now else "ended meanwhile"))
     return watched

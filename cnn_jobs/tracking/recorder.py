@@ -11,7 +11,7 @@ from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 
-from cnn_jobs.errors import CnnJobsError, RejectedRecordsError, ThreadError
+from cnn_jobs.errors import AnotherAttemptError, CnnJobsError, RejectedRecordsError, ThreadError, TrackingError
 from cnn_jobs.tracking.connection import run_url
 from cnn_jobs.tracking.journal import Journal
 from cnn_jobs.tracking.outbox import Outbox
@@ -88,8 +88,13 @@ class JournalRecorder:
 
     @property
     def progress(self) -> int:
-        """Records that MLflow acknowledged in this attempt."""
+        """What MLflow has by this attempt: rows, params, files that earlier ones left."""
         return self._shipper.progress
+
+    @property
+    def checkpoints_sent(self) -> int:
+        """How many checkpoints of this attempt MLflow has."""
+        return self._shipper.checkpoints_sent
 
     def metrics(self, values: Mapping[str, float], step: int) -> None:
         """Metrics by name at a global optimiser step, stamped with the present time."""
@@ -134,7 +139,8 @@ class JournalRecorder:
             self._journal.sync()
         self._ending = ending
         self._closing.set()
-        if isinstance(self.failure, ThreadError):
+        told_why = isinstance(self.failure, TrackingError | AnotherAttemptError)
+        if self.failure and not told_why and not self._thread.is_alive():
             # The thread that should have said so is dead: one more.
             self._shipper = self._make_shipper()
             self._thread = threading.Thread(target=self._ship, name="mlflow-shipper-2", daemon=True)
@@ -152,6 +158,12 @@ class JournalRecorder:
         if self.delivered and self._shipper.rejected.count:
             raise RejectedRecordsError(self._shipper.rejected.summary())
         return self.delivered
+
+    def leave(self, ending: Ending) -> None:
+        """Notes the ending for whoever sends the rest, and stops without sending it."""
+        self._journal.append("ending", ending.as_dict())
+        self._journal.sync()
+        self.abandon()
 
     def abandon(self) -> None:
         """Stops without a word: the run is another attempt's."""
@@ -176,6 +188,7 @@ class JournalRecorder:
                 self._contact.set()
                 if self._shipper.advance != before:  # a bad line, but a line
                     pause = FIRST_PAUSE_S
+                self._tell_a_bad_end()
                 # Jitter, so that the pods of one outage do not come back in step.
                 with contextlib.suppress(OutageError):
                     self._sleep(pause * random.uniform(0.5, 1.0))
@@ -183,7 +196,14 @@ class JournalRecorder:
             except BaseException as error:  # told in the main thread, whatever it is
                 self.failure = self.failure or _as_failure("shipper", error)
                 self._contact.set()
+                self._tell_a_bad_end()
                 return
+
+    def _tell_a_bad_end(self) -> None:
+        """A run that failed is told as such, also where the rest of it cannot be sent: nobody may come after it."""
+        if self._ending and self._ending.status != "FINISHED":
+            with contextlib.suppress(Exception):  # the outage, or the bug, that is in the way of the rest
+                self._shipper.close(self._ending)
 
     def _close(self) -> None:
         assert self._ending

@@ -12,8 +12,15 @@ from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from cnn_jobs.errors import TrackingError
-from cnn_jobs.tracking.connection import check_uri, configure_client, explain, is_refusal, is_transient
+from cnn_jobs.errors import TrackingError, TrackingUriError
+from cnn_jobs.tracking.connection import (
+    check_uri,
+    configure_client,
+    explain,
+    is_refusal,
+    is_transient,
+    without_password,
+)
 from cnn_jobs.tracking.records import DatasetInput, Metric, RunHeader
 
 if TYPE_CHECKING:
@@ -88,6 +95,11 @@ class Remote:
             return function(self._client())
         except TrackingError:
             raise
+        except ImportError as error:
+            raise TrackingUriError(
+                f"MLFLOW_TRACKING_URI is '{without_password(self.uri)}', but its driver is missing ({error}); "
+                "install it, or name a server by http://host:5000"
+            ) from error
         except Exception as error:  # MLflow passes on whatever the network, its client and its database raise
             if is_refusal(error):
                 raise RefusalError(explain(error, self.uri)) from error

@@ -5,9 +5,11 @@ from __future__ import annotations
 import random
 import time
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from cnn_jobs.errors import DamagedJournalError, NotShippedError, UserError
+from cnn_jobs.files import read_if_whole
 from cnn_jobs.lock import RunLock
 from cnn_jobs.tracking.connection import run_url
 from cnn_jobs.tracking.cursor import CursorFile
@@ -45,7 +47,8 @@ def replay(folder: Path, uri: str, deadline_s: float) -> Replayed:
         left = read_left_behind(entries)
         if left.header is None or left.mark is None:
             raise DamagedJournalError(f"{folder / JOURNAL}: no whole record says which run it is of; nothing was sent")
-        shipper = Shipper(folder, remote, left.header, left.mark, replay=True, ledger=lambda: _ledger(folder))
+        ledger = partial(read_if_whole, folder / "ledger.json")
+        shipper = Shipper(folder, remote, left.header, left.mark, replay=True, ledger=ledger)
         _ship(shipper, left, folder, deadline_s)
     assert shipper.run
     return Replayed(
@@ -74,8 +77,3 @@ def _ship(shipper: Shipper, left: LeftBehind, folder: Path, deadline_s: float) -
                 ) from outage
             time.sleep(pause * random.uniform(0.5, 1.0))
             pause = min(2 * pause, 30.0)
-
-
-def _ledger(folder: Path) -> str:
-    path = folder / "ledger.json"
-    return path.read_text(encoding="utf-8").strip() if path.is_file() else ""

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from cnn_jobs.errors import CnnJobsError
 from cnn_jobs.tracking import joining
+from cnn_jobs.tracking.connection import without_password
 from cnn_jobs.tracking.cursor import CursorFile
 from cnn_jobs.tracking.journal import Reader
 from cnn_jobs.tracking.journal_format import Entry
@@ -39,13 +42,19 @@ class Shipper:
     ) -> None:
         self.run: RemoteRun | None = None
         self.mark = mark
-        self.progress = 0  # records other than tags that were acknowledged in this attempt
-        self.rejected = RejectedRecords(folder)
+        # What this attempt brought further: rows and params that the server did not have, files that earlier attempts
+        # left. Repeating what is there already is none, or an attempt that repeats for ever would always have some.
+        self.progress = 0
+        self.checkpoints_sent = 0  # of this attempt
+        self.rejected = RejectedRecords(folder, without_password(remote.uri))
         self._folder, self._remote, self._header = folder, remote, header
         self._replay, self._wait, self._ledger = replay, wait, ledger
         self._outbox, self._cursors = Outbox(folder), CursorFile(folder)
         self._checked = 0.0
         self._joined = ""
+        self._answers = 0
+        self._own_from: int | None = None
+        self._ended = False
 
     def round(self) -> bool:
         """Sends what the journal holds now; whether nothing is left.
@@ -69,7 +78,7 @@ class Shipper:
     @property
     def advance(self) -> tuple[int, int]:
         """Changes with every answer that brought the delivery further, also within a round that failed."""
-        return self.progress, self._known.unread if self._joined else 0
+        return self._answers, self._known.unread if self._joined else 0
 
     def close(self, ending: Ending) -> None:
         """Says how the run ended; call it when ``round`` says that nothing is left, or that no time is."""
@@ -78,6 +87,8 @@ class Shipper:
             ending = replace(ending, status="FAILED", state="failed", reason=self.rejected.summary())
         # Not over the head of an attempt that has the run by now.
         now = joining.check_claim(self._remote, self._header, run, self.mark)
+        if self._replay and now.status == "FINISHED":
+            return  # whatever a later attempt, which found nothing to do, left in the journal
         tags = {"cnn_jobs.state": ending.state, "cnn_jobs.reason": ending.reason[:1000], LEDGER_TAG: self._ledger()}
         if "mlflow.parentRunId" not in now.tags:  # made while the parent could not be
             tags |= joining.parent_tag(self._remote, self._header)
@@ -86,6 +97,7 @@ class Shipper:
             self._remote.delete_artifact(run.run_id, CHECKPOINT_SLOTS[1])
         if ending.status != now.status:
             self._remote.set_status(run.run_id, ending.status, ending.time_ms)
+        self._ended = True
 
     # -- joining -------------------------------------------------------------------------------------------------
 
@@ -114,7 +126,7 @@ class Shipper:
 
     def _beat(self, run: RemoteRun) -> None:
         """Every few seconds: is the run still this attempt's? And a sign of life."""
-        if self._replay or time.monotonic() - self._checked < joining.HEARTBEAT_INTERVAL_S:
+        if self._replay or self._ended or time.monotonic() - self._checked < joining.HEARTBEAT_INTERVAL_S:
             return
         now = joining.check_claim(self._remote, self._header, run, self.mark)
         tags = {"cnn_jobs.heartbeat": str(now.heartbeat + 1), LEDGER_TAG: self._ledger()}
@@ -129,6 +141,8 @@ class Shipper:
     def _sort(self, entries: Sequence[Entry]) -> None:
         """To values and artifacts: a file store that is away does not hold up the metrics."""
         for entry in entries:
+            if entry.kind == "attempt" and entry.content["id"] == self.mark.id:
+                self._own_from = entry.seq
             if entry.kind == "artifact":
                 if older := self._artifacts.pop(entry.content["to"], None):
                     self._outbox.discard(older.content)
@@ -144,7 +158,7 @@ class Shipper:
             self._beat(run)
             count = self._send_metrics(run) if self._values[0].kind == "metrics" else self._send_one(run)
             self._cursor.values = self._values[count - 1].seq
-            self._cursors.save(self._remote.uri, self._cursor)
+            self._acknowledged()
             del self._values[:count]
 
     def _send_metrics(self, run: RemoteRun) -> int:
@@ -161,7 +175,7 @@ class Shipper:
                     points.setdefault(point.identity, point)
         self._log_metrics(run, list(points.values()))
         self._known.add(points)
-        self.progress += count
+        self.progress += len(points)
         return count
 
     def _log_metrics(self, run: RemoteRun, points: Sequence[Metric]) -> None:
@@ -202,7 +216,9 @@ class Shipper:
             try:
                 if path:
                     self._remote.upload(run.run_id, path, to)
-                    self.progress += 1
+                    inherited = self._own_from is None or entry.seq < self._own_from
+                    self.progress += inherited
+                    self.checkpoints_sent += not inherited and to in CHECKPOINT_SLOTS
                 elif not entry.content["passing"]:
                     raise RefusalError(f"{to}: its file in {self._folder} is gone or damaged")
             except RefusalError as refusal:
@@ -212,10 +228,16 @@ class Shipper:
             del self._artifacts[to]
             waiting = [each.seq - 1 for each in self._artifacts.values()]
             self._cursor.artifacts = min(waiting, default=max(entry.seq, self._cursor.artifacts))
-            self._cursors.save(self._remote.uri, self._cursor)
+            self._acknowledged()
             if to in CHECKPOINT_SLOTS and (ledger := self._ledger()):
                 # Who goes on from this checkpoint, on another machine, needs the costs up to here.
                 self._remote.set_tags(run.run_id, {LEDGER_TAG: ledger})
+
+    def _acknowledged(self) -> None:
+        self._answers += 1
+        # On a full disk it lags behind, and more is sent again; the journal will say that the disk is full.
+        with contextlib.suppress(CnnJobsError):
+            self._cursors.save(self._remote.uri, self._cursor)
 
     def _still_there(self, run: RemoteRun) -> None:
         """Whether it is the record that was refused, or the run that is gone: raises as ``check_claim``."""

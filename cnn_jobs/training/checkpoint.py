@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from cnn_jobs.errors import CnnJobsError, DamagedCheckpointError, StateDirError, from_os_error
+from cnn_jobs.errors import CnnJobsError, DamagedCheckpointError, from_os_error
 from cnn_jobs.files import whole_file
 
 # In the order in which they are tried.
@@ -105,7 +105,7 @@ def _read_whole(path: Path) -> bytes:
         if error.errno == errno.EIO:
             raise DamagedCheckpointError(f"{path}: the disk cannot read it ({error.strerror})") from error
         # Not damage: passing over it would begin a training anew that is only out of reach.
-        raise StateDirError(f"{path}: cannot be read ({error.strerror}); choose a directory that you own") from error
+        raise from_os_error(error, path, "read") from error
     if not data:
         raise DamagedCheckpointError(f"{path}: is empty")
     if not data[-COMMENT_BYTES:].startswith(COMMENT_START):

@@ -60,7 +60,7 @@ def signal_before(target: str, name: str, times: int = 1) -> None:
 
 
 def raise_in(target: str, error: str, at_call: int = 1) -> None:
-    """``target`` raises the built-in ``error`` when it is called for the ``at_call``-th time."""
+    """``target`` raises the built-in ``error`` when it is called for the ``at_call``-th time, or with 0 every time."""
     cheap_outputs()
     module, _, path = target.partition(":")
     owner: Any = importlib.import_module(module)
@@ -72,7 +72,7 @@ def raise_in(target: str, error: str, at_call: int = 1) -> None:
 
     def call(*args: Any, **settings: Any) -> Any:
         calls[0] += 1
-        if calls[0] == at_call:
+        if at_call in (0, calls[0]):
             raise getattr(builtins, error)("made by the test")
         return real(*args, **settings)
 

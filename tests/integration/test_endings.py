@@ -54,6 +54,11 @@ TABLE = [
         ("cnn_jobs.outputs:write", "SystemExit")),
     Row("a bug in the shipper thread", 1, "FAILED", "failed", "the shipper thread died of ZeroDivisionError",
         "raise_in", ("cnn_jobs.tracking.remote:Remote.log_metrics", "ZeroDivisionError")),
+    Row("a bug in the shipper thread that stays", 1, "FAILED", "failed",
+        "the shipper thread died of ZeroDivisionError", "raise_in",
+        ("cnn_jobs.tracking.remote:Remote.log_metrics", "ZeroDivisionError", 0)),
+    Row("a bug before the first step", 1, "FAILED", "failed", "ZeroDivisionError: made by", "raise_in",
+        ("cnn_jobs.continuation:new_state", "ZeroDivisionError")),
     Row("a bug in the journal thread", 1, "FAILED", "failed", "the journal thread died of ZeroDivisionError",
         "journal_thread_dies"),
     Row("a stranger's thread dies", 1, "FAILED", "failed", "thread stranger died of ZeroDivisionError",
@@ -116,6 +121,44 @@ def test_an_ending_is_what_the_table_says(lab: Lab, row: Row) -> None:
         assert again.code == 0, again.stderr
         assert run_of(lab, key).info.status == "FINISHED"
         assert not run_of(lab, key).data.tags["cnn_jobs.reason"]
+
+
+def test_a_signal_after_the_run_is_finished_changes_nothing(lab: Lab) -> None:
+    """While the result is printed: the run is FINISHED, and so is the command."""
+    hook = ["cnn_jobs.cli.results:print_results", "SIGTERM"]
+    ended = lab.train("task2", "printed", hook="signal_before", hook_args=hook)
+    assert ended.code == 0, ended.stderr
+    assert "Compare runs" in ended.stdout
+    assert run_of(lab, "printed").info.status == "FINISHED"
+
+
+def test_attempts_that_lose_their_disk_before_a_step_do_not_go_on_for_ever(lab: Lab) -> None:
+    """Each records its start again: that is no progress, and Kubernetes counts the pod."""
+    codes = []
+    for _ in range(3):
+        hook = ["cnn_jobs.training.loop:epoch_order", "SIGTERM"]
+        codes.append(lab.train("task2", "lost", hook="signal_before", hook_args=hook).code)
+        lab.lose_state("lost")
+    assert codes == [75, 75, 75]  # one step is trained before the signal is granted, and its checkpoint arrives
+    codes = []
+    for _ in range(2):
+        hook = ["cnn_jobs.job:_Job._train_to_the_end", "SIGTERM"]
+        codes.append(lab.train("task2", "none", hook="signal_before", hook_args=hook).code)
+        lab.lose_state("none")
+    assert codes == [1, 1]
+
+
+def test_a_series_that_is_stopped_ends_within_ten_seconds_though_mlflow_is_away(lab: Lab) -> None:
+    environment = {**lab.environment("away"), "MLFLOW_TRACKING_URI": unused_address()}
+    arguments = lab.arguments("task2", "--seeds", "0-2")
+    hook = {"hook": "tests.integration.hooks:kill_at_step", "hook_args": [5, "SIGTERM"]}
+    ended = lab.server.run(arguments, environment, **hook)
+    assert ended.code == 75, ended.stderr
+    assert ended.seconds_after_signal < LONGEST_STOP_S
+    assert "seed1" not in ended.stderr
+    assert "--seeds 0-2 --run-key away" in ended.stderr
+    again = lab.train("task2", "away", "--seeds", "0-2")
+    assert again.code == 0, again.stderr
 
 
 def test_a_signal_without_progress_is_not_endlessly_ignored(lab: Lab) -> None:

@@ -21,6 +21,7 @@ from cnn_jobs.tracking.connection import (
     tracking_uri,
     without_password,
 )
+from cnn_jobs.tracking.remote import Remote
 
 
 @contextmanager
@@ -161,3 +162,10 @@ def test_no_answer_is_an_outage(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_mistake_of_ours_is_no_outage() -> None:
     assert not is_transient(FileNotFoundError("gone"))
     assert not is_transient(TypeError("wrong"))
+
+
+def test_a_database_without_its_driver_is_a_mistake_in_one_line() -> None:
+    with pytest.raises(TrackingUriError, match="its driver is missing") as caught:
+        Remote("mssql+pymssql://user:secret@127.0.0.1/base").has_experiment("any")
+    assert "secret" not in str(caught.value)
+    assert "\n" not in str(caught.value)

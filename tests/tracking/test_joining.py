@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import threading
 from dataclasses import replace
 from pathlib import Path
@@ -12,7 +13,7 @@ from cnn_jobs.errors import AnotherAttemptError, TrackingError
 from cnn_jobs.tracking import joining
 from cnn_jobs.tracking.joining import TwinError
 from cnn_jobs.tracking.records import AttemptMark, Metric
-from cnn_jobs.tracking.remote import Remote
+from cnn_jobs.tracking.remote import OutageError, Remote, RemoteRun
 from tests.tracking.conftest import client, header
 
 FIRST, SECOND = AttemptMark("first", 1), AttemptMark("second", 1)
@@ -104,6 +105,38 @@ def test_a_heartbeat_is_watched_until_it_moves_or_time_is_up(mlflow_uri: str) ->
     joining.wait_until_still(run, lambda: run, threading.Event().wait, still_s=0.1)
     # It ended meanwhile: nothing to wait for.
     joining.wait_until_still(run, lambda: replace(run, status="KILLED"), waits.append, still_s=60)
+
+
+def test_readings_that_are_lost_on_a_bad_line_do_not_end_the_watch(
+    mlflow_uri: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of four three are lost; that the heartbeat moved is found out all the same."""
+    monkeypatch.setattr(joining, "POLL_S", 0.02)
+    run = joining.find_or_create(Remote(mlflow_uri), header(), FIRST)
+    moved = replace(run, tags={**run.tags, "cnn_jobs.heartbeat": "1"})
+    numbers = itertools.count()
+
+    def read(late: object = run) -> RemoteRun:
+        number = next(numbers)
+        if number % 4:
+            raise OutageError("lost")
+        return late if number > 8 else run  # type: ignore[return-value]
+
+    with pytest.raises(AnotherAttemptError, match="is alive"):
+        joining.wait_until_still(run, lambda: read(moved), lambda seconds: None, still_s=60)
+    numbers = itertools.count(1)  # the last reading within the time is lost: one more is asked for
+    joining.wait_until_still(run, read, threading.Event().wait, still_s=0.1)
+
+
+def test_a_watch_over_a_line_that_stays_dead_ends(mlflow_uri: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(joining, "POLL_S", 0.02)
+    run = joining.find_or_create(Remote(mlflow_uri), header(), FIRST)
+
+    def read() -> RemoteRun:
+        raise OutageError("dead")
+
+    with pytest.raises(OutageError):
+        joining.wait_until_still(run, read, threading.Event().wait, still_s=0.1)
 
 
 def test_many_at_once_make_one_run_with_one_owner(mlflow_uri: str, tmp_path: Path) -> None:

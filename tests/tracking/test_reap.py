@@ -9,6 +9,7 @@ import pytest
 
 from cnn_jobs.errors import UserError
 from cnn_jobs.tracking.reap import reap
+from cnn_jobs.tracking.remote import Remote, RemoteRun
 from tests.tracking.conftest import client, finish, recording
 
 
@@ -68,3 +69,19 @@ def test_nothing_to_do_is_done_at_once(mlflow_uri: str, tmp_path: Path) -> None:
 def test_an_unknown_experiment_is_a_mistake(mlflow_uri: str) -> None:
     with pytest.raises(UserError, match="experiment 'nope' is not in MLflow"):
         reap(mlflow_uri, "nope")
+
+
+def test_a_run_that_ends_while_others_are_looked_at_is_left_alone(
+    mlflow_uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run_id = left_running(mlflow_uri, tmp_path)
+    real = Remote.get
+
+    def get(self: Remote, asked: str) -> RemoteRun | None:
+        client(mlflow_uri).set_terminated(run_id, "FINISHED")
+        return real(self, asked)
+
+    monkeypatch.setattr(Remote, "get", get)
+    (watched,) = reap(mlflow_uri, "tests", wait=lambda seconds: None)
+    assert not watched.lost
+    assert client(mlflow_uri).get_run(run_id).info.status == "FINISHED"

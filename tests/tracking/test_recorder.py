@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import math
+import shutil
 import socket
 import threading
 from collections.abc import Callable
@@ -17,8 +18,11 @@ from cnn_jobs import endings
 from cnn_jobs.errors import AnotherAttemptError, DiskFullError, RejectedRecordsError, ThreadError, TrackingError
 from cnn_jobs.tracking import recorder as module
 from cnn_jobs.tracking import shipper as shipper_module
+from cnn_jobs.tracking.cursor import Cursor, CursorFile
+from cnn_jobs.tracking.recorder import JournalRecorder
 from cnn_jobs.tracking.records import DatasetInput, Ending
 from cnn_jobs.tracking.remote import OutageError, RefusalError, Remote
+from cnn_jobs.tracking.replay import replay
 from tests.tracking.conftest import client, finish, recording, rows
 from tests.tracking.test_connection import answering, unused_address
 
@@ -347,3 +351,103 @@ def test_a_bad_line_keeps_every_answer(mlflow_uri: str, tmp_path: Path, monkeypa
         assert finish(recorder)
     assert len(threads) == 4 * 30 - 3
     assert all(len(rows(mlflow_uri, recorder.run_id, key)) == 1 for key in values)
+
+
+FAILED = Ending("FAILED", "failed", "the reason", 0)
+
+
+def test_a_failure_is_told_though_the_files_cannot_be_sent(
+    mlflow_uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nobody comes after a run that can never work: its status must not wait for the file store."""
+    failing(monkeypatch, "upload", lambda: OutageError("away"))
+    with recording(mlflow_uri, tmp_path) as recorder:
+        (tmp_path / "key" / "a.txt").write_text("text")
+        recorder.artifact(tmp_path / "key" / "a.txt", "a.txt")
+        assert not recorder.finish(FAILED, 1.0)
+    run = client(mlflow_uri).get_run(recorder.run_id)
+    assert (run.info.status, run.data.tags["cnn_jobs.reason"]) == ("FAILED", "the reason")
+
+
+def test_a_failure_is_told_though_the_shipper_has_a_bug_that_stays(
+    mlflow_uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    failing(monkeypatch, "log_metrics", lambda: ZeroDivisionError("a bug"))
+    with recording(mlflow_uri, tmp_path) as recorder:
+        recorder.metrics({"train/loss": 1.0}, 1)
+        with pytest.raises(ThreadError):
+            recorder.finish(FAILED, 10.0)
+    run = client(mlflow_uri).get_run(recorder.run_id)
+    assert (run.info.status, run.data.tags["cnn_jobs.reason"]) == ("FAILED", "the reason")
+
+
+def test_a_cursor_that_cannot_be_kept_ends_nothing(
+    mlflow_uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(self: CursorFile, uri: str, cursor: Any) -> None:
+        raise DiskFullError("no room")
+
+    monkeypatch.setattr(CursorFile, "save", full)
+    with recording(mlflow_uri, tmp_path) as recorder:
+        recorder.metrics({"train/loss": 1.0}, 1)
+        assert finish(recorder)
+    assert rows(mlflow_uri, recorder.run_id) == [(1, 1.0)]
+
+
+def test_repeating_what_is_there_is_no_progress(mlflow_uri: str, tmp_path: Path) -> None:
+    """Else an attempt that loses its disk each time would always have some, and exit 75 for ever."""
+
+    def attempt(folder: Path) -> JournalRecorder:
+        with recording(mlflow_uri, folder) as recorder:
+            (folder / "key" / "lineage.json").write_text("{}")
+            recorder.params({"lr": 0.1})
+            recorder.artifact(folder / "key" / "lineage.json", "lineage.json")
+            recorder.metrics({"train/loss": 1.0}, 1)
+            assert recorder.finish(STOPPED, 30)
+        return recorder
+
+    assert attempt(tmp_path / "first").progress == 2  # the param and the row
+    assert attempt(tmp_path / "second").progress == 0
+
+
+def test_files_that_an_earlier_attempt_left_are_progress(mlflow_uri: str, tmp_path: Path) -> None:
+    with recording(unused_address(), tmp_path) as first:
+        (tmp_path / "key" / "a.txt").write_text("text")
+        first.artifact(tmp_path / "key" / "a.txt", "a.txt")
+        assert not first.finish(STOPPED, 0.1)
+    with recording(mlflow_uri, tmp_path) as second:
+        assert second.finish(STOPPED, 30)
+    assert second.progress == 1
+
+
+def test_refusals_count_once_and_for_the_server_that_refused(
+    mlflow_uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mlflow_template_db: Path
+) -> None:
+    with monkeypatch.context() as patch:
+        failing(patch, "log_metrics", lambda: RefusalError("not this one"))
+        for _ in range(2):
+            with recording(mlflow_uri, tmp_path) as recorder:
+                recorder.metrics({"train/loss": 1.0}, 1)
+                with pytest.raises(RejectedRecordsError, match="MLflow refused 1 records"):
+                    finish(recorder)
+            (tmp_path / "key" / "shipped.json").unlink()  # a kill before the cursor was saved
+    shutil.copy(mlflow_template_db, tmp_path / "other.db")
+    other = f"sqlite:///{tmp_path / 'other.db'}"
+    done = replay(tmp_path / "key", other, 30)
+    assert done.rejected == ""
+    assert client(other).get_run(done.run_id).info.status == "FINISHED"
+
+
+@pytest.mark.parametrize("place", range(0, 200, 3))
+def test_a_flipped_bit_in_the_cursor_passes_nothing_as_sent(tmp_path: Path, place: int) -> None:
+    file = CursorFile(tmp_path)
+    file.save("http://server", Cursor("run", 120, 7))
+    content = bytearray((tmp_path / "shipped.json").read_bytes())
+    before = bytes(content)
+    content[place % len(content)] ^= 4
+    (tmp_path / "shipped.json").write_bytes(bytes(content))
+    cursor = file.load("http://server")
+    assert cursor in (Cursor("run", 120, 7), Cursor())
+    assert file.highest() in (120, 0)
+    (tmp_path / "shipped.json").write_bytes(before)
+    assert file.load("http://server") == Cursor("run", 120, 7)

@@ -131,3 +131,43 @@ def test_damage_is_told_and_the_rest_is_sent(mlflow_uri: str, tmp_path: Path) ->
     done = replay(folder, mlflow_uri, 30)
     assert "hold no whole record" in done.damage[0]
     assert rows(mlflow_uri, done.run_id) == [EXPECTED[0], EXPECTED[2]]
+
+
+@pytest.mark.parametrize("delivered", [True, False])
+def test_an_attempt_that_came_after_the_end_and_was_stopped_undoes_nothing(
+    mlflow_uri: str, tmp_path: Path, delivered: bool
+) -> None:
+    """The key was called again while MLflow was away, and stopped at once."""
+    with recording(mlflow_uri if delivered else unused_address(), tmp_path) as first:
+        first.metrics({"train/loss": 1.0}, 1)
+        assert finish(first, 30 if delivered else 0.1) == delivered
+    with recording(unused_address(), tmp_path) as second:
+        ending = endings.ending_of(InterruptedRunError("stopped by SIGINT"))
+        assert ending
+        assert not second.finish(ending, 0.1)
+    done = replay(tmp_path / "key", mlflow_uri, 30)
+    run = client(mlflow_uri).get_run(done.run_id)
+    assert (done.status, run.info.status, run.data.tags["cnn_jobs.state"]) == ("FINISHED", "FINISHED", "finished")
+
+
+def test_a_run_that_is_trained_anew_after_its_end_is_not_finished(mlflow_uri: str, tmp_path: Path) -> None:
+    with recording(unused_address(), tmp_path) as first:
+        first.metrics({"train/loss": 1.0}, 1)
+        assert not finish(first, 0.1)
+    with recording(unused_address(), tmp_path) as second:
+        second.metrics({"train/loss": 2.0}, 1)
+        ending = endings.ending_of(InterruptedRunError("stopped by SIGTERM"))
+        assert ending
+        assert not second.finish(ending, 0.1)
+    assert replay(tmp_path / "key", mlflow_uri, 30).status == "KILLED"
+
+
+def test_what_was_gone_on_with_in_another_experiment_is_sent_there(mlflow_uri: str, tmp_path: Path) -> None:
+    with recording(unused_address(), tmp_path) as first:
+        first.abandon()
+    with recording(unused_address(), tmp_path, experiment="elsewhere") as second:
+        assert not finish(second, 0.1)
+    done = replay(tmp_path / "key", mlflow_uri, 30)
+    experiment = client(mlflow_uri).get_experiment_by_name("elsewhere")
+    assert client(mlflow_uri).get_run(done.run_id).info.experiment_id == experiment.experiment_id
+    assert client(mlflow_uri).get_experiment_by_name("tests") is None

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 import torch
 
-from cnn_jobs.errors import CnnJobsError, DamagedCheckpointError, DiskFullError, StateDirError
+from cnn_jobs.errors import CnnJobsError, DamagedCheckpointError, DiskError, DiskFullError, StateDirError
 from cnn_jobs.models.spec import ConvBlock, ConvNet
 from cnn_jobs.training.checkpoint import load_checkpoint, newest_checkpoint, save_checkpoint
 from cnn_jobs.training.loop import train
@@ -379,7 +379,7 @@ def test_killed_at_random_the_last_save_that_was_done_is_there(tmp_path: Path) -
 # -- what the disk refuses ---------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("number", "kind"), [(errno.ENOSPC, DiskFullError), (errno.EIO, StateDirError)])
+@pytest.mark.parametrize(("number", "kind"), [(errno.ENOSPC, DiskFullError), (errno.EIO, DiskError)])
 def test_a_write_that_fails_leaves_the_old_file_whole_and_nothing_else(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, kind: type[Exception]
 ) -> None:
