@@ -41,6 +41,13 @@ def write_text(path: Path, text: str) -> Path:
     return path
 
 
+def write_bytes(path: Path, content: bytes) -> Path:
+    """Writes a file whole; returns its path."""
+    with whole_file(path) as partial:
+        partial.write_bytes(content)
+    return path
+
+
 def read_if_whole(path: Path) -> str:
     """A small text file, "" where there is none, or none that can be read."""
     try:

@@ -93,7 +93,9 @@ def test_the_pages_of_results_are_what_their_figures_render() -> None:
     assert real_results.PAGE.read_text() == real_results.page(content)
     assert real_results.readme(README, content) == README
     # task4a needs ImageNet's weights, which were not at hand: docs/transfer.md.
-    assert {run["task"] for run in content["runs"]} == set(TASKS) - {"task4a"}
+    assert {run["params"]["task"] for run in content["runs"] if run["params"]} == set(TASKS) - {"task4a"}
+    for picture in re.findall(r"\]\((plots/[^)]*)\)", real_results.PAGE.read_text()):
+        assert (ROOT / "docs" / picture).is_file(), picture
 
 
 def test_no_path_of_a_machine_is_in_a_page() -> None:

@@ -18,6 +18,7 @@ COMMANDS = {
     "train": ("train", "Train a task; the run goes to MLflow."),
     "interpret": ("interpret", "Show filters, activations and where a network looks (tasks 4b, 4c)."),
     "runs": ("runs", "Compare the runs of an experiment in a table."),
+    "report": ("report", "Compare runs: tables, intervals, tests and plots in one page."),
     "replay": ("replay", "Send what is left of a run to MLflow."),
     "reap": ("reap", "Repair the status of runs whose process is gone."),
     "reproduce": ("reproduce", "Train again what a run recorded, and compare."),

@@ -15,7 +15,7 @@ from PIL import Image
 from cnn_jobs.interpret.channels import ChannelFacts
 from cnn_jobs.interpret.filters import FilterFacts
 from cnn_jobs.interpret.picture import Picture
-from cnn_jobs.reporting.plots import save_figure
+from cnn_jobs.reporting.figure_file import save_figure
 
 Array = npt.NDArray[np.float64]
 BAR_COLOUR = "#0072B2"

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from matplotlib.figure import Figure
 
-from cnn_jobs.files import whole_file
+from cnn_jobs.reporting.figure_file import save_figure
 from cnn_jobs.reporting.run_files import CurvePoint
 
 # From Okabe and Ito's palette: told apart by colour-blind readers, and of different brightness in grey.
@@ -88,10 +88,3 @@ def most_confident_mistakes(labels: torch.Tensor, logits: torch.Tensor, count: i
     confidence, answers = logits.double().softmax(dim=1).max(dim=1)
     wrong = (answers != labels).nonzero().flatten()
     return wrong[confidence[wrong].argsort(descending=True, stable=True)][:count]
-
-
-def save_figure(figure: Figure, path: Path) -> Path:
-    """As PNG, whole or not at all; without matplotlib's version in it, so that the same figure gives the same bytes."""
-    with whole_file(path) as partial:
-        figure.savefig(partial, format="png", dpi=110, metadata={"Software": None})
-    return path
