@@ -88,7 +88,7 @@ def comparison_table(compared: Sequence[Compared]) -> Table:
     for each in compared:
         pair = f"{each.first.label} - {each.second.label}"
         seeds = each.tested.seeds
-        how = (count(pair, "pairs", len(seeds)), " pairs of one seed") if seeds else ("no pairs: Welch",)
+        how = (count(pair, "pairs", len(seeds)), " pairs") if seeds else ("no pairs: Welch",)
         if each.tested.p is None and not seeds:
             how = ("not tested",)
         p = Number(pair, "last/test_accuracy", "p", each.tested.p, "p") if each.tested.p is not None else NO_VALUE
@@ -120,8 +120,8 @@ def comparison_table(compared: Sequence[Compared]) -> Table:
     ]
     tested = sum(each.corrected is not None for each in compared)
     note = (
-        f"Effect: first minus second, in points of accuracy, with its 95 % interval. Only the test accuracy of the "
-        f"last model is tested ({tested} tests, corrected together after Holm); the two columns on the right describe. "
+        f"Effect: first minus second, in points of accuracy, with its 95 % interval; pairs: runs of one seed. Only the "
+        f"test accuracy of the last model is tested ({tested} tests, corrected together after Holm); the two columns on the right describe. "
         "An interval that leaves out 0 beside 'not separable' is no contradiction: it is not corrected for the number "
         "of comparisons."
     )
