@@ -120,10 +120,10 @@ def comparison_table(compared: Sequence[Compared]) -> Table:
     ]
     tested = sum(each.corrected is not None for each in compared)
     note = (
-        f"Effect: first minus second, in points of accuracy, with its 95 % interval; pairs: runs of one seed. Only the "
-        f"test accuracy of the last model is tested ({tested} tests, corrected together after Holm); the two columns on the right describe. "
-        "An interval that leaves out 0 beside 'not separable' is no contradiction: it is not corrected for the number "
-        "of comparisons."
+        "Effect: first minus second, in points of accuracy, with its 95 % interval; pairs: runs of one seed. Only "
+        f"the test accuracy of the last model is tested ({tested} tests, corrected together after Holm); the columns "
+        "on the right describe. An interval that leaves out 0 beside 'not separable' is no contradiction: it is not "
+        "corrected for the number of comparisons."
     )
     return Table("comparisons", "Comparisons", columns, rows, (note,))
 

@@ -22,6 +22,7 @@ from cnn_jobs.tracking.connection import (
     without_password,
 )
 from cnn_jobs.tracking.remote import Remote
+from tests.conftest import MLFLOW_WARNING
 
 
 @contextmanager
@@ -164,6 +165,7 @@ def test_a_mistake_of_ours_is_no_outage() -> None:
     assert not is_transient(TypeError("wrong"))
 
 
+@pytest.mark.filterwarnings(MLFLOW_WARNING)
 def test_a_database_without_its_driver_is_a_mistake_in_one_line() -> None:
     with pytest.raises(TrackingUriError, match="its driver is missing") as caught:
         Remote("mssql+pymssql://user:secret@127.0.0.1/base").has_experiment("any")

@@ -254,8 +254,9 @@ def test_an_attempt_that_was_taken_over_stops_without_a_word(
 ) -> None:
     monkeypatch.setattr(shipper_module.joining, "HEARTBEAT_INTERVAL_S", 0.0)
     with recording(mlflow_uri, tmp_path) as recorder:
-        client(mlflow_uri).set_tag(recorder.run_id, "cnn_jobs.attempt_id", "another")
+        # The number first: the shipper may look between the two.
         client(mlflow_uri).set_tag(recorder.run_id, "cnn_jobs.attempt", "2")
+        client(mlflow_uri).set_tag(recorder.run_id, "cnn_jobs.attempt_id", "another")
         recorder.metrics({"train/loss": 1.0}, 1)
         while recorder.failure is None:
             pass
@@ -320,6 +321,9 @@ def test_a_run_with_refused_records_is_not_ended_before_all_else_has_arrived(
         first.metrics({"train/loss": 1.0}, 1)
         first.artifact(tmp_path / "key" / "a.txt", "a.txt")
         assert not finish(first, 0.5)
+        # It gives up at its next round; until then it must not reach an MLflow that takes what this test refuses.
+        first._thread.join(30)
+        assert not first._thread.is_alive()
     assert client(mlflow_uri).get_run(first.run_id).info.status == "RUNNING"
     with recording(mlflow_uri, tmp_path) as second, pytest.raises(RejectedRecordsError):
         finish(second)
