@@ -128,18 +128,25 @@ class ReportSource:
     def _file(
         self, run_id: str, path: str, folder: Path, read: Callable[[Path], Result], lacking: list[str]
     ) -> Result | None:
-        try:
-            return read(Path(self._call(lambda client: client.download_artifacts(run_id, path, str(folder)), tries=1)))
-        except (ValueError, KeyError, TypeError, csv.Error) as error:
-            lacking.append(f"{path} is damaged ({error})")
-        except Exception:  # MLflow raises whatever its store does of a file that is not there
-            # Is it the file, or the server? In the second case this raises.
-            there = self._call(lambda client: [each.path for each in client.list_artifacts(run_id)])
-            lacking.append(f"{path} could not be read" if path in there else f"it has no {path}")
+        for left in reversed(range(TRIES)):
+            try:
+                return read(Path(self.remote.call(lambda client: client.download_artifacts(run_id, path, str(folder)))))
+            except (ValueError, KeyError, TypeError, csv.Error) as error:
+                lacking.append(f"{path} is damaged ({error})")
+                return None
+            except Exception:  # MLflow raises whatever its store does of a file that is not there
+                # Is it the file, or the server? In the second case this raises.
+                there = self._call(lambda client: [each.path for each in client.list_artifacts(run_id)])
+                if path not in there:
+                    lacking.append(f"it has no {path}")
+                    return None
+                if left:
+                    time.sleep(BETWEEN_TRIES_S)
+        lacking.append(f"{path} could not be read")
         return None
 
-    def _call(self, function: Callable[[MlflowClient], Result], tries: int = TRIES) -> Result:
-        for left in reversed(range(tries)):
+    def _call(self, function: Callable[[MlflowClient], Result]) -> Result:
+        for left in reversed(range(TRIES)):
             try:
                 return self.remote.call(function)
             except OutageError:

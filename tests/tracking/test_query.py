@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from cnn_jobs.errors import TrackingError, UserError
+from cnn_jobs.tracking import report_source
 from cnn_jobs.tracking.query import runs_of
 from tests.tracking.conftest import finish, recording
 from tests.tracking.test_connection import answering
@@ -43,3 +44,26 @@ def test_an_unknown_experiment_names_those_there_are(mlflow_uri: str) -> None:
 def test_a_refusal_is_one_line() -> None:
     with answering(404) as uri, pytest.raises(TrackingError, match="answered 404"):
         runs_of(uri, "tests")
+
+
+def test_a_file_whose_download_fails_once_is_asked_for_again(mlflow_uri: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    from mlflow import MlflowClient
+
+    run_id = finish_run(mlflow_uri, {"cnn_jobs.task": "task2"})
+    Path("lineage.json").write_text('{"packages": {"torch": "2"}}')
+    MlflowClient(mlflow_uri).log_artifact(run_id, "lineage.json")
+    download, asked = MlflowClient.download_artifacts, []
+
+    def once(self: MlflowClient, *given: object) -> object:
+        asked.append(given[1])
+        if asked.count("lineage.json") == 1 and given[1] == "lineage.json":
+            raise ConnectionError("reset")
+        return download(self, *given)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(MlflowClient, "download_artifacts", once)
+    monkeypatch.setattr(report_source, "BETWEEN_TRIES_S", 0.0)
+    source = report_source.ReportSource(mlflow_uri)
+    (run,) = source.complete(source.experiment("tests").runs, lambda: None)
+    assert run.versions["torch"] == "2"
+    assert asked.count("lineage.json") == 2
+    assert "it has no confusion.csv" in run.lacking
