@@ -20,7 +20,7 @@ from cnn_jobs.files import write_bytes, write_text
 from cnn_jobs.models.describe import describe, total_parameters
 from cnn_jobs.reporting.contents import Facts, report
 from cnn_jobs.reporting.document import Document
-from cnn_jobs.reporting.groups import Section, put_together
+from cnn_jobs.reporting.groups import Section, put_together, with_first_runs
 from cnn_jobs.reporting.rows import Confusion, Curve, TrainingRun
 from cnn_jobs.reporting.statistics import estimate
 from cnn_jobs.reporting.text_files import markdown
@@ -66,15 +66,7 @@ def read(content: dict[str, Any]) -> tuple[Document, list[Section]]:
         confusion = Confusion(tuple(matrix["classes"]), tuple(map(tuple, matrix["counts"]))) if matrix else None
         runs.append(TrainingRun(**{**row, **curves, "confusion": confusion, "lacking": tuple(row["lacking"])}))
     sections, aside = put_together(runs)
-    sections = [
-        replace(
-            section,
-            groups=tuple(
-                replace(group, runs=(_with_picture(group.runs[0]), *group.runs[1:])) for group in section.groups
-            ),
-        )
-        for section in sections
-    ]
+    sections = [with_first_runs(section, _with_picture) for section in sections]
     where, asked = "a local MLflow server", "asked for: all tasks, all times"
     facts = Facts(content["experiment"], where, content["made"], asked, content["others"], __version__)
     return report(facts, sections, aside), sections

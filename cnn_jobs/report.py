@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -11,20 +11,16 @@ from typing import Any, Protocol
 from cnn_jobs import __version__
 from cnn_jobs.document_run import log_documents
 from cnn_jobs.errors import UserError
-from cnn_jobs.files import write_bytes, write_text
+from cnn_jobs.files import write_bytes
 from cnn_jobs.reporting import contents
 from cnn_jobs.reporting.document import Document
-from cnn_jobs.reporting.groups import Group, Section, put_together
+from cnn_jobs.reporting.groups import Section, put_together, with_first_runs
 from cnn_jobs.reporting.html import html
-from cnn_jobs.reporting.rows import Aside, TrainingRun, reason_against
-from cnn_jobs.reporting.text_files import markdown, report_json, tables_csv
+from cnn_jobs.reporting.rows import Aside
+from cnn_jobs.reporting.text_files import FILE_NAMES, FORMATS, markdown, report_json, tables_csv
 from cnn_jobs.reporting.words import clean
-from cnn_jobs.tasks import TASKS
 from cnn_jobs.tracking.connection import without_password
 from cnn_jobs.tracking.report_source import ReportSource
-
-FORMATS = ("html", "md", "csv", "json")
-FILE_NAMES = {"html": "report.html", "md": "report.md", "csv": "tables.csv", "json": "report.json"}
 
 
 class Progress(Protocol):
@@ -73,10 +69,10 @@ def make_report(request: ReportRequest, progress: Progress) -> Reported:
     found = source.experiment(request.experiment, request.since_ms)
     progress.step()
     runs = [run for run in found.runs if not request.tasks or run.task in request.tasks]
-    sections, aside = put_together(_complete(source, runs, progress))
+    sections, aside = put_together(runs)
     if not sections:
         raise UserError(_nothing(request, aside))
-    sections = [_with_mistakes(source, section) for section in sections]
+    sections = _complete(source, sections, progress)
     facts = contents.Facts(
         experiment=request.experiment,
         where=without_password(request.tracking_uri),
@@ -86,25 +82,28 @@ def make_report(request: ReportRequest, progress: Progress) -> Reported:
         version=__version__,
     )
     document = contents.report(facts, sections, aside, request.compare)
-    files = write_files(document, _json_facts(facts, sections, aside), request.out, request.formats)
-    where = _log(request, document, facts, sections, aside) if request.log else ""
+    contents_of = _rendered(document, _json_facts(facts, sections, aside), FORMATS if request.log else request.formats)
+    left_out = {FILE_NAMES[each] for each in FORMATS if each not in request.formats}
+    files = _write({name: made for name, made in contents_of.items() if name not in left_out}, request.out)
+    where = _log(request, document, contents_of, len(aside)) if request.log else ""
     return Reported(document, sections, aside, files, where)
 
 
-def _complete(source: ReportSource, runs: Sequence[TrainingRun], progress: Progress) -> list[TrainingRun]:
-    """Reads curves and files of the runs that can count; of the others the reason is known already."""
-    counting = [run for run in runs if not reason_against(run, list(TASKS))]
-    progress.begin("reading runs", len(counting))
-    completed = {run.run_id: run for run in source.complete(counting, progress.step)}
-    return [completed.get(run.run_id, run) for run in runs]
-
-
-def _with_mistakes(source: ReportSource, section: Section) -> Section:
-    def first_pictured(group: Group) -> Group:
-        first = source.with_mistakes(group.runs[0])
-        return replace(group, runs=(first, *group.runs[1:]))
-
-    return replace(section, groups=tuple(first_pictured(group) for group in section.groups))
+def _complete(source: ReportSource, sections: Sequence[Section], progress: Progress) -> list[Section]:
+    """Reads curves and files of the runs that count, and of each group's first run the picture of mistakes."""
+    runs = [run for section in sections for group in section.groups for run in group.runs]
+    progress.begin("reading runs", len(runs))
+    completed = {run.run_id: run for run in source.complete(runs, progress.step)}
+    read = (
+        replace(
+            section,
+            groups=tuple(
+                replace(group, runs=tuple(completed[run.run_id] for run in group.runs)) for group in section.groups
+            ),
+        )
+        for section in sections
+    )
+    return [with_first_runs(section, source.with_mistakes) for section in read]
 
 
 def _nothing(request: ReportRequest, aside: Sequence[Aside]) -> str:
@@ -120,16 +119,21 @@ def _asked(request: ReportRequest) -> str:
     return f"asked for: {', '.join(request.tasks) or 'all tasks'}, {since if request.since_ms else 'all times'}"
 
 
-def write_files(document: Document, facts: dict[str, Any], folder: Path, formats: Sequence[str]) -> list[Path]:
-    """The report in each of the formats, and its pictures; each file appears whole."""
+def _rendered(document: Document, facts: dict[str, Any], formats: Sequence[str]) -> dict[str, bytes]:
+    """The report in each of the formats, and its pictures, by their paths."""
     write: dict[str, Callable[[], str]] = {
         "html": lambda: html(document),
         "md": lambda: markdown(document),
         "csv": lambda: tables_csv(document),
         "json": lambda: report_json(document, facts),
     }
-    files = [write_text(folder / FILE_NAMES[each], write[each]()) for each in FORMATS if each in formats]
-    return files + [write_bytes(folder / "plots" / each.name, each.png) for each in document.pictures()]
+    texts = {FILE_NAMES[each]: write[each]().encode() for each in FORMATS if each in formats}
+    return texts | {f"plots/{each.name}": each.png for each in document.pictures()}
+
+
+def _write(files: Mapping[str, bytes], folder: Path) -> list[Path]:
+    """Each of them whole."""
+    return [write_bytes(folder / name, content) for name, content in files.items()]
 
 
 def _json_facts(facts: contents.Facts, sections: Sequence[Section], aside: Sequence[Aside]) -> dict[str, Any]:
@@ -162,23 +166,16 @@ def _json_facts(facts: contents.Facts, sections: Sequence[Section], aside: Seque
     }
 
 
-def _log(
-    request: ReportRequest,
-    document: Document,
-    facts: contents.Facts,
-    sections: Sequence[Section],
-    aside: Sequence[Aside],
-) -> str:
+def _log(request: ReportRequest, document: Document, files: Mapping[str, bytes], set_aside: int) -> str:
     counted = len(document.run_numbers)
-    json_facts = _json_facts(facts, sections, aside)
     return log_documents(
         "report",
         "report",
-        lambda folder: write_files(document, json_facts, folder, FORMATS),
+        lambda folder: _write(files, folder),
         tracking_uri=request.tracking_uri,
         experiment=request.experiment,
         state_dir=request.state_dir,
         tags={"mlflow.note.content": f"**Comparison report** of {counted} runs: open `report.html` below Artifacts."},
         params={"tasks": ",".join(request.tasks) or "all", "experiment": request.experiment},
-        metrics={"report/runs": float(counted), "report/set_aside": float(len(aside))},
+        metrics={"report/runs": float(counted), "report/set_aside": float(set_aside)},
     )

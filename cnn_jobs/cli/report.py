@@ -12,9 +12,9 @@ import click
 from cnn_jobs.cli.options import env_name, option, state_dir_option
 from cnn_jobs.cli.tables import console, table
 from cnn_jobs.errors import UserError
+from cnn_jobs.reporting.text_files import FORMATS
 from cnn_jobs.tasks import get_task
 
-FORMATS = ("html", "md", "csv", "json")
 REDRAW_EVERY = 100
 
 

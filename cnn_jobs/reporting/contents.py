@@ -55,13 +55,11 @@ def report(
     """All chapters. Raises ``UserError`` for a comparison whose groups are not there."""
     runs = [run for section in sections for group in section.groups for run in group.runs]
     numbers = {run.run_id: number for number, run in enumerate(runs, start=1)}
-    asked = {id(section): [] for section in sections}  # type: dict[int, list[tuple[Group, Group]]]
-    for first, second in compared:
-        for section, one, other in pair_of(sections, first, second):
-            asked[id(section)].append((one, other))
+    asked = [found for first, second in compared for found in pair_of(sections, first, second)]
     chapters: list[Chapter] = []
     for place, section in enumerate(sections, start=1):
-        chapters += _section(section, f"data-{place}", asked[id(section)])
+        pairs = [(one, other) for where, one, other in asked if where is section]
+        chapters += _section(section, f"data-{place}", pairs)
     chapters.append(Chapter(2, "Runs", "runs", _runs(sections, aside, numbers)))
     chapters.append(Chapter(2, "Method", "method", [Paragraph((text,)) for text in METHOD]))
     title = f"Comparison report: {clean(facts.experiment)}"
@@ -97,13 +95,11 @@ def _section(section: Section, anchor: str, asked: Sequence[tuple[Group, Group]]
         chapter(3, "Final figures", "figures", _figures(section)),
     ]
     if compared:
-        chapters.append(
-            chapter(3, "Comparisons", "comparisons", [comparison_table(compared), *_batch_norm(section, anchor)])
-        )
-    chapters.append(chapter(3, "Overfitting", "overfitting", [overfitting_table(endings), *_overview(section, anchor)]))
+        chapters.append(chapter(3, "Comparisons", "comparisons", [comparison_table(compared), *_batch_norm(section)]))
+    chapters.append(chapter(3, "Overfitting", "overfitting", [overfitting_table(endings), *_overview(section)]))
     chapters.append(chapter(3, "Cost", "cost", [cost_table(section)]))
     for place, group in enumerate(section.groups, start=1):
-        chapters.append(chapter(3, group.label, f"group-{place}", _group(section, group, f"{anchor}-group-{place}")))
+        chapters.append(chapter(3, group.label, f"group-{place}", _group(group)))
     return chapters
 
 
@@ -126,7 +122,7 @@ def _figures(section: Section) -> list[Block]:
     return blocks
 
 
-def _batch_norm(section: Section, anchor: str) -> list[Block]:
+def _batch_norm(section: Section) -> list[Block]:
     pair = [group for group in map(section.find, ("task3d-batchnorm", "task3d-plain")) if group]
     if len(pair) < 2:
         return []
@@ -136,7 +132,7 @@ def _batch_norm(section: Section, anchor: str) -> list[Block]:
     return [Picture(f"batchnorm-{section.digest[:8]}.png", alt, caption, picture)]
 
 
-def _overview(section: Section, anchor: str) -> list[Block]:
+def _overview(section: Section) -> list[Block]:
     alt = (
         f"Validation loss and accuracy over the optimiser's steps of {', '.join(each.label for each in section.groups)}"
     )
@@ -144,13 +140,13 @@ def _overview(section: Section, anchor: str) -> list[Block]:
     return [Picture(f"validation-{section.digest[:8]}.png", alt[:400], caption, curves.overview(section.groups))]
 
 
-def _group(section: Section, group: Group, anchor: str) -> list[Block]:
+def _group(group: Group) -> list[Block]:
     task, name = TASKS[group.task], f"{group.task}-{group.key[:8]}"
     blocks: list[Block] = [Paragraph((f"{task.title}.",)), _network(group)]
     alt = f"Training and validation loss, and validation accuracy, of {group.label} over the optimiser's steps"
     caption = f"{group.label}: mean over {len(group.runs)} seed(s); bands: all seeds lie in them. Training loss: mean "
     caption += "between two validations."
-    blocks.append(Picture(f"curves-{name}.png", alt, caption, curves.together([group], _plain(group.label))))
+    blocks.append(Picture(f"curves-{name}.png", alt, caption, curves.together([group], curves.plain(group.label))))
     confusion = per_class(group)
     if confusion:
         blocks.append(confusion)
@@ -160,10 +156,6 @@ def _group(section: Section, group: Group, anchor: str) -> list[Block]:
         caption = f"{group.label}, seed {pictured.seed}: its surest mistakes on the test set."
         blocks.append(Picture(f"mistakes-{name}.png", alt, caption, pictured.mistakes))
     return blocks
-
-
-def _plain(text: str) -> str:
-    return text.replace("$", "\\$")
 
 
 def _network(group: Group) -> Table:

@@ -157,6 +157,11 @@ def accuracy_dots(groups: Sequence[Group], *, with_reference: bool) -> bytes:
 
 
 def _label(group: Group) -> str:
-    """A dollar sign would begin a formula; a long list of changes would push the curves out of the picture."""
+    """A long list of changes would push the curves out of the picture."""
     label = group.label if len(group.label) <= 48 else f"{group.label[:47]}…"
-    return f"{label.replace('$', chr(92) + '$')}, n = {len(group.runs)}"
+    return f"{plain(label)}, n = {len(group.runs)}"
+
+
+def plain(text: str) -> str:
+    """A text as it is: to matplotlib a dollar sign would begin a formula."""
+    return text.replace("$", "\\$")

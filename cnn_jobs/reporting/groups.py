@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 
 from cnn_jobs.errors import UserError
 from cnn_jobs.recipe import FIELD_NAMES
@@ -84,7 +84,7 @@ def _section(digest: str, found: dict[str, dict[int, TrainingRun]]) -> Section:
     labels = [group.label for group in groups]
     groups = [
         # The same params and another hash: the task itself was another.
-        group if labels.count(group.label) == 1 else _named(group, f"{group.label} [{group.key[:SHORT_HASH]}]")
+        group if labels.count(group.label) == 1 else replace(group, label=f"{group.label} [{group.key[:SHORT_HASH]}]")
         for group in groups
     ]
     order = list(TASKS)
@@ -106,8 +106,10 @@ def _group(key: str, runs: Sequence[TrainingRun]) -> Group:
     return Group(key, task, f"{task} ({', '.join(changed)})" if changed else task, changed, tuple(runs))
 
 
-def _named(group: Group, label: str) -> Group:
-    return Group(group.key, group.task, label, group.changed, group.runs)
+def with_first_runs(section: Section, change: Callable[[TrainingRun], TrainingRun]) -> Section:
+    """The section with the first run of each group changed: it is the one whose pictures are shown."""
+    groups = (replace(group, runs=(change(group.runs[0]), *group.runs[1:])) for group in section.groups)
+    return replace(section, groups=tuple(groups))
 
 
 def pair_of(sections: Sequence[Section], first: str, second: str) -> list[tuple[Section, Group, Group]]:

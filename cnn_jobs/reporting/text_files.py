@@ -25,6 +25,9 @@ from cnn_jobs.reporting.document import (
     numbers_short,
 )
 
+# What the report can be written as, and the name of each file.
+FILE_NAMES = {"html": "report.html", "md": "report.md", "csv": "tables.csv", "json": "report.json"}
+FORMATS = tuple(FILE_NAMES)
 CSV_HEAD = ("data", "table", "group", "measure", "statistic", "value", "unit", "shown", "run_ids")
 # A spreadsheet takes a text that begins with one of these for a formula.
 FORMULA_SIGNS = ("=", "+", "-", "@", "\t", "\r")

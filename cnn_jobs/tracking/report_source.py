@@ -41,10 +41,11 @@ class Experiment:
 
 
 class ReportSource:
-    """One MLflow server or database, read with patience: a call that fails is tried three times."""
+    """One MLflow server or database, read with patience: a call that fails is tried ``tries`` times."""
 
-    def __init__(self, uri: str) -> None:
+    def __init__(self, uri: str, tries: int = TRIES) -> None:
         self.remote = Remote(uri)
+        self._tries = tries
 
     def experiment(self, name: str, since_ms: int = 0) -> Experiment:
         """Runs with params, last metrics and tags; curves and files come with ``complete``.
@@ -128,7 +129,7 @@ class ReportSource:
     def _file(
         self, run_id: str, path: str, folder: Path, read: Callable[[Path], Result], lacking: list[str]
     ) -> Result | None:
-        for left in reversed(range(TRIES)):
+        for left in reversed(range(self._tries)):
             try:
                 return read(Path(self.remote.call(lambda client: client.download_artifacts(run_id, path, str(folder)))))
             except (ValueError, KeyError, TypeError, csv.Error) as error:
@@ -146,7 +147,7 @@ class ReportSource:
         return None
 
     def _call(self, function: Callable[[MlflowClient], Result]) -> Result:
-        for left in reversed(range(TRIES)):
+        for left in reversed(range(self._tries)):
             try:
                 return self.remote.call(function)
             except OutageError:
