@@ -73,7 +73,7 @@ class Journal:
         A write that fails leaves the file as it was; a later one may succeed.
         """
         with self._lock:
-            if self._descriptor < 0:
+            if self.closed:
                 raise ValueError(f"{self.path}: the journal is closed")
             line = encode(self.last_seq + 1, kind, content)
             try:
@@ -115,6 +115,11 @@ class Journal:
             except OSError as error:
                 self._unsynced = True
                 raise from_os_error(error, self.path) from error
+
+    @property
+    def closed(self) -> bool:
+        """Whether its owner has let go of it, and with it of the run's folder."""
+        return self._descriptor < 0
 
     def close(self) -> None:
         """Syncs and closes; a second time does nothing."""

@@ -172,8 +172,8 @@ class JournalRecorder:
 
     def _ship(self) -> None:
         pause = FIRST_PAUSE_S
-        # After the end has been waited for in vain, the rest is another attempt's: this thread may outlive the lock.
-        while not self._over.is_set():
+        # Once the journal is closed the folder is free, and what is left in it another attempt's to send.
+        while not self._journal.closed:
             # Read before the round: what was recorded before the flag was set is then in the round.
             closing, before = self._closing.is_set(), self._shipper.advance
             try:

@@ -314,15 +314,16 @@ def test_a_refusal_of_the_server_itself_is_no_rejected_record(
 def test_a_run_with_refused_records_is_not_ended_before_all_else_has_arrived(
     mlflow_uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with monkeypatch.context() as patch, recording(mlflow_uri, tmp_path) as first:
-        failing(patch, "log_metrics", lambda: RefusalError("not this one"))
-        failing(patch, "upload", lambda: OutageError("away"))
-        (tmp_path / "key" / "a.txt").write_text("text")
-        first.metrics({"train/loss": 1.0}, 1)
-        first.artifact(tmp_path / "key" / "a.txt", "a.txt")
-        assert not finish(first, 0.5)
+    with monkeypatch.context() as patch:
+        with recording(mlflow_uri, tmp_path) as first:
+            failing(patch, "log_metrics", lambda: RefusalError("not this one"))
+            failing(patch, "upload", lambda: OutageError("away"))
+            (tmp_path / "key" / "a.txt").write_text("text")
+            first.metrics({"train/loss": 1.0}, 1)
+            first.artifact(tmp_path / "key" / "a.txt", "a.txt")
+            assert not finish(first, 0.5)
         # It gives up at its next round; until then it must not reach an MLflow that takes what this test refuses.
-        first._thread.join(30)
+        first._thread.join(60)
         assert not first._thread.is_alive()
     assert client(mlflow_uri).get_run(first.run_id).info.status == "RUNNING"
     with recording(mlflow_uri, tmp_path) as second, pytest.raises(RejectedRecordsError):
