@@ -65,11 +65,15 @@ class StopRequest:
         spent = time.monotonic() - self._signalled if self.signal_name else 0.0
         return max(0.5, total_s - spent)
 
+    def note(self, number: int) -> None:
+        """A signal has come, now; the time that is left counts from here."""
+        self._signalled = time.monotonic()
+        self.signal_name = signal.Signals(number).name
+
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         if self.signal_name:
             return
-        self._signalled = time.monotonic()
-        self.signal_name = signal.Signals(number).name
+        self.note(number)
         if not self._deferred and not self._held:
             self.check()
 

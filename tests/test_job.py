@@ -6,6 +6,7 @@ import csv
 import hashlib
 import io
 import json
+import signal
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -44,7 +45,7 @@ class Watcher:
 
     def metrics(self, values: Mapping[str, float], step: int) -> None:
         if self.stop and "train/loss" in values and step == self.after:
-            self.stop.signal_name = "SIGTERM"
+            self.stop.note(signal.SIGTERM)
 
     def phase(self, text: str) -> None:
         self.phases.append(text)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import signal
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -41,7 +42,7 @@ def ending(
     def run_task(task: Any, recipe: Any, options: JobOptions, *rest: Any) -> Any:
         started.append(recipe.seed)
         if stop and recipe.seed == 1:
-            stop.signal_name = "SIGTERM"
+            stop.note(signal.SIGTERM)
         assert options.parent_key
         assert options.run_key == f"{options.parent_key}-seed{recipe.seed}"
         assert options.run_name == f"task2-seed{recipe.seed}"

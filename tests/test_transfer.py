@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import signal
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -175,7 +176,7 @@ class StopInPass(Watcher):
                 done[0] += 1
                 if done[0] == chunks:
                     assert self.stop
-                    self.stop.signal_name = "SIGTERM"
+                    self.stop.note(signal.SIGTERM)
 
             return real(*args, on_chunk=count, **settings)
 
