@@ -11,7 +11,7 @@ from torch import nn
 from cnn_jobs.models.describe import describe
 from cnn_jobs.models.resnet import Trunk, build_resnet18
 from cnn_jobs.models.spec import ConvBlock, ConvNet, InputTransform, Network, ResNet18
-from cnn_jobs.models.winograd import use_tiles
+from cnn_jobs.models.winograd import WinogradConv2d, use_tiles
 
 
 def build_network(
@@ -46,7 +46,11 @@ def build_model(network: ConvNet, image: tuple[int, int, int], classes: int, see
     features = next(layer for layer in layers if layer.kind == "Flatten").output[0]
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return use_tiles(nn.Sequential(_modules(network, image[0], features, classes)))
+        model = use_tiles(nn.Sequential(_modules(network, image[0], features, classes)))
+    for number, block in enumerate(network.blocks, start=1):
+        if isinstance(convolution := model.get_submodule(f"conv{number}"), WinogradConv2d):
+            convolution.pooling = (block.pool.kernel, block.pool.stride)
+    return model
 
 
 def _modules(network: ConvNet, channels: int, features: int, classes: int) -> OrderedDict[str, nn.Module]:

@@ -6,11 +6,11 @@ from fractions import Fraction
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from cnn_jobs.models.build import build_network, whole_network
+from cnn_jobs.models.build import build_model, build_network, whole_network
 from cnn_jobs.models.winograd import LARGEST_KERNEL, LARGEST_TILE, WinogradConv2d, _squared, best_tile, matrices, suits
 from cnn_jobs.tasks import TASKS, get_task
 
@@ -96,6 +96,48 @@ def test_the_tile_is_the_one_with_the_fewest_multiplications() -> None:
     assert best_tile(7, 7, 3) == 4  # 2 * 2 tiles of 36; one of 5 would need as many tiles of 49
     assert best_tile(15, 15, 3) == 5  # 3 * 3 tiles of 49 against 4 * 4 of 36
     assert best_tile(8, 8, 5) == 4
+    assert best_tile(6, 6, 3) == 3  # one of 6 would need fewer multiplications, but kernels of 64 numbers
+
+
+@given(
+    side=st.integers(5, 18), kernel=st.integers(3, 5), padding=st.integers(0, 2), window=st.integers(1, 4),
+    stride=st.integers(1, 4),
+)  # fmt: skip
+def test_what_a_pooling_leaves_over_is_not_computed_and_nothing_changes(
+    side: int, kernel: int, padding: int, window: int, stride: int
+) -> None:
+    whole = side + 2 * padding - kernel + 1
+    assume(whole >= window)
+    torch.manual_seed(side)
+    layer = WinogradConv2d(3, 4, kernel, padding=padding).double()
+    layer.pooling = (window, stride)
+    pool = nn.MaxPool2d(window, stride)
+    results = []
+    for by_tiles in (True, False):
+        images = torch.randn(2, 3, side, side, generator=torch.Generator().manual_seed(1), dtype=torch.double)
+        outputs = (
+            layer._by_tiles(images.requires_grad_()) if by_tiles else nn.Conv2d.forward(layer, images.requires_grad_())
+        )
+        if by_tiles:
+            left_over = (whole - window) % stride
+            assert outputs.shape[2:] == (whole - left_over * (left_over <= padding),) * 2
+        pooled = pool(outputs)
+        layer.zero_grad()
+        (pooled * torch.arange(pooled.numel()).view(pooled.shape)).sum().backward()
+        results.append([pooled.detach(), images.grad, *(parameter.grad.clone() for parameter in layer.parameters())])
+    for ours, theirs in zip(*results, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-8, atol=1e-8)
+    assert layer.eval()._by_tiles(images.detach()).shape[2:] == (whole, whole)
+
+
+def test_the_final_architecture_leaves_out_what_its_last_pooling_does_not_read() -> None:
+    """Of 7x7 outputs two by two are pooled: the seventh row and column go nowhere."""
+    model = build_model(get_task("task3e").network, (3, 32, 32), 10, seed=0)
+    seen = []
+    for number in (2, 3):
+        model.get_submodule(f"conv{number}").register_forward_hook(lambda m, i, output: seen.append(output.shape[2:]))
+    model(torch.zeros(2, 3, 32, 32))
+    assert [tuple(shape) for shape in seen] == [(15, 15), (6, 6)]
 
 
 @pytest.mark.parametrize("name", TASKS)
