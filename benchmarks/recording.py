@@ -110,7 +110,7 @@ def _train(task_name: str, uri: str, folder: Path, steps: int, dataset: Any) -> 
             if step >= steps:
                 stop.signal_name = "SIGTERM"
 
-        def _say(self, text: str) -> None:
+        def _say(self, text: str, **fields: object) -> None:
             pass
 
     originals = {name: getattr(JournalRecorder, name) for name in RECORDER_CALLS}

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-from cnn_jobs.errors import AnotherAttemptError, CnnJobsError, DivergedError, InterruptedRunError
+from cnn_jobs.errors import AnotherAttemptError, CnnJobsError, DivergedError, InterruptedRunError, NotShippedError
 from cnn_jobs.tracking.records import Ending, now_ms
+
+# How an attempt can end, as seen from outside; all but the last two are a run's ``cnn_jobs.state``.
+FINISHED, INTERRUPTED, FAILED, DIVERGED = "finished", "interrupted", "failed", "diverged"
+UNSENT, SUPERSEDED = "unsent", "superseded"
+STATES = (FINISHED, INTERRUPTED, FAILED, DIVERGED, UNSENT, SUPERSEDED)
 
 
 def finished() -> Ending:
     """The training is complete."""
-    return Ending("FINISHED", "finished", "", now_ms())
+    return Ending("FINISHED", FINISHED, "", now_ms())
 
 
 def ending_of(error: BaseException) -> Ending | None:
@@ -17,5 +22,13 @@ def ending_of(error: BaseException) -> Ending | None:
         return None
     reason = str(error) if isinstance(error, CnnJobsError) else f"{type(error).__name__}: {error}"
     if isinstance(error, InterruptedRunError | KeyboardInterrupt):
-        return Ending("KILLED", "interrupted", reason, now_ms())
-    return Ending("FAILED", "diverged" if isinstance(error, DivergedError) else "failed", reason, now_ms())
+        return Ending("KILLED", INTERRUPTED, reason, now_ms())
+    return Ending("FAILED", DIVERGED if isinstance(error, DivergedError) else FAILED, reason, now_ms())
+
+
+def state_of(error: BaseException) -> str:
+    """One of ``STATES``: ``unsent`` where all is trained but MLflow lacks a part, ``superseded`` by another attempt."""
+    if isinstance(error, NotShippedError):
+        return UNSENT
+    ending = ending_of(error)
+    return ending.state if ending else SUPERSEDED

@@ -15,7 +15,7 @@ from cnn_jobs.models.weights import open_weights
 from cnn_jobs.process import claim_start
 from cnn_jobs.recipe import Recipe
 from cnn_jobs.reporting import description
-from cnn_jobs.run import JobOptions, Run, RunResult, Watcher
+from cnn_jobs.run import JobOptions, Run, RunResult
 from cnn_jobs.saved_result import finished_result
 from cnn_jobs.saving import CheckpointSaver
 from cnn_jobs.stop import StopRequest
@@ -28,6 +28,7 @@ from cnn_jobs.training.loop import Ending, train, validation_batches
 from cnn_jobs.training.recorder import Recorders
 from cnn_jobs.training.state import TrainState
 from cnn_jobs.trunk_features import FeaturePlan, features_of_run, plan_features
+from cnn_jobs.watcher import LiveAttempt, Phase, Watcher
 
 # How long a start waits for a word from MLflow; without one the training begins all the same.
 CONTACT_S = 5.0
@@ -54,6 +55,7 @@ def run_task(
     steps = data.steps_per_epoch(recipe.batch_size)
     validation_batches(steps, recipe, len(data.train))
     header = RunHeader(options.experiment, run.key, run.name, now_ms(), run_record.first_tags(run), options.parent_key)
+    state = endings.FINISHED
     try:
         stop.check()
         attempt = open_attempt(run, header, watcher.warn)
@@ -65,9 +67,13 @@ def run_task(
             return _Job(run, attempt, data, watcher, stop).run(steps)
         finally:
             attempt.close()
-    except CnnJobsError as error:
-        error.run_key = run.key
+    except BaseException as error:
+        state = endings.state_of(error)
+        if isinstance(error, CnnJobsError):
+            error.run_key = run.key
         raise
+    finally:
+        watcher.end(state)
 
 
 class _Job:
@@ -93,6 +99,8 @@ class _Job:
         """Everything from the first record to the run's status."""
         run, recorder, stop = self.task_run, self.recorder, self.stop
         stopped_early = False
+        began = time.time() - (time.monotonic() - run.began)
+        self.watcher.opened(LiveAttempt(run, began, steps, self.start_step, recorder, self.book))
         try:
             # A signal in this moment waits: the run that was just made must not stay RUNNING for ever.
             with stop.deferred():
@@ -115,8 +123,6 @@ class _Job:
             if isinstance(error, SystemExit):  # a library's: a run that did not finish must not exit with 0
                 raise CnnJobsError(f"something called sys.exit({error.code})") from error
             raise
-        finally:
-            self.watcher.end()
         return RunResult(
             run_id=recorder.run_id,
             url=recorder.url,
@@ -161,10 +167,10 @@ class _Job:
                     f"stopped by {stop.signal_name} after step {state.step}; its state is in {path}"
                 )
         stop.check()
-        self.watcher.phase("final figures of the best and the last model")
+        self.watcher.phase(Phase.EVALUATION, "final figures of the best and the last model")
         results = outputs.final_evaluations(state, data, run.recipe, run.ledger)
         metrics = outputs.final_metrics(state, results)
-        self.watcher.phase("plots, tables and model")
+        self.watcher.phase(Phase.OUTPUTS, "plots, tables and model")
         folder = make_folder(run.folder / "artifacts")
         outputs.write(run.task, state, results, data, run.dataset.classes, folder)
         with stop.deferred():
@@ -209,7 +215,7 @@ class _Job:
         run, stop = self.task_run, self.stop
         with stop.deferred():
             stop.check()
-            self.watcher.phase("sending the rest to MLflow")
+            self.watcher.phase(Phase.SHIPPING, "sending the rest to MLflow")
             delivered = self.recorder.finish(endings.finished(), run.options.ship_deadline_s, stop.requested)
             if not delivered:
                 why = self.recorder.outage or stop.signal_name or "time is up"

@@ -19,7 +19,7 @@ from cnn_jobs.data.sources import open_dataset
 from cnn_jobs.errors import InterruptedRunError, ReproductionError, UserError
 from cnn_jobs.models.weights import Weights, open_weights
 from cnn_jobs.recipe import Recipe
-from cnn_jobs.run import JobOptions, Run, Watcher
+from cnn_jobs.run import JobOptions, Run
 from cnn_jobs.stop import StopRequest
 from cnn_jobs.tasks import Task, get_task
 from cnn_jobs.tracking import lineage
@@ -31,6 +31,7 @@ from cnn_jobs.training.loop import Ledger, train
 from cnn_jobs.training.recorder import Recorders
 from cnn_jobs.training.state import TrainState, new_state
 from cnn_jobs.trunk_features import COMPUTED_AT_EACH_STEP, features_of_run, plan_features
+from cnn_jobs.watcher import Phase, Watcher
 
 Rows = dict[tuple[str, int], list[float]]
 
@@ -98,10 +99,10 @@ def _train(
             data = _data(run, state, images, watcher, stop)
             train(state, data, recipe, recorder=Recorders(rows, watcher), should_stop=stop.requested)
         stop.check()
-        watcher.phase("final figures of the best and the last model")
+        watcher.phase(Phase.EVALUATION, "final figures of the best and the last model")
         return state, outputs.final_evaluations(state, data, recipe, Ledger())
     finally:
-        watcher.end()
+        watcher.end("finished")
 
 
 def _data(run: Run, state: TrainState, images: Parts[ImageSet], watcher: Watcher, stop: StopRequest) -> TrainingData:

@@ -7,7 +7,7 @@ import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from cnn_jobs.data.dataset import Dataset
 from cnn_jobs.models.weights import Weights
@@ -15,23 +15,6 @@ from cnn_jobs.recipe import Recipe
 from cnn_jobs.tasks import Task
 from cnn_jobs.training.device import Placement
 from cnn_jobs.training.loop import Ledger
-from cnn_jobs.training.recorder import Recorder
-
-
-class Watcher(Recorder, Protocol):
-    """Shows a person how far a run is."""
-
-    def begin(self, name: str, steps: int) -> None:
-        """A run of at most ``steps`` optimiser steps starts."""
-
-    def phase(self, text: str) -> None:
-        """What the run does now, in a few words."""
-
-    def warn(self, text: str) -> None:
-        """Something that the user should know, though the run goes on."""
-
-    def end(self) -> None:
-        """The run is over, however it ended."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,6 +67,7 @@ class Run:
     began: float = field(default_factory=time.monotonic)
     weights: Weights | None = None
     key: str = ""
+    saved_at: float = 0.0  # the last checkpoint of this attempt, in seconds of the epoch
     ledger: Ledger = field(default_factory=Ledger)
 
     def __post_init__(self) -> None:

@@ -14,7 +14,7 @@ from cnn_jobs.data.dataset import Dataset
 from cnn_jobs.environment import look_up_budget_s
 from cnn_jobs.errors import CONTINUE, CnnJobsError, InterruptedRunError, NotShippedError
 from cnn_jobs.job import CONTACT_S, FAILURE_DEADLINE_S, run_task
-from cnn_jobs.run import JobOptions, RunResult, Watcher
+from cnn_jobs.run import JobOptions, RunResult
 from cnn_jobs.series import Planned, run_all
 from cnn_jobs.stop import StopRequest
 from cnn_jobs.tasks import Task
@@ -24,6 +24,7 @@ from cnn_jobs.tracking.plain_run import PlainRun
 from cnn_jobs.tracking.recorder import LAST_WORDS_S
 from cnn_jobs.tracking.records import Ending, RunHeader, now_ms
 from cnn_jobs.tracking.remote import OutageError, Remote
+from cnn_jobs.watcher import Watcher
 
 NOTE, ROLE = "mlflow.note.content", "parent"
 

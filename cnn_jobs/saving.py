@@ -48,7 +48,7 @@ class CheckpointSaver:
         content = {**state.state_dict(), **self._identity, **own}
         path = save_checkpoint(self._folder / "last.pt", content, keep=self._folder / "previous.pt")
         self._book.write()
-        self._saved = time.monotonic()
+        self._saved, self._run.saved_at = time.monotonic(), time.time()
         return path
 
     def after_validation(self, state: TrainState) -> None:

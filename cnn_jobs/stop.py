@@ -25,12 +25,13 @@ class StopRequest:
         self.fault: CnnJobsError | None = None
         self._signalled = 0.0
         self._deferred = self._held = False
+        self._tell_thread_error = threading.excepthook
 
     def install(self) -> None:
         """Takes over SIGTERM, SIGINT and the end of threads by an error; call it in the main thread."""
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._on_signal)
-        threading.excepthook = self._on_thread_error
+        self._tell_thread_error, threading.excepthook = threading.excepthook, self._on_thread_error
 
     def requested(self) -> bool:
         """Whether to stop."""
@@ -80,4 +81,4 @@ class StopRequest:
     def _on_thread_error(self, args: threading.ExceptHookArgs) -> None:
         name = args.thread.name if args.thread else "unknown"
         self.fault = self.fault or ThreadError(f"thread {name} died of {args.exc_type.__name__}: {args.exc_value}")
-        threading.__excepthook__(args)
+        self._tell_thread_error(args)

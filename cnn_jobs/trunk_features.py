@@ -17,11 +17,12 @@ from cnn_jobs.errors import UserError
 from cnn_jobs.files import make_folder
 from cnn_jobs.lock import try_lock
 from cnn_jobs.models.resnet import Trunk
-from cnn_jobs.run import Run, Watcher
+from cnn_jobs.run import Run
 from cnn_jobs.tracking import lineage
 from cnn_jobs.training.device import available_memory
 from cnn_jobs.training.features import CHUNK, FEATURE_TYPES, fill, with_features
 from cnn_jobs.training.trunk_cache import DiskFeatures, FeatureKey, MemoryFeatures
+from cnn_jobs.watcher import Phase, Watcher
 
 MODES = ("auto", "memory", "disk", "off")
 # Shares of what is free that "auto" takes: the training, and others, need the rest.
@@ -130,7 +131,7 @@ def features_of_run(
         with _only_writer(run.options.state_dir / FOLDER, plan.key, watcher, should_stop) as folder:
             if folder is None:
                 return None
-            watcher.phase("checking what there is of the trunk's features")
+            watcher.phase(Phase.FEATURES, "checking what there is of the trunk's features")
             store = on_disk = DiskFeatures(plan.key, folder)
             if not store.check(should_stop):
                 return None
@@ -164,10 +165,10 @@ def _fill(
             store.seconds[run.key] = store.seconds.get(run.key, 0.0) + seconds
         if now - told > TELL_EVERY_S:
             told = now
-            watcher.phase(f"frozen trunk: {there:,} of {total:,} images")
+            watcher.phase(Phase.FEATURES, f"frozen trunk: {there:,} of {total:,} images")
 
     if store.missing:
-        watcher.phase(f"frozen trunk: {there:,} of {total:,} images; features kept: {plan.text}")
+        watcher.phase(Phase.FEATURES, f"frozen trunk: {there:,} of {total:,} images; features kept: {plan.text}")
     return fill(store, data, plan.trunk, run.recipe.precision, should_stop=should_stop, on_chunk=tell)
 
 
@@ -191,7 +192,7 @@ def _only_writer(
             yield None
             return
         if not told:
-            watcher.phase("another process computes the trunk's features: waiting for it")
+            watcher.phase(Phase.FEATURES, "another process computes the trunk's features: waiting for it")
             told = True
         time.sleep(0.2)
     try:

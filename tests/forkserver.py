@@ -218,10 +218,8 @@ def _child(order: dict[str, Any]) -> None:
         code = 0
     except SystemExit as end:
         code = end.code if isinstance(end.code, int) else int(end.code is not None)
-    except BaseException:
-        import traceback
-
-        traceback.print_exc()
+    except BaseException as error:
+        sys.excepthook(type(error), error, error.__traceback__)  # as the interpreter does
     finally:
         sys.stdout.flush()
         sys.stderr.flush()

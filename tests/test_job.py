@@ -23,6 +23,7 @@ from cnn_jobs.run import JobOptions, RunResult
 from cnn_jobs.stop import StopRequest
 from cnn_jobs.tasks import TASKS
 from cnn_jobs.training.checkpoint import load_checkpoint
+from cnn_jobs.watcher import LiveAttempt, Phase
 
 # MLflow and torch.export raise warnings of their own when a model is saved or loaded.
 pytestmark = pytest.mark.filterwarnings("default")
@@ -38,7 +39,10 @@ class Watcher:
         self.stop, self.after = stop, after
         self.phases: list[str] = []
         self.warnings: list[str] = []
-        self.ended = False
+        self.ended: list[str] = []
+
+    def opened(self, live: LiveAttempt) -> None:
+        self.live = live
 
     def begin(self, name: str, steps: int) -> None:
         self.phases.append(name)
@@ -47,14 +51,14 @@ class Watcher:
         if self.stop and "train/loss" in values and step == self.after:
             self.stop.note(signal.SIGTERM)
 
-    def phase(self, text: str) -> None:
+    def phase(self, phase: Phase, text: str) -> None:
         self.phases.append(text)
 
     def warn(self, text: str) -> None:
         self.warnings.append(text)
 
-    def end(self) -> None:
-        self.ended = True
+    def end(self, state: str) -> None:
+        self.ended.append(state)
 
 
 def options(uri: str, tmp_path: Path, **changes: Any) -> JobOptions:
@@ -234,7 +238,7 @@ def test_a_signal_ends_the_run_as_killed_with_its_state_on_disk(
         run_task(TASK, RECIPE, options(mlflow_uri, tmp_path), tiny_dataset, watcher, stop)
     assert caught.value.exit_code == 75
     assert caught.value.run_key == only_run(mlflow_uri).data.tags["cnn_jobs.run_key"]
-    assert watcher.ended
+    assert watcher.ended == ["interrupted"]
     found = only_run(mlflow_uri)
     assert found.info.status == "KILLED"
     assert found.data.tags["cnn_jobs.state"] == "interrupted"

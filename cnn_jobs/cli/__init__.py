@@ -8,7 +8,10 @@ import sys
 import click
 
 from cnn_jobs import __version__
+from cnn_jobs.cli.telling import tell
 from cnn_jobs.errors import CnnJobsError
+from cnn_jobs.monitoring import logs
+from cnn_jobs.monitoring.stacks import show_stacks
 
 # Command to its module in this package, and the line that 'cnn-jobs --help' shows of it.
 COMMANDS = {
@@ -22,6 +25,7 @@ COMMANDS = {
     "replay": ("replay", "Send what is left of a run to MLflow."),
     "reap": ("reap", "Repair the status of runs whose process is gone."),
     "reproduce": ("reproduce", "Train again what a run recorded, and compare."),
+    "doctor": ("doctor", "Check data, MLflow, credentials, device and disk; say what to do."),
     "data": ("data", "Stage and check data sets."),
 }
 
@@ -40,7 +44,9 @@ class LazyGroup(click.Group):
         module = importlib.import_module(f"cnn_jobs.cli.{COMMANDS[cmd_name][0]}")
         command = getattr(module, cmd_name)
         assert isinstance(command, click.Command)
-        return command
+        from cnn_jobs.cli.options import log_format_option
+
+        return log_format_option(command)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """The list in the help text, without importing anything."""
@@ -59,9 +65,10 @@ def cli() -> None:
 
 def main() -> None:
     """Runs the command line; a known error is one line on stderr and its own exit code."""
+    logs.configure(logs.format_of_environment())
+    show_stacks()
     try:
         cli()
     except CnnJobsError as error:
-        for line in [f"error: {error}", *getattr(error, "__notes__", ())]:
-            click.echo(line, err=True)
+        tell(error)
         sys.exit(error.exit_code)

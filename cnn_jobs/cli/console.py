@@ -1,7 +1,8 @@
-"""How far a run is: a progress bar on a terminal, a line a validation elsewhere."""
+"""How far a run is: a progress bar on a terminal, elsewhere a line a validation, of text or of JSON."""
 
 from __future__ import annotations
 
+import logging
 import sys
 import time
 from collections.abc import Mapping
@@ -11,13 +12,19 @@ import click
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
-from cnn_jobs.run import Watcher
+from cnn_jobs.monitoring import logs
+from cnn_jobs.watcher import LiveAttempt, Phase, Watcher
 
 REDRAW_INTERVAL_S = 0.1
 
 
+_log = logging.getLogger("cnn_jobs.train")
+
+
 def watcher() -> Watcher:
-    """The one that suits where stderr goes."""
+    """The one that suits where the output goes."""
+    if logs.is_json():
+        return LogWatcher()
     return BarWatcher() if sys.stderr.isatty() else LineWatcher()
 
 
@@ -29,6 +36,9 @@ class BarWatcher:
         self._task = TaskID(0)
         self._drawn = 0.0
         self._last: dict[str, str] = {}
+
+    def opened(self, live: LiveAttempt) -> None:
+        """Nothing to show yet."""
 
     def begin(self, name: str, steps: int) -> None:
         """A run of at most ``steps`` optimiser steps starts."""
@@ -62,7 +72,7 @@ class BarWatcher:
             fields: dict[str, Any] = self._last
             self._progress.update(self._task, completed=step, **fields)
 
-    def phase(self, text: str) -> None:
+    def phase(self, phase: Phase, text: str) -> None:
         """Shows the text in place of the run's name."""
         if self._progress:
             self._progress.update(self._task, description=text)
@@ -71,7 +81,7 @@ class BarWatcher:
         """A line above the bar."""
         (self._progress.console if self._progress else Console(stderr=True)).print(f"warning: {text}", soft_wrap=True)
 
-    def end(self) -> None:
+    def end(self, state: str) -> None:
         """Takes the bar's last state and frees the terminal."""
         if self._progress:
             self._progress.stop()
@@ -86,10 +96,13 @@ class LineWatcher:
         self._steps = 0
         self._loss = float("nan")
 
+    def opened(self, live: LiveAttempt) -> None:
+        """Nothing to show yet."""
+
     def begin(self, name: str, steps: int) -> None:
         """A run of at most ``steps`` optimiser steps starts."""
         self._name, self._steps = name, steps
-        self._say(f"training, at most {steps} steps")
+        self._say(f"training, at most {steps} steps", run=name, steps=steps)
 
     def metrics(self, values: Mapping[str, float], step: int) -> None:
         """A line for each validation."""
@@ -97,20 +110,38 @@ class LineWatcher:
         if "val/loss" in values:
             self._say(
                 f"step {step}/{self._steps}: train loss {self._loss:.4f}, "
-                f"val loss {values['val/loss']:.4f}, val accuracy {values['val/accuracy']:.4f}"
+                f"val loss {values['val/loss']:.4f}, val accuracy {values['val/accuracy']:.4f}",
+                train_loss=self._loss,
+                val_loss=values["val/loss"],
+                val_accuracy=values["val/accuracy"],
             )
 
-    def phase(self, text: str) -> None:
+    def phase(self, phase: Phase, text: str) -> None:
         """A line of its own."""
-        self._say(text)
+        self._say(text, phase=phase.value)
 
     def warn(self, text: str) -> None:
         """A line of its own."""
         self._say(f"warning: {text}")
 
-    def end(self) -> None:
+    def end(self, state: str) -> None:
         """Nothing to free."""
 
-    def _say(self, text: str) -> None:
+    def _say(self, text: str, **fields: object) -> None:
         name = f" {self._name}:" if self._name else ""
         click.echo(f"{time.strftime('%H:%M:%S')}{name} {text}", err=True)
+
+
+class LogWatcher(LineWatcher):
+    """The same lines as records, with their figures as fields."""
+
+    def warn(self, text: str) -> None:
+        """A record of its own level."""
+        _log.warning("%s", text)
+
+    def end(self, state: str) -> None:
+        """A record: somebody who follows the log sees that nothing more comes."""
+        _log.info("%s", state, extra={"fields": {"state": state}})
+
+    def _say(self, text: str, **fields: object) -> None:
+        _log.info("%s", text, extra={"fields": fields})

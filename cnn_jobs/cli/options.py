@@ -9,6 +9,8 @@ from typing import Any, get_type_hints
 
 import click
 
+from cnn_jobs.environment import in_pod
+from cnn_jobs.monitoring import logs
 from cnn_jobs.recipe import Recipe
 
 Command = Callable[..., Any]
@@ -43,6 +45,67 @@ def state_dir_option(command: Command) -> Command:
         show_default="your state folder",
         help="Checkpoints and files of runs.",
     )(command)
+
+
+def log_format_option(command: click.Command) -> click.Command:
+    """Adds ``--log-format`` to a command that is made already, or to those of a group."""
+    if isinstance(command, click.Group):
+        for each in command.commands.values():
+            log_format_option(each)
+        return command
+
+    def choose(ctx: click.Context, param: click.Parameter, value: str) -> None:
+        if value != logs.format_of_environment():  # else it is so already, or nobody called 'main'
+            logs.configure(value)
+
+    if not any(param.name == "log_format" for param in command.params):
+        command.params.append(
+            click.Option(
+                ["--log-format"],
+                type=click.Choice(logs.FORMATS),
+                default=logs.AUTO,
+                envvar=env_name("log_format"),
+                show_envvar=True,
+                is_eager=True,
+                expose_value=False,
+                callback=choose,
+                help="Lines for a person, or a JSON object a line; auto: JSON in a pod.",
+            )
+        )
+    return command
+
+
+def monitoring_options(command: Command) -> Command:
+    """Adds where a command is seen from outside while it works."""
+    for add in (
+        option(
+            "pushgateway",
+            default="",
+            metavar="URL",
+            help="Prometheus Pushgateway that is told the outcome at the end, by task.",
+        ),
+        option(
+            "metrics_linger",
+            type=click.FloatRange(min=0),
+            default=0.0,
+            help="Seconds to stay at the end, until Prometheus has fetched the last values; then at once.",
+        ),
+        option(
+            "metrics_host",
+            default=lambda: "0.0.0.0" if in_pod() else "127.0.0.1",
+            show_default="127.0.0.1, in a pod 0.0.0.0",
+            help="Address of the metrics page.",
+        ),
+        option(
+            "metrics_port",
+            type=click.IntRange(0, 65535),
+            default=lambda: 9090 if in_pod() else 0,
+            show_default="0, in a pod 9090",
+            help="Port of the metrics page for Prometheus; 0: none.",
+        ),
+    ):
+        command = add(command)
+    return command
 
 
 def recipe_options(command: Command) -> Command:

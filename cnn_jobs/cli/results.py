@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import shlex
 import sys
@@ -12,16 +13,22 @@ from rich.table import Table
 
 from cnn_jobs.cli.tables import console, table
 from cnn_jobs.errors import CnnJobsError, InterruptedRunError, NotShippedError
+from cnn_jobs.monitoring import logs
 from cnn_jobs.run import JobOptions, RunResult
 from cnn_jobs.tasks import Task
 from cnn_jobs.tracking.connection import without_password
 
+_log = logging.getLogger("cnn_jobs.train")
 PARTS = ("train", "val", "test")
 
 
 def print_results(task: Task, results: Sequence[RunResult], options: JobOptions, *, synthetic: bool) -> None:
     """A row a model of each finished run, the runs' pages, and the command that compares runs."""
     if not results:
+        return
+    if logs.is_json():
+        for result in results:
+            _log_result(task, result, synthetic=synthetic)
         return
     out = console()
     out.print(_table(task, results, synthetic=synthetic))
@@ -33,6 +40,24 @@ def print_results(task: Task, results: Sequence[RunResult], options: JobOptions,
             soft_wrap=True,
         )
     out.print(f"Compare runs:\n  {compare_command(options)}", soft_wrap=True)
+
+
+def _log_result(task: Task, result: RunResult, *, synthetic: bool) -> None:
+    """A record with all final figures."""
+    fields = {
+        "run": result.name,
+        "run_id": result.run_id,
+        "url": result.url,
+        "steps": result.steps,
+        "stopped_early": result.stopped_early,
+        "seconds": round(result.seconds, 3),
+        "synthetic": synthetic,
+        "metrics": dict(result.metrics),
+        "note": result.note,
+    }
+    accuracy = result.metrics["best/test_accuracy"]
+    text = "%s of %s finished after %d steps: test accuracy %.4f (best model)"
+    _log.info(text, result.name, task.name, result.steps, accuracy, extra={"fields": fields})
 
 
 def _table(task: Task, results: Sequence[RunResult], *, synthetic: bool) -> Table:

@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import dataclasses
 import sys
+from collections.abc import Sequence
 from typing import Any
 
 import click
 
-from cnn_jobs.cli.options import option, recipe_options, state_dir_option
+from cnn_jobs.cli.options import monitoring_options, option, recipe_options, state_dir_option
+from cnn_jobs.cli.telling import tell
 from cnn_jobs.environment import check_run_key, default_ship_deadline_s, in_pod, job_run_key
+from cnn_jobs.monitoring import logs
+from cnn_jobs.monitoring.watch import MonitoringOptions, watched
 from cnn_jobs.process import keep_freed_memory, limit_spinning
 from cnn_jobs.recipe import FIELD_NAMES
 from cnn_jobs.series import exit_code, plan
 from cnn_jobs.stop import StopRequest
-from cnn_jobs.tasks import get_task
+from cnn_jobs.tasks import Task, get_task
+from cnn_jobs.watcher import Watcher, Watchers
 
 
 @click.command(context_settings={"show_default": True})
@@ -71,6 +76,7 @@ from cnn_jobs.tasks import get_task
     show_default="yes, in a pod no",
     help="Whether the state directory outlives this process: then what MLflow lacks can be sent later (exit code 75).",
 )
+@monitoring_options
 def train(task: str, data: str, seeds: str, sweep: tuple[str, ...], **given: Any) -> None:
     """Train TASK and keep the run in MLflow. 'cnn-jobs tasks' lists the tasks.
 
@@ -86,6 +92,21 @@ def train(task: str, data: str, seeds: str, sweep: tuple[str, ...], **given: Any
     limit_spinning()
     keep_freed_memory()
     entry = get_task(task)
+    seen = MonitoringOptions(**{field.name: given.pop(field.name) for field in dataclasses.fields(MonitoringOptions)})
+    with watched(entry.name, seen, stop, lambda text: click.echo(f"warning: {text}", err=True), tell) as monitor:
+        sys.exit(_train(entry, data, seeds, sweep, given, monitor, stop))
+
+
+def _train(
+    entry: Task,
+    data: str,
+    seeds: str,
+    sweep: Sequence[str],
+    given: dict[str, Any],
+    monitor: Watcher,
+    stop: StopRequest,
+) -> int:
+    """Everything that was asked for; the exit code."""
     if given["run_key"]:
         check_run_key(given["run_key"])
     changes = {name: given.pop(name) for name in FIELD_NAMES}
@@ -101,6 +122,7 @@ def train(task: str, data: str, seeds: str, sweep: tuple[str, ...], **given: Any
     from cnn_jobs.run_series import run_series
     from cnn_jobs.tracking.connection import tracking_uri
 
+    logs.adopt_libraries()
     options = JobOptions(
         tracking_uri=tracking_uri(),
         ship_deadline_s=given.pop("ship_deadline"),
@@ -114,13 +136,14 @@ def train(task: str, data: str, seeds: str, sweep: tuple[str, ...], **given: Any
     def report_error(line: str) -> None:
         click.echo(f"error: {line}", err=True)
 
-    results, errors = run_series(entry, planned, options, dataset, watcher(), stop, report_error)
+    # The monitor first: what the others say of a moment carries its step.
+    watchers = Watchers(monitor, watcher())
+    results, errors = run_series(entry, planned, options, dataset, watchers, stop, report_error)
     stop.hold()  # what is left is to say what came of it
     print_results(entry, results, options, synthetic=dataset.synthetic)
-    code = exit_code(errors)
     if errors and len(planned) == 1:
         click.echo(f"error: {errors[0]}", err=True)
     for error in errors:
         for note in [*getattr(error, "__notes__", ()), *how_to_go_on(error, options)]:
             click.echo(note, err=True)
-    sys.exit(code)
+    return exit_code(errors)

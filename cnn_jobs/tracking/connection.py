@@ -101,6 +101,26 @@ def first_line(error: Exception, limit: int = 300) -> str:
     return lines[0][:limit] if lines else type(error).__name__
 
 
+# What can go wrong with a call: no answer at all, an answer of 5xx or 408, of 429, one that is not MLflow's, a record
+# refused for good, an answer of MLflow that does not fit what it said before.
+NO_ANSWER, SERVER_ERROR, THROTTLED, FOREIGN, REFUSED, UNCLEAR = SHIP_ERRORS = (
+    "no_answer",
+    "server_error",
+    "throttled",
+    "foreign",
+    "refused",
+    "unclear",
+)
+
+
+def kind_of(error: Exception) -> str:
+    """One of ``SHIP_ERRORS``, for a failed call that may work later."""
+    status = http_status(error)
+    if status is None:
+        return FOREIGN if is_foreign(error) else NO_ANSWER
+    return THROTTLED if status == 429 else SERVER_ERROR
+
+
 def http_status(error: Exception) -> int | None:
     """The HTTP status behind an error of MLflow or requests; ``None`` where there was no answer."""
     from mlflow.exceptions import MlflowException

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
+from cnn_jobs.tracking.connection import NO_ANSWER
 from cnn_jobs.tracking.joining import runs_of_key
 from cnn_jobs.tracking.records import CHECKPOINT_SLOTS, RunHeader
 from cnn_jobs.tracking.remote import OutageError, Remote, RemoteRun
@@ -47,7 +48,7 @@ def within(budget_s: float, question: Callable[[], Result]) -> Result:
     try:
         result, error = answers.get(timeout=budget_s + 0.5)
     except queue.Empty:
-        raise OutageError(f"MLflow gave no answer within {budget_s:.0f} s") from None
+        raise OutageError(f"MLflow gave no answer within {budget_s:.0f} s", NO_ANSWER) from None
     if error is not None:
         raise error
     return result  # type: ignore[return-value]

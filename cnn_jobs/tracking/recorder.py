@@ -7,12 +7,12 @@ import random
 import threading
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 
 from cnn_jobs.errors import AnotherAttemptError, CnnJobsError, RejectedRecordsError, ThreadError, TrackingError
-from cnn_jobs.tracking.connection import run_url
+from cnn_jobs.tracking.connection import REFUSED, SHIP_ERRORS, run_url
 from cnn_jobs.tracking.journal import Journal
 from cnn_jobs.tracking.outbox import Outbox
 from cnn_jobs.tracking.records import AttemptMark, DatasetInput, Ending, RunHeader, now_ms
@@ -26,6 +26,14 @@ LONGEST_LAST_PAUSE_S = 5.0
 SYNC_INTERVAL_S = 0.9
 # What is left for MLflow after a signal: a pod has little more than ten seconds in all.
 LAST_WORDS_S = 5.0
+
+
+@dataclass(frozen=True)
+class Backlog:
+    """Records that MLflow has not acknowledged, and for how many seconds it has not had everything."""
+
+    records: int
+    seconds: float
 
 
 class JournalRecorder:
@@ -53,6 +61,7 @@ class JournalRecorder:
         self._make_shipper = partial(Shipper, folder, remote, header, mark, wait=self._sleep, ledger=ledger)
         self._shipper = self._make_shipper()
         self._ending: Ending | None = None
+        self._failed_calls = dict.fromkeys(SHIP_ERRORS, 0)
         self._closing, self._contact, self._over = threading.Event(), threading.Event(), threading.Event()
         self._thread = threading.Thread(target=self._ship, name="mlflow-shipper", daemon=True)
         self._ticker = threading.Thread(target=self._tick, name="journal-sync", daemon=True)
@@ -95,6 +104,16 @@ class JournalRecorder:
     def checkpoints_sent(self) -> int:
         """How many checkpoints of this attempt MLflow has."""
         return self._shipper.checkpoints_sent
+
+    def backlog(self) -> Backlog:
+        """What MLflow has yet to acknowledge. Waits for nothing: any thread may ask at any time."""
+        records = self._shipper.unsent(self._journal.last_seq)
+        return Backlog(records, time.monotonic() - self._shipper.caught_up if records else 0.0)
+
+    @property
+    def ship_errors(self) -> Mapping[str, int]:
+        """How often a call to MLflow failed, by the kinds of ``SHIP_ERRORS``."""
+        return {**self._failed_calls, REFUSED: self._shipper.rejected.count}
 
     def metrics(self, values: Mapping[str, float], step: int) -> None:
         """Metrics by name at a global optimiser step, stamped with the present time."""
@@ -186,6 +205,8 @@ class JournalRecorder:
                 self._closing.wait(0 if closing else SHIP_INTERVAL_S)
             except OutageError as outage:
                 self.outage = str(outage)
+                if outage.kind:
+                    self._failed_calls[outage.kind] += 1
                 self._contact.set()
                 if self._shipper.advance != before:  # a bad line, but a line
                     pause = FIRST_PAUSE_S
@@ -216,7 +237,7 @@ class JournalRecorder:
         if self._closing.is_set():
             time.sleep(min(seconds, LONGEST_LAST_PAUSE_S))
         elif self._closing.wait(seconds):
-            raise OutageError("the run ends")
+            raise OutageError("the run ends", kind="")
 
     def _tick(self) -> None:
         while not self._over.wait(SYNC_INTERVAL_S):

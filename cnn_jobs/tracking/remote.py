@@ -14,11 +14,13 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from cnn_jobs.errors import TrackingError, TrackingUriError
 from cnn_jobs.tracking.connection import (
+    UNCLEAR,
     check_uri,
     configure_client,
     explain,
     is_refusal,
     is_transient,
+    kind_of,
     without_password,
 )
 from cnn_jobs.tracking.records import DatasetInput, Metric, RunHeader
@@ -38,7 +40,11 @@ Result = TypeVar("Result")
 
 
 class OutageError(TrackingError):
-    """No clear answer: the same call may work later, and may even have worked now."""
+    """No clear answer: the same call may work later, and may even have worked now. ``kind``: of ``SHIP_ERRORS``."""
+
+    def __init__(self, message: str, kind: str = UNCLEAR) -> None:
+        super().__init__(message)
+        self.kind = kind
 
 
 class RefusalError(TrackingError):
@@ -104,7 +110,7 @@ class Remote:
             if is_refusal(error):
                 raise RefusalError(explain(error, self.uri)) from error
             if is_transient(error):
-                raise OutageError(explain(error, self.uri)) from error
+                raise OutageError(explain(error, self.uri), kind_of(error)) from error
             raise
 
     def find(self, experiment: str, tag: str, value: str) -> list[RemoteRun]:

@@ -50,6 +50,10 @@ class Shipper:
         self._folder, self._remote, self._header = folder, remote, header
         self._replay, self._wait, self._ledger = replay, wait, ledger
         self._outbox, self._cursors = Outbox(folder), CursorFile(folder)
+        self.caught_up = time.monotonic()  # when the server last had everything
+        self._read_to = self._cursors.highest()
+        self._values: list[Entry] = []
+        self._artifacts: dict[str, Entry] = {}
         self._checked = 0.0
         self._joined = ""
         self._answers = 0
@@ -62,18 +66,27 @@ class Shipper:
         Raises ``OutageError`` (what was acknowledged stays so), ``RefusalError`` where no run can be had, and
         ``AnotherAttemptError`` where this attempt is no longer the one to send.
         """
+        began = time.monotonic()
         run = self.run or self._join()
         try:
             self._beat(run)
             while entries := self._reader.read():
                 self._sort(entries)
+                self._read_to = max(self._read_to, entries[-1].seq)
                 self._send_values(run)
             self._send_values(run)
             self._send_artifacts(run)
         except joining.TwinError:
             self.run = None
             raise
-        return not self._values and not self._artifacts
+        if self._values or self._artifacts:
+            return False
+        self.caught_up = began
+        return True
+
+    def unsent(self, last_seq: int) -> int:
+        """Records that the server has not acknowledged, of a journal that ends with ``last_seq``; for any thread."""
+        return len(self._values) + len(self._artifacts) + max(0, last_seq - self._read_to)
 
     @property
     def advance(self) -> tuple[int, int]:
@@ -114,8 +127,7 @@ class Shipper:
         self._params = dict(run.params)
         self._cursor = self._cursors.load(self._remote.uri).of(run.run_id)
         self._reader = Reader(self._folder / JOURNAL)
-        self._values: list[Entry] = []
-        self._artifacts: dict[str, Entry] = {}
+        self._values, self._artifacts = [], {}
         self._checked = time.monotonic()
         self.run = run
         return run

@@ -64,21 +64,31 @@ def available_memory(device: torch.device, cgroup: Path = Path("/sys/fs/cgroup")
         return int(torch.cuda.mem_get_info(device)[0])
     import psutil
 
-    left = _cgroup_memory_left(cgroup)
     available = int(psutil.virtual_memory().available)
-    return available if left is None else min(available, left)
+    if found := _cgroup_memory(cgroup):
+        # File cache, which gives way, counts as used: on the safe side.
+        limit, used = found
+        return min(available, max(0, limit - used))
+    return available
 
 
-def _cgroup_memory_left(cgroup: Path) -> int | None:
-    """Bytes below the cgroup's limit, ``None`` for no limit. File cache, which gives way, counts as used: on the safe
-    side."""
+def memory_limit(cgroup: Path = Path("/sys/fs/cgroup")) -> int:
+    """Bytes of main memory that this process may ever take: the machine's, or the cgroup's limit."""
+    import psutil
+
+    total, found = int(psutil.virtual_memory().total), _cgroup_memory(cgroup)
+    return min(total, found[0]) if found else total
+
+
+def _cgroup_memory(cgroup: Path) -> tuple[int, int] | None:
+    """The cgroup's limit (version 2 or 1) and what it uses, in bytes; ``None`` for no limit."""
     for limit, used in (
         ("memory.max", "memory.current"),
         ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes"),
     ):
         try:
             text = (cgroup / limit).read_text().strip()
-            return None if text == "max" else max(0, int(text) - int((cgroup / used).read_text()))
+            return None if text == "max" else (int(text), int((cgroup / used).read_text()))
         except (OSError, ValueError):
             continue
     return None

@@ -214,3 +214,36 @@ def kill_at_step_in_chunks(step: int, name: str) -> None:
     """``kill_at_step``, after ``small_chunks``."""
     small_chunks()
     kill_at_step(step, name)
+
+
+def chatty(crash: str = "") -> None:
+    """In step 3 everything that a library may do to the output, secrets too; in step 4 an error, if asked for."""
+    import logging
+    import sys
+    import warnings
+
+    cheap_outputs()
+
+    def talk() -> None:
+        secret = os.environ["AWS_SECRET_ACCESS_KEY"]
+        print("printed by a library")  # noqa: T201
+        print(f"using {secret}")  # noqa: T201
+        sys.stderr.write("begun and ")
+        sys.stderr.write("ended\nError: in words\n")
+        sys.stderr.write("\r 10% done\r 100% done\n")
+        print('{"already": "JSON"}')  # noqa: T201
+        warnings.warn(f"two\nlines of http://ann:hunter2@host with {secret}", UserWarning, stacklevel=1)
+        for name in ("torch.fx", "mlflow.tracking", "urllib3.connectionpool", "somebody"):
+            logging.getLogger(name).warning("%s warns of key AKIAIOSFODNN7EXAMPLE", name)
+        logging.getLogger("somebody").info("nobody wants to know")
+        try:
+            raise ValueError(f"caught, with {secret}")
+        except ValueError:
+            logging.getLogger("urllib3.util.retry").exception("tried again")
+
+    def fail() -> None:
+        raise ZeroDivisionError(f"made by a test, with {os.environ['AWS_SECRET_ACCESS_KEY']}")
+
+    at_step(3, talk)
+    if crash:
+        at_step(4, fail)

@@ -1,0 +1,120 @@
+"""The data set and the pretrained weights: there, whole, and of the right digest. Downloads nothing large."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from cnn_jobs.doctor import network
+from cnn_jobs.doctor.finding import Finding, failed, from_error, ok, skipped, warning
+from cnn_jobs.environment import in_pod
+from cnn_jobs.errors import CnnJobsError
+from cnn_jobs.recipe import NO_WEIGHTS
+
+if TYPE_CHECKING:
+    from cnn_jobs.data.dataset import Dataset
+    from cnn_jobs.doctor.object_store import Looked
+
+SCHEME = "s3://"
+# What is fetched from S3 to be checked; more would take a doctor's time.
+SMALL_BYTES = 8_000_000
+STAGE = (
+    "run 'cnn-jobs data prepare cifar10 FOLDER' on a machine with internet and give the file that it makes by --data"
+)
+STAGE_IN_POD = "stage it in the cluster: kubectl apply -f k8s/prepare-data-job.yaml"
+
+
+def check_data(uri: str, stored: Looked | None) -> Finding:
+    """The data set opens; ``stored``: what S3 has of it, for ``s3://`` alone."""
+    from cnn_jobs.data import cifar10
+    from cnn_jobs.data.sources import open_dataset
+
+    if stored is not None:
+        if not stored.there:
+            return skipped("S3 does not let it be read")
+        if stored.size > SMALL_BYTES:
+            digest = (
+                f"sha256 {stored.digest[:12]} by what is stored beside it" if stored.digest else "no digest beside it"
+            )
+            return ok(f"{uri}: {stored.size / 1e6:.1f} MB, {digest}; train downloads and checks it")
+    try:
+        return _check_cifar10() if uri == cifar10.NAME else ok(_describe(open_dataset(uri)))
+    except CnnJobsError as error:
+        return from_error(error, "see 'cnn-jobs data --help'")
+
+
+def check_weights(source: str, stored: Looked | None) -> Finding:
+    """Pretrained weights, "" for a task that has none; of ImageNet's, by their digest."""
+    from cnn_jobs.models import weights
+
+    if source in ("", NO_WEIGHTS):
+        return skipped("none are asked for" if source else "no --task or --weights asks for any")
+    if stored is not None:
+        if not stored.there:
+            return skipped("S3 does not let them be read")
+        if stored.size > SMALL_BYTES:
+            return ok(f"{source}: {stored.size / 1e6:.1f} MB; train downloads and checks them")
+    if source == weights.IMAGENET:
+        import torch
+
+        path = Path(torch.hub.get_dir()) / "checkpoints" / weights.IMAGENET_FILE
+        if not path.exists():
+            return _to_be_downloaded(f"{path} is not there", weights.IMAGENET_URL, weights.HOW)
+    try:
+        found = weights.open_weights(source)
+    except CnnJobsError as error:
+        return from_error(error, weights.HOW)
+    assert found is not None
+    return ok(f"{source}: {found.name}, sha256 {found.digest[:12]}, of a ResNet18")
+
+
+def _check_cifar10() -> Finding:
+    """In the order in which training looks; damage is told, where training would delete and download again."""
+    from torchvision.datasets import CIFAR10
+    from torchvision.datasets.utils import check_integrity
+
+    from cnn_jobs.data.prepared import read_prepared
+    from cnn_jobs.data.sources import default_cache_dir, open_dataset
+
+    prepared, root = default_cache_dir() / "cifar10.npz", default_cache_dir() / "cifar10"
+    unpacked, archive = root / CIFAR10.base_folder, root / CIFAR10.filename
+    if prepared.exists():
+        return ok(f"{_describe(read_prepared(prepared, uri='cifar10'))}, from {prepared}")
+    if unpacked.exists() and _is_original(unpacked):
+        return ok(f"{_describe(open_dataset('cifar10'))}, from {unpacked}")
+    if archive.exists():
+        if check_integrity(archive, CIFAR10.tgz_md5):
+            return ok(f"{archive} is the original by its MD5; train unpacks it")
+        return failed(f"{archive} is not the original archive (its MD5 is not {CIFAR10.tgz_md5})", "delete it")
+    if unpacked.exists():
+        return failed(f"{unpacked} is not what the original archive holds (an MD5 differs)", "delete the folder")
+    return _to_be_downloaded(
+        f"cifar10 is not on this disk (looked for {prepared}, {unpacked} and {archive})",
+        CIFAR10.url,
+        STAGE_IN_POD if in_pod() else STAGE,
+    )
+
+
+def _is_original(folder: Path) -> bool:
+    from torchvision.datasets import CIFAR10
+    from torchvision.datasets.utils import check_integrity
+
+    files = [*CIFAR10.train_list, *CIFAR10.test_list, [CIFAR10.meta["filename"], CIFAR10.meta["md5"]]]
+    return all(check_integrity(folder / name, md5) for name, md5 in files)
+
+
+def _to_be_downloaded(found: str, url: str, otherwise: str) -> Finding:
+    why_not = network.reach(url)
+    if why_not:
+        return failed(f"{found}, and cannot be downloaded: {why_not}", otherwise)
+    return warning(
+        f"{found}; {network.shown(url)} can be reached",
+        f"nothing: train downloads it, which may be slow; or {otherwise}",
+    )
+
+
+def _describe(dataset: Dataset) -> str:
+    height, width = dataset.train_images.shape[2:]
+    images = f"{len(dataset.train_images)} + {len(dataset.test_images)} images of {width}x{height}"
+    kind = ", synthetic" if dataset.synthetic else ""
+    return f"{dataset.uri}: {images} in {len(dataset.classes)} classes{kind}, sha256 {dataset.digest[:12]}"

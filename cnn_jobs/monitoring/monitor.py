@@ -1,0 +1,100 @@
+"""What this process does now, as far as it is known: kept by the training thread, read by others."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from cnn_jobs import endings
+from cnn_jobs.tracking.connection import SHIP_ERRORS
+from cnn_jobs.watcher import LiveAttempt, Phase
+
+
+@dataclass
+class Totals:
+    """What the runs of this process came to; a run's device time and steps over all its attempts."""
+
+    images: int = 0
+    useful_steps: float = 0.0
+    wasted_steps: float = 0.0
+    useful_device_s: float = 0.0
+    wasted_device_s: float = 0.0
+    ship_errors: dict[str, int] = field(default_factory=lambda: dict.fromkeys(SHIP_ERRORS, 0))
+
+    def plus(self, live: LiveAttempt) -> Totals:
+        """These and an attempt's, as it is now."""
+        ledger, errors = live.book.totals(), live.recorder.ship_errors
+        wasted, wasted_s = ledger["ledger/steps_thrown_away"], ledger["ledger/device_seconds_thrown_away"]
+        return Totals(
+            self.images + live.run.ledger.steps * live.run.recipe.batch_size,
+            self.useful_steps + ledger["ledger/steps"] - wasted,
+            self.wasted_steps + wasted,
+            self.useful_device_s + ledger["ledger/device_seconds"] - wasted_s,
+            self.wasted_device_s + wasted_s,
+            {kind: count + errors[kind] for kind, count in self.ship_errors.items()},
+        )
+
+
+class Monitor:
+    """A watcher that remembers. Every attribute is replaced as a whole, so that a reader needs no lock."""
+
+    def __init__(self, task: str) -> None:
+        self.task = task
+        self.began = self.progressed = time.time()
+        self.phase_now = Phase.STARTING
+        self.live: LiveAttempt | None = None
+        self.step = self.steps_planned = 0
+        self.latest: dict[str, float] = {}
+        self.ended = dict.fromkeys(endings.STATES, 0)
+        self._before = Totals()
+
+    # -- what the run says ---------------------------------------------------------------------------------------
+
+    def opened(self, live: LiveAttempt) -> None:
+        """From now on its figures count, beside those of the runs before it."""
+        if self.live:
+            self._before = self._before.plus(self.live)
+        self.live, self.step, self.latest = live, live.first_step, {}
+        self.steps_planned = live.steps_per_epoch * live.run.recipe.epochs
+        self._now(Phase.STARTING)
+
+    def begin(self, name: str, steps: int) -> None:
+        """The phase, and how far it can go."""
+        self.steps_planned = steps
+        self._now(Phase.TRAINING)
+
+    def metrics(self, values: Mapping[str, float], step: int) -> None:
+        """The newest of each."""
+        self.latest.update(values)
+        self.step, self.progressed = step, time.time()
+        if self.phase_now is Phase.FEATURES:
+            self._now(Phase.TRAINING)
+
+    def phase(self, phase: Phase, text: str) -> None:
+        """The phase; being told is a sign of progress."""
+        self._now(phase)
+
+    def warn(self, text: str) -> None:
+        """No figure."""
+
+    def end(self, state: str) -> None:
+        """One more that ended so."""
+        self.ended = {**self.ended, state: self.ended.get(state, 0) + 1}
+        self._now(Phase.ENDED)
+
+    def _now(self, phase: Phase) -> None:
+        self.phase_now, self.progressed = phase, time.time()
+
+    # -- what others ask -----------------------------------------------------------------------------------------
+
+    def totals(self) -> Totals:
+        """Of all runs of this process, the present one as it is now."""
+        return self._before.plus(self.live) if self.live else self._before
+
+    def where(self) -> dict[str, object]:
+        """For every line of the log: whose it is, and how far that was."""
+        facts: dict[str, object] = {"task": self.task}
+        if self.live:
+            facts |= {"run_key": self.live.run.key, "attempt": self.live.recorder.attempt, "step": self.step}
+        return facts

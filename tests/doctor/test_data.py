@@ -1,0 +1,182 @@
+"""Data sets and weights that are missing, damaged or elsewhere; nothing is downloaded."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+import pytest
+import torch
+from torchvision.datasets import CIFAR10
+
+from cnn_jobs.data.dataset import Dataset
+from cnn_jobs.data.prepared import write_prepared
+from cnn_jobs.data.sources import default_cache_dir
+from cnn_jobs.doctor import data
+from cnn_jobs.doctor.finding import failed, ok
+from cnn_jobs.doctor.object_store import Looked
+from cnn_jobs.models import weights
+from tests.data.test_cifar10 import archive, members
+from tests.doctor import servers
+
+__all__ = ["archive", "members"]
+
+
+@pytest.fixture
+def cache_dir() -> Path:
+    return default_cache_dir()
+
+
+@pytest.fixture
+def prepared(tiny_dataset: Dataset, tmp_path: Path) -> Path:
+    write_prepared(tiny_dataset, tmp_path / "small.npz", compressed=False)
+    return tmp_path / "small.npz"
+
+
+@pytest.fixture
+def offline(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HTTPS_PROXY", f"http://{servers.unused()}")
+
+
+def test_a_prepared_file(prepared: Path, tiny_dataset: Dataset) -> None:
+    finding = data.check_data(str(prepared), None)
+    assert finding.status == "ok"
+    assert finding.found == (f"{prepared}: 40 + 12 images of 16x16 in 3 classes, sha256 {tiny_dataset.digest[:12]}")
+
+
+def test_what_is_drawn_is_called_synthetic() -> None:
+    assert "synthetic" in data.check_data("shapes", None).found
+
+
+def test_a_damaged_file_says_what_the_data_module_says(prepared: Path) -> None:
+    content = bytearray(prepared.read_bytes())
+    content[len(content) // 3] ^= 4
+    prepared.write_bytes(content)
+    finding = data.check_data(str(prepared), None)
+    assert finding.status == "failed"
+    assert finding.found.startswith(f"{prepared}: damaged, or no prepared file (")
+    assert finding.advice == "delete it and run 'cnn-jobs data prepare'"
+
+
+def test_a_file_that_is_not_there(tmp_path: Path) -> None:
+    finding = data.check_data(str(tmp_path / "none.npz"), None)
+    assert finding.status == "failed"
+    assert finding.found.endswith("no such file or directory")
+    assert "--data takes" in finding.advice
+
+
+def test_cifar10_that_is_not_here_and_cannot_be_downloaded(offline: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    finding = data.check_data("cifar10", None)
+    assert finding.status == "failed"
+    for name in ("cifar10.npz", "cifar-10-batches-py", "cifar-10-python.tar.gz"):
+        assert name in finding.found
+    assert "cannot be downloaded" in finding.found
+    assert "cnn-jobs data prepare" in finding.advice
+    assert "--data" in finding.advice
+    monkeypatch.setenv("KUBERNETES_SERVICE_HOST", "10.0.0.1")
+    assert "kubectl apply -f k8s/prepare-data-job.yaml" in data.check_data("cifar10", None).advice
+
+
+def test_cifar10_that_can_be_downloaded_is_not(cache_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with servers.silent() as where:
+        monkeypatch.setattr(CIFAR10, "url", f"https://{where}/cifar-10-python.tar.gz")
+        finding = data.check_data("cifar10", None)
+    assert finding.status == "warning"
+    assert f"{where} can be reached" in finding.found
+    assert "train downloads it" in finding.advice
+    assert not cache_dir.exists()
+
+
+def test_the_archive_of_cifar10(archive: Path) -> None:
+    finding = data.check_data("cifar10", None)
+    assert (finding.status, finding.found) == ("ok", f"{archive} is the original by its MD5; train unpacks it")
+    archive.write_bytes(archive.read_bytes()[:-5])
+    finding = data.check_data("cifar10", None)
+    assert (finding.status, finding.advice) == ("failed", "delete it")
+    assert f"{archive} is not the original archive" in finding.found
+    assert archive.exists()
+
+
+def test_cifar10_unpacked_and_prepared(archive: Path, cache_dir: Path) -> None:
+    from cnn_jobs.data.sources import open_dataset
+
+    digest = open_dataset("cifar10").digest
+    found = data.check_data("cifar10", None)
+    assert found.status == "ok"
+    assert found.found.endswith(f"sha256 {digest[:12]}, from {cache_dir / 'cifar10.npz'}")
+    (cache_dir / "cifar10.npz").write_bytes(b"damaged")
+    found = data.check_data("cifar10", None)
+    assert (found.status, "damaged" in found.found) == ("failed", True)
+    assert (cache_dir / "cifar10.npz").read_bytes() == b"damaged"
+    (cache_dir / "cifar10.npz").unlink()
+    archive.unlink()
+    assert data.check_data("cifar10", None).found.endswith(f"from {archive.parent / 'cifar-10-batches-py'}")
+    (cache_dir / "cifar10.npz").unlink()
+    (archive.parent / "cifar-10-batches-py" / "data_batch_3").write_bytes(b"x")
+    found = data.check_data("cifar10", None)
+    assert (found.status, found.advice) == ("failed", "delete the folder")
+
+
+def test_what_lies_in_a_bucket_is_downloaded_only_where_it_is_small() -> None:
+    there = Looked(ok("there"), 170_000_000, "ab" * 32)
+    finding = data.check_data("s3://bucket/x.npz", there)
+    assert (finding.status, "170.0 MB, sha256 abababababab" in finding.found) == ("ok", True)
+    assert "no digest" in data.check_data("s3://bucket/x.zip", Looked(ok("there"), 170_000_000)).found
+    assert data.check_data("s3://bucket/x.npz", Looked(failed("no", "do"))).status == "skipped"
+    assert data.check_weights("s3://bucket/x.pth", Looked(failed("no", "do"))).status == "skipped"
+    assert "44.7 MB" in data.check_weights("s3://bucket/x.pth", Looked(ok("there"), 44_700_000)).found
+
+
+def test_no_weights_are_wanted() -> None:
+    assert data.check_weights("", None).status == "skipped"
+    assert data.check_weights("none", None).found == "none are asked for"
+
+
+def test_a_file_of_weights(resnet18_file: Path) -> None:
+    digest = hashlib.sha256(resnet18_file.read_bytes()).hexdigest()
+    finding = data.check_weights(str(resnet18_file), None)
+    assert (finding.status, f"sha256 {digest[:12]}" in finding.found) == ("ok", True)
+
+
+def test_weights_that_are_missing_or_none(tmp_path: Path) -> None:
+    (tmp_path / "text.pth").write_text("not weights")
+    finding = data.check_weights(str(tmp_path / "text.pth"), None)
+    assert (finding.status, "is no file of weights" in finding.found) == ("failed", True)
+    assert data.check_weights(str(tmp_path / "none.pth"), None).status == "failed"
+
+
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setattr(torch.hub, "_hub_dir", None)
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
+    return tmp_path / "torch" / "hub" / "checkpoints" / weights.IMAGENET_FILE
+
+
+def test_imagenets_weights_that_are_not_here(hub: Path, offline: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    finding = data.check_weights("imagenet", None)
+    assert finding.status == "failed"
+    assert finding.found.startswith(f"{hub} is not there, and cannot be downloaded: ")
+    assert "--weights PATH" in finding.advice
+    with servers.silent() as where:
+        monkeypatch.setenv("HTTPS_PROXY", f"http://{where}")
+        finding = data.check_weights("imagenet", None)
+    assert (finding.status, "download.pytorch.org:443 can be reached" in finding.found) == ("warning", True)
+    assert not hub.parent.exists()
+
+
+def test_imagenets_weights_by_their_digest(hub: Path, resnet18_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    hub.parent.mkdir(parents=True)
+    hub.write_bytes(resnet18_file.read_bytes())
+    digest = hashlib.sha256(hub.read_bytes()).hexdigest()
+    finding = data.check_weights("imagenet", None)
+    assert finding.status == "failed"
+    assert finding.found == f"{hub}: sha256 {digest[:8]}, expected f37072fd"
+    assert finding.advice == "delete it, then it is downloaded again"
+    monkeypatch.setattr(weights, "IMAGENET_SHA256_BEGINS", digest[:8])
+    assert data.check_weights("imagenet", None).found == f"imagenet: imagenet, sha256 {digest[:12]}, of a ResNet18"
+
+
+def test_a_uri_of_another_kind_does_not_show_its_password() -> None:
+    finding = data.check_data("ftp://user:hunter2@host/x", None)
+    assert finding.status == "failed"
+    assert "hunter2" not in finding.found

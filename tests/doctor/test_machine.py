@@ -1,0 +1,155 @@
+from __future__ import annotations
+
+import os
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from cnn_jobs.doctor import machine
+
+no_gpu = pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU that works")
+Mount = Callable[[str], Path]
+
+
+@pytest.fixture(autouse=True)
+def _no_variables(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("NVIDIA_VISIBLE_DEVICES", "CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS"):
+        monkeypatch.delenv(name, raising=False)
+
+
+@pytest.fixture
+def nowhere(tmp_path: Path) -> Path:
+    (tmp_path / "dev").mkdir()
+    return tmp_path / "dev"
+
+
+def cgroup(folder: Path, quota: str) -> Path:
+    folder.mkdir(exist_ok=True)
+    (folder / "cpu.max").write_text(f"{quota} 100000\n")
+    return folder
+
+
+@no_gpu
+def test_a_machine_without_a_gpu(nowhere: Path) -> None:
+    finding = machine.check_device("auto", nowhere, nowhere / "none")
+    assert finding.status == "ok"
+    assert finding.found.startswith(f"cpu, no GPU here (torch {torch.__version__}, ")
+    assert machine.check_device("cpu", nowhere).found.startswith("cpu, as asked for")
+
+
+@no_gpu
+def test_cuda_that_is_asked_for_and_is_not_here(nowhere: Path) -> None:
+    finding = machine.check_device("cuda", nowhere, nowhere / "none")
+    assert (finding.status, finding.found) == ("failed", "device is cuda, but torch finds no CUDA device")
+    assert "--device cpu" in finding.advice
+
+
+@no_gpu
+def test_a_gpu_that_torch_cannot_use(nowhere: Path) -> None:
+    (nowhere / "nvidia0").touch()
+    (nowhere / "nvidiactl").touch()
+    version = nowhere / "version"
+    version.write_text("NVRM version: NVIDIA UNIX x86_64 Kernel Module  535.104.05  Sat Aug 19 01:15:15 UTC 2023\n")
+    finding = machine.check_device("auto", nowhere, version)
+    assert finding.status == "failed"
+    assert "a GPU is here (/dev/nvidia0; driver 535.104.05), but torch cannot use it: " in finding.found
+    reasons = ("Torch not compiled with CUDA enabled", "no NVIDIA driver", "driver")
+    assert any(reason in finding.found.partition("cannot use it: ")[2] for reason in reasons)
+    assert "--device cpu" in finding.advice
+    assert machine.check_device("cpu", nowhere, version).status == "ok"
+
+
+@no_gpu
+@pytest.mark.parametrize(
+    ("name", "value", "status"),
+    [
+        ("NVIDIA_VISIBLE_DEVICES", "GPU-5a3b", "failed"),
+        ("CUDA_VISIBLE_DEVICES", "0,1", "failed"),
+        ("CUDA_VISIBLE_DEVICES", "-1", "ok"),
+        ("NVIDIA_VISIBLE_DEVICES", "all", "ok"),
+        ("NVIDIA_VISIBLE_DEVICES", "void", "ok"),
+    ],
+)
+def test_a_gpu_that_was_granted_by_a_variable(
+    nowhere: Path, monkeypatch: pytest.MonkeyPatch, name: str, value: str, status: str
+) -> None:
+    monkeypatch.setenv(name, value)
+    finding = machine.check_device("auto", nowhere, nowhere / "none")
+    assert finding.status == status
+    assert (f"{name}={value}; no driver" in finding.found) == (status == "failed")
+
+
+@no_gpu
+def test_what_nvidia_smi_says_is_repeated(nowhere: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    program = nowhere / "nvidia-smi"
+    program.write_text("#!/bin/sh\necho 'Failed to initialize NVML: Driver/library version mismatch'\nexit 18\n")
+    program.chmod(0o755)
+    (nowhere / "nvidia0").touch()
+    monkeypatch.setenv("PATH", f"{nowhere}:{os.environ['PATH']}")
+    found = machine.check_device("auto", nowhere, nowhere / "none").found
+    assert "nvidia-smi says Failed to initialize NVML: Driver/library version mismatch" in found
+
+
+@pytest.mark.gpu
+def test_a_gpu_that_works() -> None:
+    finding = machine.check_device("auto")
+    assert finding.status == "ok"
+    assert torch.cuda.get_device_name(0) in finding.found
+
+
+def test_threads_within_the_limit(tmp_path: Path) -> None:
+    finding = machine.check_threads(0, cgroup(tmp_path / "c", "100000"))
+    assert finding.status == "ok"
+    assert finding.found.startswith("1 threads for 1 CPUs")
+
+
+def test_more_threads_than_the_cgroup_grants(tmp_path: Path) -> None:
+    finding = machine.check_threads(8, cgroup(tmp_path / "c", "150000" if os.cpu_count() != 1 else "100000"))
+    assert finding.status == "warning"
+    assert finding.found.startswith("8 threads for ")
+    assert "--threads " in finding.advice
+
+
+def test_a_quota_is_named_beside_the_cpus(tmp_path: Path) -> None:
+    cpus = len(os.sched_getaffinity(0))
+    if cpus == 1:
+        pytest.skip("a quota below one CPU is rounded up")
+    found = machine.check_threads(0, cgroup(tmp_path / "c", "50000")).found
+    assert found == f"1 threads for 1 CPUs by the cgroup's quota, of {cpus}"
+
+
+def test_a_variable_of_openmp_does_not_count(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", "64")
+    finding = machine.check_threads(0, cgroup(tmp_path / "c", "max"))
+    assert (finding.status, "OMP_NUM_THREADS=64 does not count" in finding.found) == ("ok", True)
+
+
+def test_shared_memory_that_is_large_enough(mounted: Mount) -> None:
+    folder = mounted("size=64m")
+    finding = machine.check_shared_memory(folder)
+    assert (finding.status, finding.found) == ("ok", f"{folder}: 64 MiB free of 64")
+    assert list(folder.iterdir()) == []
+
+
+def test_shared_memory_that_is_small_or_taken(mounted: Mount) -> None:
+    assert machine.check_shared_memory(mounted("size=16m")).status == "warning"
+    folder = mounted("size=128m")
+    (folder / "taken").write_bytes(b"x" * (100 << 20))
+    finding = machine.check_shared_memory(folder)
+    assert (finding.status, "28 MiB free of 128" in finding.found) == ("warning", True)
+    assert "--shm-size" in finding.advice
+
+
+def test_shared_memory_that_cannot_be_written(mounted: Mount) -> None:
+    folder = mounted("size=128m")
+    subprocess.run(["mount", "-o", "remount,ro", str(folder)], check=True)
+    finding = machine.check_shared_memory(folder)
+    assert (finding.status, "cannot be written (Read-only file system)" in finding.found) == ("failed", True)
+
+
+def test_no_shared_memory(tmp_path: Path) -> None:
+    finding = machine.check_shared_memory(tmp_path / "none")
+    assert (finding.status, finding.found) == ("failed", f"{tmp_path / 'none'} is not there")

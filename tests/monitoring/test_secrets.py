@@ -1,0 +1,73 @@
+"""No secret gets through, and what is none stays readable."""
+
+from __future__ import annotations
+
+import string
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cnn_jobs.monitoring.secrets import redact
+
+KEY_ID, KEY = "AKIAIOSFODNN7EXAMPLE", "wJalrXUtnFEMI/K7MDENG/bPxRfiCYEXAMPLEKEY"
+PASSWORDS = st.text(string.ascii_letters + string.digits + "!$%^&*()_+=~@#?.,;-", min_size=1, max_size=30)
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("http://ann:hunter2@mlflow:5000/x", "http://ann:***@mlflow:5000/x"),
+        ("postgresql+psycopg2://u:p@ss@db:5432/m failed", "postgresql+psycopg2://u:***@db:5432/m failed"),
+        ("(http://u:secret@h/a, http://v:other@h/b)", "(http://u:***@h/a, http://v:***@h/b)"),
+        (f"id {KEY_ID} refused", "id *** refused"),
+        ("Authorization: Bearer abcdefgh12345678", "Authorization: ***"),
+        ("sent 'Basic dXNlcjpwYXNz' along", "sent 'Basic ***' along"),
+        ("aws_secret_access_key=abc/def+g", "aws_secret_access_key=***"),
+        ('{"password": "abc", "user": "ann"}', '{"password": "***", "user": "ann"}'),
+        ("https://b.s3.amazonaws.com/k?X-Amz-Signature=0af1&x=1", "https://b.s3.amazonaws.com/k?X-Amz-Signature=***&x=1"),
+        ("--token=abc --run-key=k1", "--token=*** --run-key=k1"),
+    ],
+)  # fmt: skip
+def test_a_secret_becomes_stars(text: str, shown: str) -> None:
+    assert redact(text, {}) == shown
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "http://127.0.0.1:5000/#/experiments/1/runs/0a1b",
+        "Go on with it:\n  cnn-jobs train task2 --run-key 0a1b2c3d",
+        "it wants a login: set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD",
+        "step 20/300: train loss 1.2345, val loss 1.2, val accuracy 0.5",
+        "Model signature: inputs (float32)",
+        "s3://bucket/key of ann@example.org",
+        "/tmp/state/0a1b/checkpoints/last.pt: 3 tokens, 2 secrets",
+    ],
+)
+def test_what_is_no_secret_stays(text: str) -> None:
+    assert redact(text, {}) == text
+
+
+def test_values_of_secret_variables_are_hidden_wherever_they_stand_and_others_are_not() -> None:
+    environment = {
+        "AWS_SECRET_ACCESS_KEY": KEY,
+        "MLFLOW_TRACKING_PASSWORD": "hunter2hunter2",
+        "CNN_JOBS_RUN_KEY": "run-of-monday",
+        "AWS_WEB_IDENTITY_TOKEN_FILE": "/var/run/secrets/t",
+        "DB_PASSWORD": "ab",
+    }
+    text = f"{KEY} hunter2hunter2 run-of-monday /var/run/secrets/t ab"
+    assert redact(text, environment) == "*** *** run-of-monday /var/run/secrets/t ab"
+
+
+@given(PASSWORDS, st.sampled_from(["http", "https", "postgresql", "redis"]))
+def test_no_password_of_a_url_survives(password: str, scheme: str) -> None:
+    shown = redact(f"cannot reach {scheme}://user:{password}@host.example:5000/path now", {})
+    assert shown == f"cannot reach {scheme}://user:***@host.example:5000/path now"
+
+
+@given(st.text(max_size=200))
+def test_hiding_twice_changes_nothing_more(text: str) -> None:
+    once = redact(text, {})
+    assert redact(once, {}) == once
