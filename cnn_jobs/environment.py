@@ -8,6 +8,9 @@ import re
 from cnn_jobs.errors import UserError
 
 LOOK_UP_S = 5.0
+# The Service of k8s/stack.
+POD_TRACKING_URI = "http://mlflow:5000"
+STAGE_IN_CLUSTER = "stage it in the cluster: kubectl apply -f k8s/prepare-data-job.yaml"
 KEY_FORM = r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}"
 
 
@@ -21,6 +24,31 @@ def job_run_key() -> str:
     uid = os.environ.get("CNN_JOBS_JOB_UID", "")
     index = os.environ.get("JOB_COMPLETION_INDEX", "")
     return f"{uid}-{index}" if uid and index else uid
+
+
+def job_group() -> str:
+    """One word for the runs of an Indexed Job, its UID; "" elsewhere."""
+    return os.environ.get("CNN_JOBS_JOB_UID", "") if os.environ.get("JOB_COMPLETION_INDEX") else ""
+
+
+def pod_tags() -> dict[str, str]:
+    """Where on Kubernetes this process runs, as far as the Job's environment says it: tags of a run."""
+    names = {
+        "cnn_jobs.job_uid": "CNN_JOBS_JOB_UID",
+        "cnn_jobs.completion_index": "JOB_COMPLETION_INDEX",
+        "cnn_jobs.pod": "CNN_JOBS_POD",
+        "cnn_jobs.node": "CNN_JOBS_NODE",
+    }
+    return {tag: os.environ[name] for tag, name in names.items() if os.environ.get(name)}
+
+
+def may_download() -> bool:
+    """Whether a data set or weights that are missing come from the internet: not in a pod, where they are staged once
+    for all (``CNN_JOBS_DOWNLOAD=1`` allows it). Raises ``UserError`` for anything but 0 and 1."""
+    wanted = os.environ.get("CNN_JOBS_DOWNLOAD", "")
+    if wanted not in ("", "0", "1"):
+        raise UserError(f"CNN_JOBS_DOWNLOAD is '{wanted}', but must be 0 or 1")
+    return wanted == "1" if wanted else not in_pod()
 
 
 def check_run_key(key: str) -> str:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from cnn_jobs.cost_book import CostBook
+from cnn_jobs.environment import pod_tags
 from cnn_jobs.files import make_folder, write_text
 from cnn_jobs.models.describe import as_markdown, describe
 from cnn_jobs.models.resnet import Trunk
@@ -47,6 +48,7 @@ def record_attempt(run: Run, recorder: JournalRecorder, plan: FeaturePlan | None
             "cnn_jobs.device": lineage.device_name(run.placement.device),
             "cnn_jobs.threads": run.threads,
             "cnn_jobs.deterministic": not run.options.fast,
+            **pod_tags(),
         }
     )
 

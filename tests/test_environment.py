@@ -58,3 +58,48 @@ def test_usual_keys_are_accepted(key: str) -> None:
 def test_others_are_refused(key: str) -> None:
     with pytest.raises(UserError):
         environment.check_run_key(key)
+
+
+def test_where_on_kubernetes_a_run_is_comes_from_the_jobs_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("JOB_COMPLETION_INDEX", raising=False)
+    assert environment.pod_tags() == {}
+    monkeypatch.setenv("CNN_JOBS_JOB_UID", "6f2c-11")
+    assert environment.job_group() == ""  # one run alone is its own group
+    monkeypatch.setenv("JOB_COMPLETION_INDEX", "3")
+    monkeypatch.setenv("CNN_JOBS_POD", "task2-3-abc")
+    monkeypatch.setenv("CNN_JOBS_NODE", "node-1")
+    assert environment.job_group() == "6f2c-11"
+    assert environment.pod_tags() == {
+        "cnn_jobs.job_uid": "6f2c-11",
+        "cnn_jobs.completion_index": "3",
+        "cnn_jobs.pod": "task2-3-abc",
+        "cnn_jobs.node": "node-1",
+    }
+
+
+@pytest.mark.parametrize(
+    ("pod", "wanted", "may"), [("", "", True), ("1", "", False), ("1", "1", True), ("", "0", False), ("1", "0", False)]
+)
+def test_pods_download_nothing_unless_they_are_told_to(
+    monkeypatch: pytest.MonkeyPatch, pod: str, wanted: str, may: bool
+) -> None:
+    monkeypatch.setenv("KUBERNETES_SERVICE_HOST", pod)
+    monkeypatch.setenv("CNN_JOBS_DOWNLOAD", wanted)
+    assert environment.may_download() is may
+
+
+def test_anything_else_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CNN_JOBS_DOWNLOAD", "yes")
+    with pytest.raises(UserError, match="must be 0 or 1"):
+        environment.may_download()
+
+
+def test_mlflow_in_a_pod_is_the_stacks_service(monkeypatch: pytest.MonkeyPatch) -> None:
+    from cnn_jobs.tracking.connection import tracking_uri
+
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    assert tracking_uri().startswith("sqlite:///")
+    monkeypatch.setenv("KUBERNETES_SERVICE_HOST", "10.0.0.1")
+    assert tracking_uri() == environment.POD_TRACKING_URI
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://other:5000")
+    assert tracking_uri() == "http://other:5000"

@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING
 
 import click
 
+from cnn_jobs.cli.options import option
+
 if TYPE_CHECKING:
     from cnn_jobs.data.dataset import Dataset
 
@@ -28,6 +30,35 @@ def prepare_command(src: str, dest: str) -> None:
 
     written = prepare(src, dest)
     _show(verify(written))  # read back: what is shown is what the file holds
+
+
+@data.command("stage")
+@option("cifar10", is_flag=True, default=True, help="CIFAR-10, for --data cifar10.")
+@option(
+    "cifar10_from",
+    default="",
+    show_default="its authors' site",
+    help="Where it comes from: http address of a mirror of the archive, s3://..., or a file that 'data prepare' made.",
+)
+@option("imagenet", is_flag=True, default=True, help="ImageNet's weights of ResNet18, for --weights imagenet.")
+@option(
+    "imagenet_from",
+    default="",
+    show_default="torchvision's site",
+    help="Where they come from: http address of a mirror, s3://... or a file.",
+)
+def stage_command(cifar10: bool, cifar10_from: str, imagenet: bool, imagenet_from: str) -> None:
+    """Put CIFAR-10 and ImageNet's weights where training looks for them, each checked by its digest.
+
+    The data set goes to CNN_JOBS_CACHE_DIR, the weights to TORCH_HOME: on Kubernetes a volume that
+    training pods read. What lies there already is checked and kept.
+    """
+    from cnn_jobs.staging import stage_cifar10, stage_imagenet
+
+    wanted = [(stage_cifar10, cifar10_from)] * cifar10 + [(stage_imagenet, imagenet_from)] * imagenet
+    for stage, source in wanted:
+        staged = stage(source)
+        click.echo(f"{staged.path}  sha256 {staged.digest[:12]}  {'staged' if staged.fresh else 'was there'}")
 
 
 @data.command("verify")

@@ -11,7 +11,7 @@ import click
 
 from cnn_jobs.cli.options import monitoring_options, option, recipe_options, state_dir_option
 from cnn_jobs.cli.telling import tell
-from cnn_jobs.environment import check_run_key, default_ship_deadline_s, in_pod, job_run_key
+from cnn_jobs.environment import check_run_key, default_ship_deadline_s, in_pod, job_group, job_run_key
 from cnn_jobs.monitoring import logs
 from cnn_jobs.monitoring.watch import MonitoringOptions, watched
 from cnn_jobs.process import keep_freed_memory, limit_spinning
@@ -42,6 +42,12 @@ from cnn_jobs.watcher import Watcher, Watchers
     help="Where task4a keeps what its frozen layers make of each image; off: computed at each step.",
 )
 @option("experiment", default="cnn-jobs", help="Experiment in MLflow.")
+@option(
+    "group",
+    default=lambda: job_group(),
+    show_default="in an Indexed Job its UID, else the run's key",
+    help="One word for runs that were started together.",
+)
 @option("run_name", default="", help="Name of the run in MLflow; by default the task and the seed.")
 @state_dir_option
 @option(

@@ -15,28 +15,39 @@ import numpy as np
 
 from cnn_jobs.data.dataset import Dataset
 from cnn_jobs.data.prepared import cached
+from cnn_jobs.environment import STAGE_IN_CLUSTER
 from cnn_jobs.errors import CnnJobsError, DataError, RemoteDataError, from_os_error
 
 NAME = "cifar10"
 DOWNLOAD_TIMEOUT_S = 30.0
+CIFAR10_URL = "https://www.cs.toronto.edu/~kriz/cifar-10-python.tar.gz"
 
 
-def open_cifar10(cache_dir: Path) -> Dataset:
+def prepared_file(cache_dir: Path) -> Path:
+    """Where it lies once it was opened, and where a staged one is looked for."""
+    return cache_dir / "cifar10.npz"
+
+
+def open_cifar10(cache_dir: Path, *, download: bool = True, url: str = CIFAR10_URL) -> Dataset:
     """CIFAR-10: 50,000 and 10,000 pictures of 32x32, downloaded into ``cache_dir`` where it is not there yet.
 
-    Raises ``RemoteDataError`` (exit 1) where it cannot be downloaded, ``DataError`` (exit 2) where the
-    archive that lies there is not the original, ``DiskFullError`` or ``StateDirError`` where the cache cannot
-    be written.
+    Raises ``RemoteDataError`` (exit 1) where it cannot be downloaded from ``url``, ``DataError`` (exit 2) where it may
+    not be or where the archive that lies there is not the original, ``DiskFullError`` or ``StateDirError`` where the
+    cache cannot be written.
     """
-    return cached(cache_dir / "cifar10.npz", lambda: _load(cache_dir / "cifar10"), name=NAME, uri=NAME)
+    file, root = prepared_file(cache_dir), cache_dir / "cifar10"
+    if not download and not file.exists() and not root.exists():
+        raise DataError(f"{NAME}: {file} is not there, and nothing is downloaded here; {STAGE_IN_CLUSTER}")
+    return cached(file, lambda: _load(root, url), name=NAME, uri=NAME)
 
 
-def _load(root: Path) -> Dataset:
+def _load(root: Path, url: str) -> Dataset:
     from torchvision.datasets import CIFAR10  # late: it takes a second that a cached data set need not wait
 
+    source = type("CIFAR10", (CIFAR10,), {"url": url})  # its MD5 is checked, wherever it comes from
     try:
         with _quietly():
-            train, test = (CIFAR10(root, train=split, download=True) for split in (True, False))
+            train, test = (source(root, train=split, download=True) for split in (True, False))
     except Exception as error:
         raise _explained(error, root / CIFAR10.filename) from error
     return Dataset.from_arrays(

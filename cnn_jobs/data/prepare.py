@@ -24,7 +24,7 @@ def prepare(src: str, dest: str) -> str:
         raise DataError(
             f"{dest.split('://')[0]}://...: not a place for a file; give a directory or s3://bucket/prefix/"
         )
-    dataset = open_dataset(src)
+    dataset = open_dataset(src, download=True)
     name = f"{dataset.name}-{dataset.digest[:SHORT_DIGEST]}.npz"
     by_name = dest.lower().endswith(".npz")
     if dest.startswith(s3.SCHEME):

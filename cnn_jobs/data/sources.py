@@ -12,6 +12,7 @@ import platformdirs
 from cnn_jobs.data import cifar10, imagefolder, s3, shapes
 from cnn_jobs.data.dataset import Dataset
 from cnn_jobs.data.prepared import read_prepared
+from cnn_jobs.environment import may_download
 from cnn_jobs.errors import DataError
 
 VALID = "'cifar10', 'shapes', an ImageFolder directory or .zip, a prepared .npz, or s3://bucket/key of one"
@@ -26,16 +27,17 @@ def default_cache_dir() -> Path:
     return Path(os.environ.get("CNN_JOBS_CACHE_DIR") or platformdirs.user_cache_dir("cnn-jobs"))
 
 
-def open_dataset(uri: str, *, cache_dir: Path | None = None) -> Dataset:
+def open_dataset(uri: str, *, cache_dir: Path | None = None, download: bool | None = None) -> Dataset:
     """The data set that ``uri`` names: see ``VALID``. A word wins over a file of that name (``./shapes``).
 
-    Decoded and downloaded things are kept in ``cache_dir`` (default: ``default_cache_dir()``). Raises
+    Decoded and downloaded things are kept in ``cache_dir`` (default: ``default_cache_dir()``). ``download``: whether
+    CIFAR-10 may come from its authors' site (default: ``environment.may_download()``). Raises
     ``DataError`` (exit 2) for what is missing, damaged or of another form, ``RemoteDataError`` (exit 1) where
     a server does not answer, and ``DiskFullError`` or ``StateDirError`` where the cache cannot be written.
     """
     cache_dir = cache_dir or default_cache_dir()
     if uri == cifar10.NAME:
-        return cifar10.open_cifar10(cache_dir)
+        return cifar10.open_cifar10(cache_dir, download=may_download() if download is None else download)
     if uri == shapes.NAME:
         return shapes.draw_shapes()
     if uri.startswith(s3.SCHEME):

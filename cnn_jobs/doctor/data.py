@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from cnn_jobs.doctor import network
 from cnn_jobs.doctor.finding import Finding, failed, from_error, ok, skipped, warning
-from cnn_jobs.environment import in_pod
+from cnn_jobs.environment import STAGE_IN_CLUSTER, in_pod, may_download
 from cnn_jobs.errors import CnnJobsError
 from cnn_jobs.recipe import NO_WEIGHTS
 
@@ -21,7 +21,6 @@ SMALL_BYTES = 8_000_000
 STAGE = (
     "run 'cnn-jobs data prepare cifar10 FOLDER' on a machine with internet and give the file that it makes by --data"
 )
-STAGE_IN_POD = "stage it in the cluster: kubectl apply -f k8s/prepare-data-job.yaml"
 
 
 def check_data(uri: str, stored: Looked | None) -> Finding:
@@ -59,7 +58,9 @@ def check_weights(source: str, stored: Looked | None) -> Finding:
 
         path = Path(torch.hub.get_dir()) / "checkpoints" / weights.IMAGENET_FILE
         if not path.exists():
-            return _to_be_downloaded(f"{path} is not there", weights.IMAGENET_URL, weights.HOW)
+            return _to_be_downloaded(
+                f"{path} is not there", weights.IMAGENET_URL, STAGE_IN_CLUSTER if in_pod() else weights.HOW
+            )
     try:
         found = weights.open_weights(source)
     except CnnJobsError as error:
@@ -91,7 +92,7 @@ def _check_cifar10() -> Finding:
     return _to_be_downloaded(
         f"cifar10 is not on this disk (looked for {prepared}, {unpacked} and {archive})",
         CIFAR10.url,
-        STAGE_IN_POD if in_pod() else STAGE,
+        STAGE_IN_CLUSTER if in_pod() else STAGE,
     )
 
 
@@ -104,6 +105,8 @@ def _is_original(folder: Path) -> bool:
 
 
 def _to_be_downloaded(found: str, url: str, otherwise: str) -> Finding:
+    if not may_download():
+        return failed(f"{found}, and nothing is downloaded here", otherwise)
     why_not = network.reach(url)
     if why_not:
         return failed(f"{found}, and cannot be downloaded: {why_not}", otherwise)

@@ -12,6 +12,7 @@ import torch
 
 from cnn_jobs.data import s3
 from cnn_jobs.data.sources import default_cache_dir
+from cnn_jobs.environment import STAGE_IN_CLUSTER, may_download
 from cnn_jobs.errors import CnnJobsError, RemoteDataError, WeightsError
 from cnn_jobs.recipe import NO_WEIGHTS
 
@@ -51,16 +52,19 @@ class Weights:
         return weight.ndim == 2 and weight.shape[1] == HEAD_FEATURES and bias.shape == weight.shape[:1]
 
 
-def open_weights(source: str, *, cache_dir: Path | None = None) -> Weights | None:
+def open_weights(
+    source: str, *, cache_dir: Path | None = None, download: bool | None = None, url: str = IMAGENET_URL
+) -> Weights | None:
     """``imagenet``, a path or ``s3://bucket/key``; ``None`` for ``none``.
 
-    Raises ``WeightsError`` (exit 2) for what is missing, damaged or of another network, ``RemoteDataError`` (exit 1)
+    ``download``: whether those of ImageNet may come from ``url`` (default: ``environment.may_download()``). Raises
+    ``WeightsError`` (exit 2) for what is missing, damaged or of another network, ``RemoteDataError`` (exit 1)
     where a server does not answer.
     """
     if source == NO_WEIGHTS:
         return None
     if source == IMAGENET:
-        path = _imagenet_file()
+        path = _imagenet_file(url, download=may_download() if download is None else download)
     elif source.startswith(s3.SCHEME):
         path, _ = s3.download(source, cache_dir or default_cache_dir())
     else:
@@ -77,17 +81,22 @@ def open_weights(source: str, *, cache_dir: Path | None = None) -> Weights | Non
     return Weights(source, digest, _read(path, source))
 
 
-def _imagenet_file() -> Path:
-    """From torch's hub cache, downloaded where that is possible."""
-    path = Path(torch.hub.get_dir()) / "checkpoints" / IMAGENET_FILE
+def imagenet_path() -> Path:
+    """Where ImageNet's lie: in torch's hub cache."""
+    return Path(torch.hub.get_dir()) / "checkpoints" / IMAGENET_FILE
+
+
+def _imagenet_file(url: str, *, download: bool) -> Path:
+    """From torch's hub cache, downloaded where that is allowed and possible."""
+    path = imagenet_path()
+    if not path.exists() and not download:
+        raise WeightsError(f"{path} is not there, and nothing is downloaded here; {STAGE_IN_CLUSTER}, or {HOW}")
     if not path.exists():
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            torch.hub.download_url_to_file(IMAGENET_URL, str(path), IMAGENET_SHA256_BEGINS, progress=False)
+            torch.hub.download_url_to_file(url, str(path), IMAGENET_SHA256_BEGINS, progress=False)
         except (OSError, RuntimeError) as error:  # no network, no room; RuntimeError: the digest
-            raise RemoteDataError(
-                f"{IMAGENET_URL}: cannot be downloaded ({' '.join(str(error).split())}); {HOW}"
-            ) from error
+            raise RemoteDataError(f"{url}: cannot be downloaded ({' '.join(str(error).split())}); {HOW}") from error
     return path
 
 

@@ -8,6 +8,7 @@ from json import JSONDecodeError
 from pathlib import Path
 from urllib.parse import urlsplit, urlunsplit
 
+from cnn_jobs.environment import POD_TRACKING_URI, in_pod
 from cnn_jobs.errors import TrackingUriError
 
 # MLflow's own defaults (7 retries of up to 120 s) block for minutes; a user's settings win.
@@ -35,8 +36,10 @@ def configure_client() -> None:
 
 
 def tracking_uri() -> str:
-    """``MLFLOW_TRACKING_URI``, else the database in the present folder that MLflow itself would take."""
-    return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{Path.cwd() / 'mlflow.db'}"
+    """``MLFLOW_TRACKING_URI``; else in a pod the Service of the stack, elsewhere the database in the present folder
+    that MLflow itself would take."""
+    default = POD_TRACKING_URI if in_pod() else f"sqlite:///{Path.cwd() / 'mlflow.db'}"
+    return os.environ.get("MLFLOW_TRACKING_URI") or default
 
 
 def check_uri(uri: str) -> str:
