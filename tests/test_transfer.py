@@ -240,7 +240,9 @@ def test_a_stop_at_the_end_of_the_pass_counts_it_once(
     thrown = metrics["ledger/device_seconds_thrown_away"]
     points = client(mlflow_uri).get_metric_history(again.run_id, "attempt/device_seconds")
     assert sum(point.value for point in points) == pytest.approx(metrics["ledger/device_seconds"], abs=1e-3)
-    assert (thrown < 1e-3) if mode == "disk" else thrown == pytest.approx(metrics["trunk/seconds"], abs=1e-2)
+    # Once: not twice, and not nothing. A busy machine spends some milliseconds between what the two clocks enclose.
+    once = metrics["trunk/seconds"]
+    assert (thrown < 1e-3) if mode == "disk" else 0.5 * once < thrown < 1.5 * once
 
 
 @pytest.mark.slow
