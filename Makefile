@@ -17,7 +17,7 @@ METADATA := setup.cfg pyproject.toml
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help setup local-run local-stop local-status test test-all lint format bench clean
+.PHONY: help setup local-run local-stop local-status test test-all lint format bench manifests clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' '$(firstword $(MAKEFILE_LIST))'
@@ -60,6 +60,9 @@ format: $(VENV)/.installed-test ## format the code, and repair what ruff can
 
 bench: $(VENV)/.installed-bench ## the benchmarks (ARGS= goes to them)
 	$(BIN)/python -m benchmarks.run $(ARGS)
+
+manifests: $(VENV)/.installed-run ## write the Kubernetes Jobs in k8s/ from the registry of tasks
+	$(BIN)/cnn-jobs manifests render
 
 clean: ## remove caches and build output (.venv and .local stay)
 	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

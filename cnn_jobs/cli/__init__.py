@@ -26,6 +26,7 @@ COMMANDS = {
     "reap": ("reap", "Repair the status of runs whose process is gone."),
     "reproduce": ("reproduce", "Train again what a run recorded, and compare."),
     "doctor": ("doctor", "Check data, MLflow, credentials, device and disk; say what to do."),
+    "manifests": ("manifests", "Write the Kubernetes Jobs from the registry, or check them."),
     "data": ("data", "Stage and check data sets."),
 }
 

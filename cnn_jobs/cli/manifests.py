@@ -1,0 +1,95 @@
+"""``cnn-jobs manifests``: the Kubernetes Jobs of the registry, written and compared."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+
+from cnn_jobs.cli.options import env_name, option
+from cnn_jobs.cluster.settings import Settings
+from cnn_jobs.errors import UserError
+
+Command = Callable[..., Any]
+
+
+def rendering_options(command: Command) -> Command:
+    """Adds what decides the text of the files, and where they are."""
+    for add in (
+        click.option(
+            "--no-gpu",
+            "no_gpu",
+            is_flag=True,
+            default=False,
+            envvar=env_name("no_gpu"),
+            show_envvar=True,
+            help="Jobs that train on CPUs; the same as --gpu 0.",
+        ),
+        option("gpu", type=click.IntRange(min=0), default=None, show_default="1", help="GPUs of a pod that trains."),
+        option(
+            "state_claim",
+            default="",
+            show_default="none: a folder that goes with the pod",
+            metavar="NAME",
+            help="PersistentVolumeClaim for the state of trainings, which then outlives their pods.",
+        ),
+        option("namespace", default=Settings.namespace, help="Namespace of the Jobs."),
+        option("image", default=Settings.image, metavar="NAME:TAG", help="Container image; 'latest' is refused."),
+        option(
+            "out",
+            type=click.Path(path_type=Path, file_okay=False),
+            default="k8s",
+            help="Folder of the files.",
+        ),
+    ):
+        command = add(command)
+    return command
+
+
+@click.group("manifests")
+def manifests() -> None:
+    """Write the Kubernetes Jobs from the registry of tasks, or check those that are there."""
+
+
+@manifests.command("render", context_settings={"show_default": True})
+@click.argument("jobs", nargs=-1, metavar="[JOB]...")
+@rendering_options
+def render_command(jobs: tuple[str, ...], out: Path, **given: Any) -> None:
+    """Write JOB-job.yaml for each JOB, for all where none is named.
+
+    \b
+    A JOB is a task (task2: one run), a task and '-seeds' (task2-seeds: five runs
+    that differ in the seed), prepare-data, doctor or report.
+    """
+    from cnn_jobs.cluster.plans import choose
+    from cnn_jobs.cluster.render import write_files
+
+    for path in write_files(choose(jobs), _settings(**given), out):
+        click.echo(path)
+
+
+@manifests.command("check", context_settings={"show_default": True})
+@rendering_options
+def check_command(out: Path, **given: Any) -> None:
+    """Compare the files with what would be rendered: a line for each difference, and exit code 1 if there is one.
+
+    Takes the options with which they were rendered. Everything counts: fields, comments, missing and surplus files.
+    """
+    from cnn_jobs.cluster.drift import differences
+    from cnn_jobs.cluster.plans import all_plans
+
+    found = differences(out, _settings(**given))
+    for line in found:
+        click.echo(f"error: {line}", err=True)
+    if found:
+        sys.exit(1)
+    click.echo(f"{len(all_plans())} Jobs in {out} are as rendered")
+
+
+def _settings(*, gpu: int | None, no_gpu: bool, **given: str) -> Settings:
+    if no_gpu and gpu:
+        raise UserError(f"--no-gpu and --gpu {gpu} contradict each other; leave one of them out")
+    return Settings(gpus=0 if no_gpu else Settings.gpus if gpu is None else gpu, **given)

@@ -1,0 +1,271 @@
+"""What is checked in: every Job of the registry, by the contracts of this project."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from cnn_jobs import __version__
+from cnn_jobs.cluster.drift import differences
+from cnn_jobs.cluster.plans import SEEDS, all_plans
+from cnn_jobs.cluster.render import text_of, write_files
+from cnn_jobs.cluster.resources import RESNET, needs_of
+from cnn_jobs.cluster.settings import Settings
+from cnn_jobs.errors import CONTINUE, UserError
+from cnn_jobs.models.spec import ResNet18
+from cnn_jobs.tasks import INTERPRETATIONS, TASKS
+from tests.cluster.job_files import DOCUMENTS, FOLDER, PATHS, ROOT, container_of, env_of, pod_of
+from tests.cluster.job_rules import quantity
+
+TRAINING = [f"{task}{end}-job.yaml" for task in TASKS for end in ("", "-seeds")]
+SEEDED = [name for name in TRAINING if name.endswith("-seeds-job.yaml")]
+OTHERS = [*(f"{name}-job.yaml" for name in INTERPRETATIONS), "report-job.yaml", "prepare-data-job.yaml"]
+WITH_GPU = [*TRAINING, "doctor-job.yaml"]
+COMPONENTS = {"report": "report", "prepare-data": "data", "doctor": "doctor"}
+GPU = "nvidia.com/gpu"
+
+
+def test_there_is_a_file_for_every_task_its_seeds_and_what_goes_with_them_and_no_other() -> None:
+    assert set(DOCUMENTS) == {*TRAINING, *OTHERS, "doctor-job.yaml"}
+    assert len(DOCUMENTS) == 2 * len(TASKS) + len(INTERPRETATIONS) + 3
+
+
+def test_the_files_are_what_the_registry_renders() -> None:
+    assert differences(FOLDER, Settings()) == []
+
+
+@pytest.mark.parametrize("path", PATHS, ids=lambda path: path.name)
+def test_a_file_applies_on_its_own(path: Path) -> None:
+    (job,) = yaml.safe_load_all(path.read_text())
+    assert (job["apiVersion"], job["kind"]) == ("batch/v1", "Job")
+    assert f"{job['metadata']['name']}-job.yaml" == path.name
+    assert job["metadata"]["namespace"] == "cnn-jobs"
+
+
+def test_no_two_files_make_the_same_job() -> None:
+    made = [(job["metadata"]["namespace"], job["metadata"]["name"]) for job in DOCUMENTS.values()]
+    assert len(set(made)) == len(made)
+
+
+@pytest.mark.parametrize("path", PATHS, ids=lambda path: path.name)
+def test_a_file_is_for_people_too(path: Path) -> None:
+    lines = path.read_text().splitlines()
+    assert "do not edit" in path.read_text()
+    assert max(map(len, lines)) <= 120
+    assert all(line == line.rstrip() for line in lines)
+    assert [line.split(":")[0] for line in lines if re.match(r"\w", line)] == ["apiVersion", "kind", "metadata", "spec"]
+    # What a reader would ask has its answer above it: why, of each rule, too.
+    for field, count in (("podReplacementPolicy: ", 1), ("podFailurePolicy:", 1), ("- action: ", 3), ("resources:", 1)):
+        numbers = [number for number, line in enumerate(lines) if line.strip().startswith(field)]
+        assert len(numbers) == count
+        assert all(lines[number - 1].strip().startswith("# ") for number in numbers)
+
+
+def test_every_process_renders_the_same_bytes(tmp_path: Path) -> None:
+    script = (
+        "import sys, pathlib; from cnn_jobs.cluster import plans, render, settings; "
+        "render.write_files(plans.all_plans(), settings.Settings(), pathlib.Path(sys.argv[1]))"
+    )
+    for seed in ("1", "2"):
+        environment = {**os.environ, "PYTHONHASHSEED": seed, "LC_ALL": "C", "TZ": f"UTC-{seed}"}
+        subprocess.run([sys.executable, "-c", script, tmp_path / seed], env=environment, cwd=ROOT, check=True)
+    first, second = ({path.name: path.read_bytes() for path in (tmp_path / seed).iterdir()} for seed in ("1", "2"))
+    assert first == second == {path.name: path.read_bytes() for path in PATHS}
+
+
+@pytest.mark.parametrize("name", DOCUMENTS)
+def test_the_image_has_a_tag_that_stays(name: str) -> None:
+    assert container_of(DOCUMENTS[name])["image"] == f"cnn-jobs:{__version__}" != "cnn-jobs:latest"
+    assert container_of(DOCUMENTS[name])["imagePullPolicy"] == "IfNotPresent"
+    assert env_of(DOCUMENTS[name])["CNN_JOBS_CONTAINER_IMAGE"] == container_of(DOCUMENTS[name])["image"]
+
+
+@pytest.mark.parametrize("name", DOCUMENTS)
+def test_exit_codes_mean_to_kubernetes_what_the_program_means(name: str) -> None:
+    job = DOCUMENTS[name]
+    never, disruption, again = job["spec"]["podFailurePolicy"]["rules"]
+    box = container_of(job)["name"]
+    assert never == {
+        "action": "FailIndex" if name in SEEDED else "FailJob",
+        "onExitCodes": {"containerName": box, "operator": "In", "values": [UserError.exit_code]},
+    }
+    assert disruption == {"action": "Ignore", "onPodConditions": [{"type": "DisruptionTarget", "status": "True"}]}
+    assert again == {
+        "action": "Ignore",
+        "onExitCodes": {"containerName": box, "operator": "In", "values": [CONTINUE]},
+    }
+    assert job["spec"]["podReplacementPolicy"] == "Failed"
+    assert pod_of(job)["restartPolicy"] == "Never"
+
+
+@pytest.mark.parametrize("name", DOCUMENTS)
+def test_a_job_ends_some_time_and_goes_away(name: str) -> None:
+    job = DOCUMENTS[name]
+    assert 3600 <= job["spec"]["activeDeadlineSeconds"] <= 24 * 3600
+    assert job["spec"]["ttlSecondsAfterFinished"] == 24 * 3600
+    # A stop takes less than 10 s; a drain need not wait for more than half a minute.
+    assert 10 < pod_of(job)["terminationGracePeriodSeconds"] <= 30
+    limit = "backoffLimitPerIndex" if name in SEEDED else "backoffLimit"
+    assert {each for each in job["spec"] if each.startswith("backoff")} == {limit}
+    assert job["spec"][limit] == {"doctor-job.yaml": 0}.get(name, job["spec"][limit] or None)
+
+
+@pytest.mark.parametrize("name", SEEDED)
+def test_the_index_is_the_seed(name: str) -> None:
+    spec = DOCUMENTS[name]["spec"]
+    # Equal: more seeds can be added later (elastic Indexed Jobs).
+    assert (spec["completionMode"], spec["completions"], spec["parallelism"]) == ("Indexed", SEEDS, SEEDS)
+    assert "maxFailedIndexes" not in spec
+    index = "metadata.annotations['batch.kubernetes.io/job-completion-index']"
+    assert env_of(DOCUMENTS[name])["CNN_JOBS_SEED"] == index
+    # All else is as in the Job of one run.
+    single = DOCUMENTS[name.replace("-seeds", "")]
+    ours, theirs = container_of(DOCUMENTS[name]), container_of(single)
+    assert {k: v for k, v in ours.items() if k != "env"} == {k: v for k, v in theirs.items() if k != "env"}
+    assert [each for each in ours["env"] if each["name"] != "CNN_JOBS_SEED"] == theirs["env"]
+
+
+@pytest.mark.parametrize("name", DOCUMENTS)
+def test_labels_say_what_it_is_and_are_those_of_the_pods(name: str) -> None:
+    job = DOCUMENTS[name]
+    labels = dict(job["metadata"]["labels"])
+    assert labels == job["spec"]["template"]["metadata"]["labels"]
+    short = name.removesuffix("-job.yaml")
+    task = short.removesuffix("-seeds")
+    training, shown = name in TRAINING, short in INTERPRETATIONS
+    assert labels.pop("cnn-jobs/task", None) == (task if training or shown else None)
+    assert labels == {
+        "app.kubernetes.io/name": "cnn-jobs",
+        "app.kubernetes.io/part-of": "cnn-jobs",
+        "app.kubernetes.io/component": "training" if training else "interpret" if shown else COMPONENTS[short],
+        "app.kubernetes.io/version": __version__,
+    }
+
+
+def test_the_pod_monitor_selects_training_pods_and_their_port_and_no_others() -> None:
+    monitor = yaml.safe_load((FOLDER / "monitoring/podmonitor.yaml").read_text())["spec"]
+    wanted = monitor["selector"]["matchLabels"].items()
+    (endpoint,) = monitor["podMetricsEndpoints"]
+    selected = {
+        name for name, job in DOCUMENTS.items() if wanted <= job["spec"]["template"]["metadata"]["labels"].items()
+    }
+    serving = {
+        name
+        for name, job in DOCUMENTS.items()
+        if endpoint["port"] in [port["name"] for port in container_of(job).get("ports", [])]
+    }
+    assert selected == serving == set(TRAINING)
+
+
+@pytest.mark.parametrize("name", DOCUMENTS)
+def test_training_and_the_doctor_get_a_gpu_and_no_other_job_does(name: str) -> None:
+    job = DOCUMENTS[name]
+    resources, tolerations = container_of(job)["resources"], pod_of(job).get("tolerations", [])
+    gpus = [resources[each].get(GPU, 0) for each in ("requests", "limits")]
+    assert gpus == ([1, 1] if name in WITH_GPU else [0, 0])
+    assert [each["key"] for each in tolerations] == ([GPU] if name in WITH_GPU else [])
+    assert ("cuda" in container_of(job)["args"]) is (name in WITH_GPU)
+
+
+@pytest.mark.parametrize("name", DOCUMENTS)
+def test_cpu_and_memory_are_asked_for_and_bounded_and_the_disk_has_room_for_the_volumes(name: str) -> None:
+    resources = container_of(DOCUMENTS[name])["resources"]
+    for what in ("cpu", "memory"):
+        assert resources["requests"][what] == resources["limits"][what]
+    sizes = [each["emptyDir"]["sizeLimit"] for each in pod_of(DOCUMENTS[name])["volumes"] if "emptyDir" in each]
+    assert quantity(resources["requests"]["ephemeral-storage"]) == sum(map(quantity, sizes))
+    # docs/performance.md: the imports alone are 825 MB.
+    assert quantity(resources["limits"]["memory"]) >= 2 * 825e6
+
+
+def test_the_state_of_a_run_with_kept_features_has_room_for_them() -> None:
+    # docs/transfer.md: 12.0 GB for CIFAR-10, and checkpoints of 134 + 101 + 34 + 11 MB.
+    assert RESNET.state_gib * 2**30 > 12.0e9 + 280e6
+    assert {name for name, task in TASKS.items() if needs_of(task) is RESNET} == {
+        name for name, task in TASKS.items() if isinstance(task.network, ResNet18)
+    }
+    (state,) = [each for each in pod_of(DOCUMENTS["task4a-job.yaml"])["volumes"] if each["name"] == "state"]
+    assert state["emptyDir"]["sizeLimit"] == f"{RESNET.state_gib}Gi"
+
+
+def test_kubernetes_api_and_services_stay_outside() -> None:
+    for job in DOCUMENTS.values():
+        assert pod_of(job)["automountServiceAccountToken"] is False
+        assert pod_of(job)["enableServiceLinks"] is False
+        assert not {"serviceAccountName", "hostNetwork", "shareProcessNamespace"} & pod_of(job).keys()
+
+
+def test_only_what_loads_data_can_write_it() -> None:
+    for name, job in DOCUMENTS.items():
+        mounts = {each["name"]: each for each in container_of(job)["volumeMounts"]}
+        assert mounts.get("data", {}).get("readOnly") is {"prepare-data-job.yaml": None, "report-job.yaml": None}.get(
+            name, True
+        )
+        assert ("data" in mounts) is (name != "report-job.yaml")
+
+
+def test_settings_and_logins_of_the_cluster_are_optional() -> None:
+    shared = {"name": "cnn-jobs", "optional": True}
+    for job in DOCUMENTS.values():
+        assert container_of(job)["envFrom"] == [{"configMapRef": shared}, {"secretRef": shared}]
+
+
+def test_without_a_gpu_nothing_asks_for_one() -> None:
+    for plan in all_plans():
+        text = text_of(plan, Settings(gpus=0))
+        assert "nvidia" not in text
+        assert "cuda" not in text
+        assert ("--device, cpu" in text) is (f"{plan.name}-job.yaml" in WITH_GPU)
+
+
+def rendered(settings: Settings) -> dict[str, dict[str, Any]]:
+    return {plan.file: yaml.safe_load(text_of(plan, settings)) for plan in all_plans()}
+
+
+def test_other_settings_change_what_they_name_and_nothing_else() -> None:
+    image, other = "registry.example/cnn-jobs:1.2.3", Settings(image="registry.example/cnn-jobs:1.2.3", namespace="a-b")
+    for name, job in rendered(other).items():
+        assert container_of(job)["image"] == env_of(job)["CNN_JOBS_CONTAINER_IMAGE"] == image
+        assert job["metadata"]["namespace"] == "a-b"
+        text = (
+            yaml.safe_dump(job)
+            .replace(image, f"cnn-jobs:{__version__}")
+            .replace("namespace: a-b", "namespace: cnn-jobs")
+        )
+        assert yaml.safe_load(text) == DOCUMENTS[name]
+    for name, job in rendered(Settings(gpus=4)).items():
+        assert container_of(job)["resources"]["limits"].get(GPU) == (4 if name in WITH_GPU else None)
+
+
+def test_a_claim_for_the_state_makes_it_durable_in_trainings_alone() -> None:
+    for name, job in rendered(Settings(state_claim="runs")).items():
+        volumes = {each["name"]: each for each in pod_of(job)["volumes"]}
+        if name not in TRAINING:
+            assert job == DOCUMENTS[name]
+            continue
+        assert volumes["state"] == {"name": "state", "persistentVolumeClaim": {"claimName": "runs"}}
+        assert env_of(job)["CNN_JOBS_DURABLE_STATE"] == "true"
+        assert container_of(job)["resources"]["requests"]["ephemeral-storage"] == "1Gi"
+    assert all("CNN_JOBS_DURABLE_STATE" not in env_of(job) for job in DOCUMENTS.values())
+
+
+def test_a_file_appears_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    plan = all_plans()[0]
+    (path,) = write_files([plan], Settings(), tmp_path / "new")
+    before = path.read_text()
+
+    def fail(self: Path, target: Path) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "replace", fail)
+    with pytest.raises(Exception, match="no space left"):
+        write_files([plan], Settings(namespace="other"), tmp_path / "new")
+    assert path.read_text() == before
+    assert list((tmp_path / "new").iterdir()) == [path]

@@ -1,0 +1,254 @@
+"""The containers of MLflow run for real, as the manifests have them, on PostgreSQL (where it is installed) and S3."""
+
+from __future__ import annotations
+
+import concurrent.futures
+import importlib.util
+import io
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import boto3
+import pytest
+
+from tests.conftest import MLFLOW_WARNING
+from tests.stack.manifests import STACK, find, pods
+from tests.stack.mlflow_pod import POD_IP, Database, Running, command, environment, free_port, program, serve
+
+pytestmark = [pytest.mark.integration, pytest.mark.filterwarnings(MLFLOW_WARNING)]
+
+STORE = "k8s/overlays/in-cluster-store"
+SERVER = find(STACK, "Deployment", "mlflow")["spec"]["template"]["spec"]["containers"][0]
+SEARCH = SERVER["readinessProbe"]["httpGet"]["path"]
+NAMES = ["mlflow", "mlflow.cnn-jobs", "mlflow.cnn-jobs.svc", "mlflow.cnn-jobs.svc.cluster.local"]
+# As pods call it, as a port-forward to any port does, and as Prometheus calls a pod.
+HOSTS = [
+    *NAMES,
+    *(f"{name}:5000" for name in NAMES),
+    "localhost:5000",
+    "localhost:8080",
+    "127.0.0.1:18080",
+    "localhost",
+]
+HOSTS += [POD_IP, f"{POD_IP}:5000", f"[{POD_IP}]:5000"]
+FOREIGN = [
+    "evil.example",
+    "evil.example:5000",
+    "10.evil.example",
+    "mlflow.evil.example",
+    "10.244.3.18:5000",
+    "mlflow:80",
+]
+PASSWORD = "0123456789abcdef-of-a-test"
+HAS_EXPORTER = importlib.util.find_spec("prometheus_flask_exporter") is not None
+HAS_POSTGRES = bool(program("initdb")) and importlib.util.find_spec("psycopg") is not None
+needs_postgres = pytest.mark.skipif(not HAS_POSTGRES, reason="PostgreSQL or psycopg is not installed")
+
+
+def container_of(folder: str, owner: str) -> dict[str, Any]:
+    """The one container of one object."""
+    from tests.stack.manifests import build
+
+    (pod,) = (pod for pod in pods(build(folder)) if pod.owner == owner)
+    (container,) = pod.containers
+    return container
+
+
+@pytest.fixture(scope="module")
+def database() -> Iterator[Database]:
+    made = Database(PASSWORD)
+    yield made
+    made.remove()
+
+
+@pytest.fixture(scope="module")
+def secret(
+    moto_server: str, tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest
+) -> dict[str, str]:
+    """The Secret as a user makes it, with a database and an S3 server of this machine."""
+    folder = tmp_path_factory.mktemp(PASSWORD)
+    sqlite = f"sqlite:///{folder}/mlflow.db"
+    return {
+        "MLFLOW_BACKEND_STORE_URI": request.getfixturevalue("database").uri if HAS_POSTGRES else sqlite,
+        "MLFLOW_ARTIFACTS_DESTINATION": "s3://cnn-jobs-of-the-stack/mlflow",
+        "MLFLOW_S3_ENDPOINT_URL": moto_server,
+        "AWS_ACCESS_KEY_ID": "the-key",
+        "AWS_SECRET_ACCESS_KEY": "the-secret",
+    }
+
+
+def run(container: dict[str, Any], secret: dict[str, str], home: Path, *arguments: str, **env: str) -> str:
+    """What a container prints that is not a server; ``arguments`` in place of its own, where there are any."""
+    given = {**environment(container, secret, home), **env}
+    words = command(container, given, home)
+    if arguments:
+        words = [*words[: len(container["command"])], *arguments]
+    ran = subprocess.run(words, env=given, cwd=home, capture_output=True, text=True, timeout=120, check=False)
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+    return ran.stdout
+
+
+@pytest.fixture(scope="module")
+def bucket(secret: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """Made by the Job of the overlay, twice; what it said."""
+    job = container_of(STORE, "Job/store-bucket")
+    return [run(job, secret, tmp_path_factory.mktemp("bucket")) for _ in range(2)]
+
+
+@pytest.fixture(scope="module")
+def server(secret: dict[str, str], bucket: list[str], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
+    """The Deployment's container: its port and the address it listens on are this machine's."""
+    home, port = tmp_path_factory.mktemp("mlflow"), free_port()
+    given = environment(SERVER, secret, home)
+    words = command(SERVER, given, home, host="127.0.0.1", port=str(port))
+    if not HAS_EXPORTER:
+        words = [word for word in words if not word.startswith("--expose-prometheus=")]
+    with serve(words, given, port, home) as running:
+        yield running
+
+
+def test_the_job_makes_the_bucket_once(bucket: list[str]) -> None:
+    assert bucket == ["bucket cnn-jobs-of-the-stack made\n", "bucket cnn-jobs-of-the-stack is there\n"]
+
+
+@pytest.mark.parametrize("host", HOSTS)
+def test_it_answers_whoever_may_call(server: Running, host: str) -> None:
+    status, text = server.get(SEARCH, host)
+    assert (status, '"name": "Default"' in text) == (200, True)
+
+
+@pytest.mark.parametrize("host", FOREIGN)
+def test_it_refuses_names_that_are_not_its_own(server: Running, host: str) -> None:
+    assert server.get(SEARCH, host)[0] == 403
+    assert server.get("/", host)[0] == 403
+
+
+@pytest.mark.parametrize("kind", ["startupProbe", "readinessProbe", "livenessProbe"])
+def test_it_answers_every_probe_as_the_kubelet_sends_it(server: Running, kind: str) -> None:
+    request = SERVER[kind]["httpGet"]
+    headers = {each["name"]: each["value"] for each in request.get("httpHeaders", [])}
+    assert server.get(request["path"], headers.get("Host", f"{POD_IP}:5000"))[0] == 200
+
+
+@pytest.mark.skipif(not HAS_EXPORTER, reason="prometheus-flask-exporter is not installed")
+def test_prometheus_reads_its_metrics_by_the_address_of_the_pod(server: Running) -> None:
+    assert server.get("/metrics", "evil.example")[0] == 403
+    server.get(SEARCH, "mlflow:5000")
+    status, text = server.get("/metrics", f"{POD_IP}:5000")
+    assert (status, "mlflow_http_request_total" in text) == (200, True)
+
+
+def test_no_process_of_it_shows_the_password(server: Running, secret: dict[str, str]) -> None:
+    lines = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            group = (folder / "stat").read_text().rpartition(")")[2].split()[3]  # session
+            if int(group) == server.process.pid:
+                lines.append((folder / "cmdline").read_bytes())
+        except OSError:
+            continue
+    assert len(lines) >= 3  # the server and its two workers
+    hidden = [PASSWORD, secret["MLFLOW_BACKEND_STORE_URI"], "the-secret", "s3://"]
+    assert not [line for line in lines for word in hidden if word.encode() in line]
+    assert PASSWORD not in server.log.read_text()
+
+
+def test_it_writes_nothing_outside_of_its_volume(server: Running, tmp_path: Path) -> None:
+    """Files that its processes hold open for writing are below the home that stands for the emptyDir."""
+    written = set()
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            if int((folder / "stat").read_text().rpartition(")")[2].split()[3]) != server.process.pid:
+                continue
+            for link in (folder / "fd").iterdir():
+                flags = int((folder / "fdinfo" / link.name).read_text().split("flags:")[1].split()[0], 8)
+                if flags & 3 and link.readlink().is_absolute() and link.readlink().is_file():
+                    written.add(link.readlink())
+        except OSError:
+            continue
+    assert written
+    # Without PostgreSQL, a file of sqlite stands for it.
+    assert {p for p in written if not p.is_relative_to(server.log.parent) and not p.match("*/mlflow.db*")} == set()
+
+
+@needs_postgres
+def test_it_never_opens_more_connections_than_the_manifest_reckons_with(server: Running, database: Database) -> None:
+    counts = []
+    count = "select count(*) from pg_stat_activity where usename = 'mlflow' and pid <> pg_backend_pid()"
+    registry = "/api/2.0/mlflow/registered-models/search"
+    with concurrent.futures.ThreadPoolExecutor(60) as pool, database.connect() as connection:
+        calls = [pool.submit(server.get, path, "mlflow:5000") for _ in range(150) for path in (SEARCH, registry)]
+        while not all(call.done() for call in calls):
+            counts.append(connection.execute(count).fetchone()[0])
+            time.sleep(0.05)
+    assert {call.result()[0] for call in calls} == {200}
+    # Beyond what the pools of one worker keep: so both took part, and the limit is not far off.
+    assert 10 < max(counts) <= 42
+
+
+@needs_postgres
+def test_without_its_database_it_is_alive_but_not_ready_and_it_comes_back_with_it(
+    server: Running, database: Database
+) -> None:
+    probe = SERVER["readinessProbe"]
+    assert server.get(probe["httpGet"]["path"], "mlflow:5000")[0] == 200
+    database.stop()
+    try:
+        began = time.monotonic()
+        assert server.get(probe["httpGet"]["path"], "mlflow:5000")[0] >= 500
+        assert time.monotonic() - began < probe["timeoutSeconds"]
+        assert server.get(SERVER["livenessProbe"]["httpGet"]["path"], "mlflow:5000")[0] == 200
+    finally:
+        database.start()
+    assert server.get(probe["httpGet"]["path"], "mlflow:5000")[0] == 200
+
+
+def test_files_go_to_the_bucket_and_gc_deletes_them_after_a_month_and_not_before(
+    server: Running, secret: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from mlflow import MlflowClient
+
+    url = f"http://127.0.0.1:{server.port}"
+    client = MlflowClient(url)
+    experiment = client.get_experiment(client.create_experiment("gc"))
+    assert experiment.artifact_location.startswith("mlflow-artifacts:/")
+    run_id = client.create_run(experiment.experiment_id).info.run_id
+    # No key of S3 here: the server alone has them.
+    monkeypatch.setenv("MLFLOW_ENABLE_PROXY_MULTIPART_DOWNLOAD", "false")
+    (tmp_path / "model.bin").write_bytes(b"weights" * 1000)
+    client.log_artifact(run_id, str(tmp_path / "model.bin"), "model")
+    store = boto3.client(
+        "s3",
+        endpoint_url=secret["MLFLOW_S3_ENDPOINT_URL"],
+        aws_access_key_id="the-key",
+        aws_secret_access_key="the-secret",
+        region_name="us-east-1",
+    )
+    key = f"mlflow/{experiment.experiment_id}/{run_id}/artifacts/model/model.bin"
+    content = io.BytesIO()
+    store.download_fileobj("cnn-jobs-of-the-stack", key, content)
+    assert content.getvalue() == b"weights" * 1000
+
+    client.delete_run(run_id)
+    gc = container_of(STACK, "CronJob/mlflow-gc")
+    assert gc["args"] == ["--older-than", "30d"]
+    assert run_id not in run(gc, secret, tmp_path, MLFLOW_TRACKING_URI=url)
+    assert client.get_run(run_id).info.lifecycle_stage == "deleted"
+    time.sleep(1.1)
+    assert run_id in run(gc, secret, tmp_path, "--older-than", "1s", MLFLOW_TRACKING_URI=url)
+    assert "Contents" not in store.list_objects_v2(Bucket="cnn-jobs-of-the-stack", Prefix=key.rpartition("/")[0])
+    assert run_id not in [
+        found.info.run_id for found in client.search_runs([experiment.experiment_id], run_view_type=3)
+    ]
+
+
+def test_where_a_service_injects_its_port_the_server_would_die(secret: dict[str, str], tmp_path: Path) -> None:
+    """Why enableServiceLinks is false: what Kubernetes would set for a Service called mlflow."""
+    given = {**environment(SERVER, secret, tmp_path), "MLFLOW_PORT": "tcp://10.96.0.7:5000"}
+    words = [word for word in command(SERVER, given, tmp_path, host="127.0.0.1") if not word.startswith("--port=")]
+    ran = subprocess.run(words, env=given, cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False)
+    assert ran.returncode == 2
+    assert "tcp://10.96.0.7:5000" in ran.stderr

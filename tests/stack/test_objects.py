@@ -1,0 +1,194 @@
+"""Every object that 'kubectl apply -k' would send: valid, confined, pinned, and without a secret in it."""
+
+from __future__ import annotations
+
+import copy
+import re
+from typing import Any
+
+import kubernetes_validate  # type: ignore[import-untyped]
+import pytest
+import yaml
+
+from tests.stack.manifests import CUSTOM, FOLDERS, K8S, ROOT, STACK, Pod, build, find, name_of, pods, strings
+from tests.stack.pod_security import violations
+
+VERSIONS = [f"1.{minor}" for minor in range(31, 38)]
+ALL_PODS = [pytest.param(pod, id=f"{folder}:{pod.owner}") for folder in FOLDERS for pod in pods(build(folder))]
+SECRET_NAME = re.compile(r"(?i)passw|secret|token|_key$|key_id$|credential")
+# A login in a URL; the @ of a reference to an image or a person has no colon before it.
+LOGIN = re.compile(r"://[^/\s:@]*:[^/\s@]+@")
+
+
+def test_the_overlays_are_those_of_the_manual() -> None:
+    assert FOLDERS[2:] == [f"k8s/overlays/{n}" for n in ("cpu", "in-cluster-store", "kind", "kueue", "monitoring")]
+
+
+@pytest.mark.parametrize("folder", FOLDERS)
+def test_every_object_has_its_place_and_its_part(folder: str) -> None:
+    names = [name_of(thing) for thing in build(folder)]
+    assert len(set(names)) == len(names)
+    for thing in build(folder):
+        everywhere = thing["kind"] in ("Namespace", "ResourceFlavor", "ClusterQueue")
+        assert thing["metadata"].get("namespace") == (None if everywhere else "cnn-jobs"), name_of(thing)
+        assert "managed-by" not in str(thing["metadata"].get("labels", {}))
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+@pytest.mark.parametrize("folder", FOLDERS)
+def test_every_object_is_valid(folder: str, version: str) -> None:
+    checked = 0
+    for thing in build(folder):
+        if thing["kind"] not in CUSTOM:
+            kubernetes_validate.validate(thing, version, strict=True)
+            checked += 1
+    assert checked >= 4
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        lambda spec: spec.update(replica=1),
+        lambda spec: spec.update(replicas="1"),
+        lambda spec: spec["template"]["spec"]["containers"][0].update(resource={}),
+        lambda spec: spec.pop("selector"),
+    ],
+)
+def test_the_schemas_see_a_mistake(spoil: Any) -> None:
+    thing = copy.deepcopy(find(STACK, "Deployment", "mlflow"))
+    spoil(thing["spec"])
+    with pytest.raises(kubernetes_validate.ValidationError):
+        kubernetes_validate.validate(thing, VERSIONS[0], strict=True)
+
+
+def test_what_the_schemas_do_not_know_is_of_known_versions() -> None:
+    found = {(thing["kind"], thing["apiVersion"]) for folder in FOLDERS for thing in build(folder)}
+    assert {(kind, version) for kind, version in found if kind in CUSTOM} == {
+        ("PodMonitor", "monitoring.coreos.com/v1"),
+        ("PrometheusRule", "monitoring.coreos.com/v1"),
+        ("ResourceFlavor", "kueue.x-k8s.io/v1beta2"),
+        ("ClusterQueue", "kueue.x-k8s.io/v1beta2"),
+        ("LocalQueue", "kueue.x-k8s.io/v1beta2"),
+    }
+
+
+def test_the_namespace_enforces_restricted() -> None:
+    labels = find(STACK, "Namespace", "cnn-jobs")["metadata"]["labels"]
+    levels = {key.partition("/")[2]: value for key, value in labels.items() if key.startswith("pod-security")}
+    assert levels == {
+        "enforce": "restricted",
+        "enforce-version": f"v{VERSIONS[0]}",
+        "warn": "restricted",
+        "warn-version": "latest",
+        "audit": "restricted",
+        "audit-version": "latest",
+    }
+
+
+@pytest.mark.parametrize("pod", ALL_PODS)
+def test_every_pod_passes_pod_security_restricted(pod: Pod) -> None:
+    assert violations(pod.spec) == []
+
+
+CONTEXT = {"runAsNonRoot": True, "seccompProfile": {"type": "RuntimeDefault"}}
+GOOD = {
+    "securityContext": CONTEXT,
+    "containers": [
+        {"name": "a", "securityContext": {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}}}
+    ],
+}
+
+
+@pytest.mark.parametrize(
+    ("where", "bad", "says"),
+    [
+        ("pod", {"hostNetwork": True}, "hostNetwork is set"),
+        ("pod", {"volumes": [{"name": "v", "hostPath": {"path": "/"}}]}, "volume v is a hostPath"),
+        ("pod", {"securityContext": {"seccompProfile": {"type": "RuntimeDefault"}}}, "a may run as root"),
+        ("pod", {"securityContext": {"runAsNonRoot": True}}, "a has no seccomp profile"),
+        ("pod", {"securityContext": {**CONTEXT, "runAsUser": 0}}, "pod runs as user 0"),
+        ("pod", {"securityContext": {**CONTEXT, "sysctls": [{"name": "x"}]}}, "sysctl x"),
+        ("container", {"capabilities": {"drop": ["ALL"]}}, "a does not forbid privilege escalation"),
+        ("container", {"capabilities": {"drop": ["NET_RAW"]}}, "a does not drop ALL"),
+        ("container", {"capabilities": {"drop": ["ALL"], "add": ["SYS_ADMIN"]}}, "a adds capabilities"),
+        ("container", {"privileged": True}, "a is privileged"),
+        ("container", {"runAsNonRoot": False}, "a may run as root"),
+        ("container", {"runAsUser": 0}, "a runs as user 0"),
+        ("container", {"seccompProfile": {"type": "Unconfined"}}, "a is unconfined"),
+        ("container", {"procMount": "Unmasked"}, "a unmasks /proc"),
+        ("container", {"seLinuxOptions": {"type": "spc_t"}}, "a sets SELinux options"),
+    ],
+)
+def test_the_check_of_pod_security_sees(where: str, bad: dict[str, Any], says: str) -> None:
+    assert violations(GOOD) == []
+    spec: dict[str, Any] = copy.deepcopy(GOOD)
+    if where == "pod":
+        spec.update(bad)
+    else:
+        spec["containers"][0]["securityContext"].update(bad)
+        if set(bad) == {"capabilities"} and "escalation" in says:
+            spec["containers"][0]["securityContext"].pop("allowPrivilegeEscalation")
+    assert says in violations(spec)
+
+
+@pytest.mark.parametrize("pod", ALL_PODS)
+def test_every_pod_is_confined_beyond_that(pod: Pod) -> None:
+    assert pod.spec["automountServiceAccountToken"] is False
+    # A Service called mlflow would set MLFLOW_PORT in every pod of the namespace.
+    assert pod.spec["enableServiceLinks"] is False
+    assert pod.labels["app.kubernetes.io/part-of"] == "cnn-jobs"
+    for container in pod.containers:
+        assert container["securityContext"]["readOnlyRootFilesystem"] is True
+        assert set(container["resources"]["requests"]) == {"cpu", "memory"}
+        assert set(container["resources"]["limits"]) == {"memory"}
+    assert all("sizeLimit" in volume["emptyDir"] for volume in pod.spec.get("volumes", []) if "emptyDir" in volume)
+
+
+@pytest.mark.parametrize("pod", ALL_PODS)
+def test_every_image_has_a_version(pod: Pod) -> None:
+    for container in pod.containers:
+        _, _, tag = container["image"].rpartition("/")[2].partition(":")
+        assert re.fullmatch(r"v?\d+(\.\d+)+(-\d+)?", tag), container["image"]
+        ours = container["image"].startswith("cnn-jobs")
+        in_kind = "kind" in pod.owner
+        assert container["imagePullPolicy"] in ({"Never", "IfNotPresent"} if ours or in_kind else {"IfNotPresent"})
+
+
+def test_kind_never_pulls_our_images() -> None:
+    pulled = {c["image"]: c["imagePullPolicy"] for pod in pods(build("k8s/overlays/kind")) for c in pod.containers}
+    assert {image: how for image, how in pulled.items() if image.startswith("cnn-jobs")} == {
+        "cnn-jobs:0.1.0": "Never",
+        "cnn-jobs-mlflow:3.17.2-1": "Never",
+    }
+    # Whatever is in the cluster is of the default storage class, and on no path of the node.
+    for thing in build("k8s/overlays/kind"):
+        assert not {"hostPath", "storageClassName"} & set(strings(thing))
+
+
+@pytest.mark.parametrize("folder", FOLDERS)
+def test_no_object_holds_a_secret(folder: str) -> None:
+    for thing in build(folder):
+        assert thing["kind"] != "Secret"
+        assert not [text for text in strings(thing) if LOGIN.search(text)]
+        data = thing.get("data", {}) if thing["kind"] == "ConfigMap" else {}
+        assert not [key for key in data if SECRET_NAME.search(key)]
+    for pod in pods(build(folder)):
+        for container in pod.containers:
+            named = [each for each in container.get("env", []) if SECRET_NAME.search(each["name"])]
+            assert all(set(each) == {"name", "valueFrom"} for each in named), container["name"]
+            # ... and none reaches a command line, where everybody may read it.
+            line = " ".join([*container.get("command", []), *container.get("args", [])])
+            assert not re.search(r"\$\((?!POD_IP|INGRESS_HOSTS)", line)
+
+
+def test_no_file_holds_a_secret_and_every_one_is_used() -> None:
+    listed = set()
+    for path in K8S.rglob("*.yaml"):
+        text = path.read_text()
+        assert not LOGIN.search(text), path
+        if path.name == "kustomization.yaml":
+            content = yaml.safe_load(text)
+            named = [*content.get("resources", []), *(p["path"] for p in content.get("patches", []) if "path" in p)]
+            listed |= {(path.parent / name).resolve() for name in named}
+    files = {p for part in ("stack", "overlays") for p in (K8S / part).rglob("*") if p.is_file()}
+    assert {str(p.relative_to(ROOT)) for p in files if p.name != "kustomization.yaml" and p not in listed} == set()

@@ -1,0 +1,184 @@
+"""Numbers and names that must agree: versions, connections, quotas, options, rights."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from typing import Any
+
+import click
+import mlflow
+import pytest
+import yaml
+
+from cnn_jobs import __version__
+from cnn_jobs.cli import cli
+from tests.stack.manifests import FOLDERS, K8S, PAGE, STACK, Object, build, find, pods
+
+MLFLOW = find(STACK, "Deployment", "mlflow")["spec"]["template"]["spec"]["containers"][0]
+UNITS = {"": 1, "m": 1e-3, "Ki": 2**10, "Mi": 2**20, "Gi": 2**30}
+
+
+def quantity(text: str | float) -> float:
+    """Of Kubernetes, in units."""
+    number, unit = re.fullmatch(r"([\d.]+)([A-Za-z]*)", str(text)).groups()  # type: ignore[union-attr]
+    return float(number) * UNITS[unit]
+
+
+def values(container: Object) -> dict[str, str]:
+    return {each["name"]: each["value"] for each in container["env"] if "value" in each}
+
+
+def test_images_and_labels_are_of_the_versions_that_are_here() -> None:
+    images = {c["image"] for folder in FOLDERS for pod in pods(build(folder)) for c in pod.containers}
+    ours = {image for image in images if image.startswith("cnn-jobs")}
+    assert ours == {f"cnn-jobs:{__version__}", f"cnn-jobs-mlflow:{mlflow.__version__}-1"}
+    assert find(STACK, "CronJob", "cnn-jobs-reap")["metadata"]["labels"]["app.kubernetes.io/version"] == __version__
+    assert all(f"`{image}`" in PAGE.read_text() for image in ours)
+
+
+def test_the_database_has_connections_for_all_workers_and_a_gc() -> None:
+    (workers,) = (int(argument.partition("=")[2]) for argument in MLFLOW["args"] if argument.startswith("--workers="))
+    env = values(MLFLOW)
+    size, more = int(env["MLFLOW_SQLALCHEMYSTORE_POOL_SIZE"]), int(env["MLFLOW_SQLALCHEMYSTORE_MAX_OVERFLOW"])
+    assert more > 0  # MLflow takes 0 for "not set", and that is 10
+    postgres = find(STACK, "StatefulSet", "postgres")["spec"]["template"]["spec"]["containers"][0]
+    (limit,) = (int(a.partition("=")[2]) for a in postgres["args"] if a.startswith("max_connections="))
+    # gc has SQLAlchemy's own defaults, 5 and 10, of which it uses one after another: the manual reckons with ten.
+    needed = workers * 2 * (size + more)
+    assert needed == 40
+    assert needed + 15 <= limit - 3
+    assert find(STACK, "Deployment", "mlflow")["spec"]["replicas"] == 1
+    assert find(STACK, "Deployment", "mlflow")["spec"]["strategy"] == {"type": "Recreate"}
+
+
+def test_the_server_keeps_artifacts_behind_it_and_secrets_off_its_command_line() -> None:
+    line = " ".join([*MLFLOW["command"], *MLFLOW["args"]])
+    assert MLFLOW["command"] == ["mlflow", "server"]
+    assert not re.search(r"default-artifact-root|backend-store-uri|artifacts-destination|no-serve-artifacts", line)
+    names = {each["name"] for each in MLFLOW["env"]}
+    assert not names & {"MLFLOW_DEFAULT_ARTIFACT_ROOT", "MLFLOW_SERVE_ARTIFACTS", "MLFLOW_PORT"}
+    assert values(MLFLOW)["MLFLOW_DISABLE_TELEMETRY"] == "true"
+    assert values(MLFLOW)["AWS_REQUEST_CHECKSUM_CALCULATION"] == "when_required"
+
+
+def test_probes_ask_the_database_before_traffic_and_only_the_process_for_its_life() -> None:
+    search = "/api/2.0/mlflow/experiments/search?max_results=1"
+    assert MLFLOW["readinessProbe"]["httpGet"]["path"] == MLFLOW["startupProbe"]["httpGet"]["path"] == search
+    assert MLFLOW["livenessProbe"]["httpGet"]["path"] == "/health"
+    # Time to start: five minutes, where 22 s were measured.
+    assert MLFLOW["startupProbe"]["periodSeconds"] * MLFLOW["startupProbe"]["failureThreshold"] == 300
+
+
+def options() -> Iterator[str]:
+    """Every environment variable that the command line reads."""
+
+    def walk(command: click.Command) -> Iterator[str]:
+        yield from (parameter.envvar for parameter in command.params if isinstance(parameter.envvar, str))
+        if isinstance(command, click.Group):
+            context = click.Context(command)
+            for name in command.list_commands(context):
+                below = command.get_command(context, name)
+                assert below
+                yield from walk(below)
+
+    yield from walk(cli)
+
+
+@pytest.mark.parametrize("folder", [STACK, "k8s/overlays/monitoring"])
+def test_settings_are_options_of_the_program_or_of_mlflow(folder: str) -> None:
+    data = find(folder, "ConfigMap", "cnn-jobs")["data"]
+    known = set(options()) | {"MLFLOW_TRACKING_URI"}
+    assert set(data) <= known
+    assert data["MLFLOW_TRACKING_URI"] == "http://mlflow:5000"
+    assert ("CNN_JOBS_PUSHGATEWAY" in data) is (folder != STACK)
+    assert all(isinstance(value, str) for value in data.values())
+
+
+def needs(spec: Object, count: int = 1) -> dict[str, float]:
+    total: dict[str, float] = {"pods": count}
+    for container in spec["containers"]:
+        for name, amount in container["resources"]["requests"].items():
+            key = f"requests.{name}"
+            total[key] = total.get(key, 0) + quantity(amount) * count
+    return total
+
+
+def test_every_job_fits_into_the_quota_beside_the_stack() -> None:
+    jobs = [thing for path in sorted(K8S.glob("*-job.yaml")) for thing in yaml.safe_load_all(path.read_text())]
+    jobs = [thing for thing in jobs if thing["kind"] == "Job"]
+    assert jobs
+    for folder in (STACK, "k8s/overlays/in-cluster-store", "k8s/overlays/monitoring"):
+        hard = find(folder, "ResourceQuota", "cnn-jobs")["spec"]["hard"]
+        standing = [needs(pod.spec) for pod in pods(build(folder))]
+        for job in jobs:
+            wanted = needs(job["spec"]["template"]["spec"], job["spec"].get("parallelism", 1))
+            for name, limit in hard.items():
+                used = sum(each.get(name, 0) for each in [*standing, wanted])
+                assert used <= quantity(limit), (job["metadata"]["name"], name)
+
+
+def test_without_gpus_a_job_that_wants_one_is_refused() -> None:
+    key = "requests.nvidia.com/gpu"
+    for folder, limit in ((STACK, 8), ("k8s/overlays/cpu", 0), ("k8s/overlays/kind", 0)):
+        assert quantity(find(folder, "ResourceQuota", "cnn-jobs")["spec"]["hard"][key]) == limit
+
+
+def test_what_kueue_lets_start_the_quota_does_not_refuse() -> None:
+    folder = "k8s/overlays/kueue"
+    hard = find(folder, "ResourceQuota", "cnn-jobs")["spec"]["hard"]
+    (group,) = find(folder, "ClusterQueue", "cnn-jobs")["spec"]["resourceGroups"]
+    standing = [needs(pod.spec) for pod in pods(build(folder))]
+    for resource in group["flavors"][0]["resources"]:
+        key = f"requests.{resource['name']}"
+        used = sum(each.get(key, 0) for each in standing)
+        assert quantity(resource["nominalQuota"]) + used <= quantity(hard[key])
+
+
+def test_a_container_that_says_nothing_gets_what_the_quota_asks_for() -> None:
+    (limits,) = find(STACK, "LimitRange", "cnn-jobs")["spec"]["limits"]
+    hard = find(STACK, "ResourceQuota", "cnn-jobs")["spec"]["hard"]
+    asked = {key.partition(".")[2] for key in hard if key.startswith("requests.")} - {"nvidia.com/gpu", "storage"}
+    assert set(limits["defaultRequest"]) == asked
+    assert quantity(limits["defaultRequest"]["memory"]) <= quantity(limits["default"]["memory"])
+    assert "max" not in limits
+
+
+@pytest.mark.parametrize("folder", ["k8s/overlays/in-cluster-store", "k8s/overlays/kind"])
+def test_volumes_fit_into_the_quota_and_seaweedfs_onto_its_own(folder: str) -> None:
+    sizes = {}
+    for thing in build(folder):
+        claims = (
+            [thing] if thing["kind"] == "PersistentVolumeClaim" else thing.get("spec", {}).get("volumeClaimTemplates")
+        )
+        for claim in claims or []:
+            sizes[thing["metadata"]["name"]] = quantity(claim["spec"]["resources"]["requests"]["storage"])
+            assert claim["spec"]["accessModes"] == ["ReadWriteOnce"]
+    assert set(sizes) == {"cnn-jobs-data", "postgres", "store"}
+    assert sum(sizes.values()) <= quantity(
+        find(folder, "ResourceQuota", "cnn-jobs")["spec"]["hard"]["requests.storage"]
+    )
+    store = find(folder, "StatefulSet", "store")["spec"]["template"]["spec"]["containers"][0]
+    (volume,) = (int(a.partition("=")[2]) for a in store["args"] if a.startswith("-master.volumeSizeLimitMB="))
+    assert 14 * volume * 2**20 < sizes["store"]
+
+
+def test_who_submits_may_do_that_and_nothing_else() -> None:
+    role = find(STACK, "Role", "cnn-jobs-submit")
+    may: dict[tuple[str, str], list[str]] = {
+        (group, resource): rule["verbs"]
+        for rule in role["rules"]
+        for group in rule["apiGroups"]
+        for resource in rule["resources"]
+    }
+    assert may == {
+        ("batch", "jobs"): ["create", "get", "list", "watch", "delete"],
+        ("", "pods"): ["get", "list", "watch"],
+        ("", "pods/log"): ["get"],
+    }
+    binding: dict[str, Any] = find(STACK, "RoleBinding", "cnn-jobs-submit")
+    assert binding["roleRef"] == {"apiGroup": "rbac.authorization.k8s.io", "kind": "Role", "name": "cnn-jobs-submit"}
+    (subject,) = binding["subjects"]
+    account = find(STACK, subject["kind"], subject["name"])
+    assert (account["metadata"]["namespace"], account["automountServiceAccountToken"]) == (subject["namespace"], False)
+    assert not [thing for thing in build(STACK) if thing["kind"].startswith("ClusterRole")]
