@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 import os
-import shutil
 import signal
 import socket
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from http.client import HTTPConnection
 from pathlib import Path
-from typing import Any
 
-from tests.stack.manifests import Object, expand
+from tests.stack.manifests import Object, build, expand, pods
 
 POD_IP = "10.244.3.17"
 READY_S = 120.0
@@ -51,6 +48,24 @@ def command(container: Object, given: dict[str, str], home: Path, **replaced: st
         (place,) = (number for number, word in enumerate(found) if word.startswith(f"--{name}="))
         found[place] = f"--{name}={value}"
     return found
+
+
+def container_of(folder: str, owner: str) -> Object:
+    """The one container of one object."""
+    (pod,) = (pod for pod in pods(build(folder)) if pod.owner == owner)
+    (container,) = pod.containers
+    return container
+
+
+def run_container(container: Object, secret: dict[str, str], home: Path, *arguments: str, **env: str) -> str:
+    """What a container prints that is not a server; ``arguments`` in place of its own, where there are any."""
+    given = {**environment(container, secret, home), **env}
+    words = command(container, given, home)
+    if arguments:
+        words = [*words[: len(container["command"])], *arguments]
+    ran = subprocess.run(words, env=given, cwd=home, capture_output=True, text=True, timeout=120, check=False)
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+    return ran.stdout
 
 
 @dataclass(frozen=True)
@@ -111,65 +126,3 @@ def _answers(running: Running) -> bool:
         return running.get("/health", "localhost")[0] == 200
     except OSError:
         return False
-
-
-class Database:
-    """A PostgreSQL of its own on loopback with role and database 'mlflow', that can go and come back."""
-
-    def __init__(self, password: str) -> None:
-        # As root it refuses to run, and it may not look into pytest's own folders.
-        self.user = {"user": 65534, "group": 65534, "extra_groups": []} if os.geteuid() == 0 else {}
-        self.home = Path(tempfile.mkdtemp(prefix="cnn-jobs-postgres-"))
-        self.port, self.password = free_port(), password
-        secret = self.home / "password"
-        secret.write_text(password)
-        if self.user:
-            for path in (self.home, secret):
-                os.chown(path, 65534, 65534)
-        words = [program("initdb"), "-D", str(self.home / "data"), "-U", "mlflow", "-A", "scram-sha-256"]
-        subprocess.run([*words, f"--pwfile={secret}"], check=True, capture_output=True, cwd=self.home, **self.user)  # type: ignore[call-overload]
-        self.start()
-        with self.connect("postgres") as connection:
-            connection.execute("create database mlflow")
-
-    @property
-    def uri(self) -> str:
-        """As the Secret has it."""
-        return f"postgresql+psycopg://mlflow:{self.password}@127.0.0.1:{self.port}/mlflow"
-
-    def start(self) -> None:
-        """Returns when it takes connections."""
-        words = [program("postgres"), "-D", str(self.home / "data"), "-p", str(self.port), "-k", str(self.home)]
-        words += ["-c", "listen_addresses=127.0.0.1", "-c", "max_connections=100"]
-        with (self.home / "log").open("ab") as log:
-            self.process = subprocess.Popen(words, stdout=log, stderr=log, cwd=self.home, **self.user)  # type: ignore[call-overload]
-        self.connect("postgres").close()
-
-    def stop(self) -> None:
-        """Clients are sent away."""
-        self.process.send_signal(signal.SIGINT)
-        self.process.wait(30)
-
-    def connect(self, name: str = "mlflow") -> Any:
-        """A connection, waited for."""
-        import psycopg
-
-        deadline = time.monotonic() + 60
-        where = f"postgresql://mlflow:{self.password}@127.0.0.1:{self.port}/{name}"
-        while True:
-            try:
-                return psycopg.connect(where, autocommit=True)
-            except psycopg.OperationalError:
-                assert time.monotonic() < deadline, (self.home / "log").read_text()
-                time.sleep(0.2)
-
-    def remove(self) -> None:
-        """With its data."""
-        self.stop()
-        shutil.rmtree(self.home)
-
-
-def program(name: str) -> str:
-    """Where a program of PostgreSQL is, "" for nowhere."""
-    places = sorted(Path("/usr/lib/postgresql").glob("*/bin"))
-    return shutil.which(name, path=os.pathsep.join([os.environ["PATH"], *map(str, places)])) or ""

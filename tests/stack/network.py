@@ -1,4 +1,7 @@
-"""A small evaluator of NetworkPolicies, by https://kubernetes.io/docs/concepts/services-networking/network-policies/."""
+"""A small evaluator of NetworkPolicies.
+
+By https://kubernetes.io/docs/concepts/services-networking/network-policies/.
+"""
 
 from __future__ import annotations
 
@@ -25,12 +28,14 @@ class Peer:
 def allowed(policies: Iterable[dict[str, Any]], source: Peer, target: Peer, port: int, protocol: str = "TCP") -> bool:
     """Whether a connection opens: the policies of both ends must let it through."""
     policies = list(policies)
-    return _passes(policies, "Egress", source, target, port, protocol) and _passes(
-        policies, "Ingress", target, source, port, protocol
-    )
+    ends = (("Egress", source, target), ("Ingress", target, source))
+    return all(passes(policies, direction, owner, other, port, protocol) for direction, owner, other in ends)
 
 
-def _passes(policies: list[dict[str, Any]], direction: str, owner: Peer, other: Peer, port: int, protocol: str) -> bool:
+def passes(
+    policies: Iterable[dict[str, Any]], direction: str, owner: Peer, other: Peer, port: int, protocol: str = "TCP"
+) -> bool:
+    """Whether the policies of one end let it through: Egress, to ``other``, or Ingress, from it."""
     mine = [policy for policy in policies if _selects(policy, owner) and direction in _directions(policy["spec"])]
     if not owner.namespace or not mine:
         return True

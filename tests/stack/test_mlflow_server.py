@@ -7,21 +7,20 @@ import importlib.util
 import io
 import subprocess
 import time
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import boto3
 import pytest
 
 from tests.conftest import MLFLOW_WARNING
-from tests.stack.manifests import STACK, find, pods
-from tests.stack.mlflow_pod import POD_IP, Database, Running, command, environment, free_port, program, serve
+from tests.stack.conftest import PASSWORD
+from tests.stack.manifests import STACK
+from tests.stack.mlflow_pod import POD_IP, Running, command, container_of, environment, run_container
+from tests.stack.postgres_server import Database, has_postgres
 
 pytestmark = [pytest.mark.integration, pytest.mark.filterwarnings(MLFLOW_WARNING)]
 
-STORE = "k8s/overlays/in-cluster-store"
-SERVER = find(STACK, "Deployment", "mlflow")["spec"]["template"]["spec"]["containers"][0]
+SERVER = container_of(STACK, "Deployment/mlflow")
 SEARCH = SERVER["readinessProbe"]["httpGet"]["path"]
 NAMES = ["mlflow", "mlflow.cnn-jobs", "mlflow.cnn-jobs.svc", "mlflow.cnn-jobs.svc.cluster.local"]
 # As pods call it, as a port-forward to any port does, and as Prometheus calls a pod.
@@ -42,72 +41,8 @@ FOREIGN = [
     "10.244.3.18:5000",
     "mlflow:80",
 ]
-PASSWORD = "0123456789abcdef-of-a-test"
 HAS_EXPORTER = importlib.util.find_spec("prometheus_flask_exporter") is not None
-HAS_POSTGRES = bool(program("initdb")) and importlib.util.find_spec("psycopg") is not None
-needs_postgres = pytest.mark.skipif(not HAS_POSTGRES, reason="PostgreSQL or psycopg is not installed")
-
-
-def container_of(folder: str, owner: str) -> dict[str, Any]:
-    """The one container of one object."""
-    from tests.stack.manifests import build
-
-    (pod,) = (pod for pod in pods(build(folder)) if pod.owner == owner)
-    (container,) = pod.containers
-    return container
-
-
-@pytest.fixture(scope="module")
-def database() -> Iterator[Database]:
-    made = Database(PASSWORD)
-    yield made
-    made.remove()
-
-
-@pytest.fixture(scope="module")
-def secret(
-    moto_server: str, tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest
-) -> dict[str, str]:
-    """The Secret as a user makes it, with a database and an S3 server of this machine."""
-    folder = tmp_path_factory.mktemp(PASSWORD)
-    sqlite = f"sqlite:///{folder}/mlflow.db"
-    return {
-        "MLFLOW_BACKEND_STORE_URI": request.getfixturevalue("database").uri if HAS_POSTGRES else sqlite,
-        "MLFLOW_ARTIFACTS_DESTINATION": "s3://cnn-jobs-of-the-stack/mlflow",
-        "MLFLOW_S3_ENDPOINT_URL": moto_server,
-        "AWS_ACCESS_KEY_ID": "the-key",
-        "AWS_SECRET_ACCESS_KEY": "the-secret",
-    }
-
-
-def run(container: dict[str, Any], secret: dict[str, str], home: Path, *arguments: str, **env: str) -> str:
-    """What a container prints that is not a server; ``arguments`` in place of its own, where there are any."""
-    given = {**environment(container, secret, home), **env}
-    words = command(container, given, home)
-    if arguments:
-        words = [*words[: len(container["command"])], *arguments]
-    ran = subprocess.run(words, env=given, cwd=home, capture_output=True, text=True, timeout=120, check=False)
-    assert ran.returncode == 0, ran.stdout + ran.stderr
-    return ran.stdout
-
-
-@pytest.fixture(scope="module")
-def bucket(secret: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> list[str]:
-    """Made by the Job of the overlay, twice; what it said."""
-    job = container_of(STORE, "Job/store-bucket")
-    return [run(job, secret, tmp_path_factory.mktemp("bucket")) for _ in range(2)]
-
-
-@pytest.fixture(scope="module")
-def server(secret: dict[str, str], bucket: list[str], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
-    """The Deployment's container: its port and the address it listens on are this machine's."""
-    home, port = tmp_path_factory.mktemp("mlflow"), free_port()
-    given = environment(SERVER, secret, home)
-    words = command(SERVER, given, home, host="127.0.0.1", port=str(port))
-    if not HAS_EXPORTER:
-        words = [word for word in words if not word.startswith("--expose-prometheus=")]
-    with serve(words, given, port, home) as running:
-        yield running
+needs_postgres = pytest.mark.skipif(not has_postgres(), reason="PostgreSQL or psycopg is not installed")
 
 
 def test_the_job_makes_the_bucket_once(bucket: list[str]) -> None:
@@ -186,7 +121,7 @@ def test_it_never_opens_more_connections_than_the_manifest_reckons_with(server: 
             time.sleep(0.05)
     assert {call.result()[0] for call in calls} == {200}
     # Beyond what the pools of one worker keep: so both took part, and the limit is not far off.
-    assert 10 < max(counts) <= 42
+    assert 10 < max(counts) <= 43
 
 
 @needs_postgres
@@ -235,10 +170,10 @@ def test_files_go_to_the_bucket_and_gc_deletes_them_after_a_month_and_not_before
     client.delete_run(run_id)
     gc = container_of(STACK, "CronJob/mlflow-gc")
     assert gc["args"] == ["--older-than", "30d"]
-    assert run_id not in run(gc, secret, tmp_path, MLFLOW_TRACKING_URI=url)
+    assert run_id not in run_container(gc, secret, tmp_path, MLFLOW_TRACKING_URI=url)
     assert client.get_run(run_id).info.lifecycle_stage == "deleted"
     time.sleep(1.1)
-    assert run_id in run(gc, secret, tmp_path, "--older-than", "1s", MLFLOW_TRACKING_URI=url)
+    assert run_id in run_container(gc, secret, tmp_path, "--older-than", "1s", MLFLOW_TRACKING_URI=url)
     assert "Contents" not in store.list_objects_v2(Bucket="cnn-jobs-of-the-stack", Prefix=key.rpartition("/")[0])
     assert run_id not in [
         found.info.run_id for found in client.search_runs([experiment.experiment_id], run_view_type=3)

@@ -9,88 +9,21 @@ import pytest
 import yaml
 
 from tests.stack.manifests import K8S, STACK, Pod, block_of_page, build, pods
-from tests.stack.network import Peer, allowed, matches
-
-STORE, MONITORING = "k8s/overlays/in-cluster-store", "k8s/overlays/monitoring"
-
-
-def part(component: str, **more: str) -> Peer:
-    """A pod of this project."""
-    labels = {"app.kubernetes.io/part-of": "cnn-jobs", "app.kubernetes.io/component": component, **more}
-    return Peer(component, labels, "cnn-jobs")
-
-
-def trainer(job: str) -> Peer:
-    """A training pod with the label that Kubernetes gives the pods of a Job."""
-    return part("training", **{"batch.kubernetes.io/job-name": job})
-
-
-TRAINING, REPORT, INTERPRET, DOCTOR = part("training"), part("report"), part("interpret"), part("doctor")
-DATA, REAP, GC, MLFLOW, POSTGRES = part("data"), part("reap"), part("mlflow-gc"), part("mlflow"), part("postgres")
-S3_POD, BUCKET, GATEWAY = part("store"), part("store-bucket"), part("pushgateway")
-STRANGER = Peer("pod without labels", {}, "cnn-jobs")
-IMPOSTOR = Peer("training pod elsewhere", TRAINING.labels, "other")
-DNS = Peer("dns", {"k8s-app": "kube-dns"}, "kube-system")
-LOCAL_DNS = Peer("node-local dns", ip="169.254.20.10")
-OTHER_SYSTEM = Peer("another pod of kube-system", {"k8s-app": "metrics"}, "kube-system")
-PROMETHEUS = Peer("prometheus", {"app.kubernetes.io/name": "prometheus"}, "monitoring")
-INTERNET, INTERNET6 = Peer("internet", ip="52.216.1.1"), Peer("internet", ip="2600:1f16::1")
-METADATA, METADATA6 = Peer("cloud metadata", ip="169.254.169.254"), Peer("cloud metadata", ip="fd00:ec2::254")
-API = Peer("kubernetes api", ip="10.96.0.1")
-
-# folder, from, to, port, protocol, whether it goes through
-TABLE: list[tuple[str, Peer, Peer, int, str, bool]] = [
-    # What uses MLflow reaches it, on its one port.
-    *((STACK, pod, MLFLOW, 5000, "TCP", True) for pod in (TRAINING, REPORT, INTERPRET, DOCTOR, DATA, REAP, GC)),
-    (STACK, TRAINING, MLFLOW, 5432, "TCP", False),
-    *((STACK, pod, MLFLOW, 5000, "TCP", False) for pod in (STRANGER, IMPOSTOR, POSTGRES, PROMETHEUS, INTERNET)),
-    # Names are resolved by all, and nothing else is asked there.
-    *((STACK, pod, DNS, 53, protocol, True) for pod in (TRAINING, MLFLOW, DATA, REAP) for protocol in ("UDP", "TCP")),
-    (STACK, TRAINING, LOCAL_DNS, 53, "UDP", True),
-    (STACK, TRAINING, DNS, 8080, "TCP", False),
-    (STACK, TRAINING, OTHER_SYSTEM, 53, "UDP", False),
-    # Training pods reach nothing else: not S3, not the database, not each other, not the node's identity.
-    *((STACK, TRAINING, to, 443, "TCP", False) for to in (INTERNET, INTERNET6, API)),
-    *((STACK, TRAINING, to, 80, "TCP", False) for to in (METADATA, METADATA6)),
-    (STACK, TRAINING, POSTGRES, 5432, "TCP", False),
-    (STACK, trainer("a"), trainer("a"), 29500, "TCP", False),
-    *((STACK, pod, INTERNET, 443, "TCP", False) for pod in (REPORT, INTERPRET, DOCTOR, REAP, GC, POSTGRES, STRANGER)),
-    # prepare-data fetches from anywhere; nobody reaches it.
-    *((STACK, DATA, INTERNET, port, "TCP", True) for port in (80, 443, 21)),
-    (STACK, DATA, INTERNET6, 443, "TCP", True),
-    (STACK, DATA, POSTGRES, 5432, "TCP", False),
-    (STACK, INTERNET, DATA, 443, "TCP", False),
-    # The database is for MLflow and its gc.
-    (STACK, MLFLOW, POSTGRES, 5432, "TCP", True),
-    (STACK, GC, POSTGRES, 5432, "TCP", True),
-    (STACK, MLFLOW, POSTGRES, 22, "TCP", False),
-    *((STACK, pod, POSTGRES, 5432, "TCP", False) for pod in (REPORT, REAP, STRANGER, IMPOSTOR, INTERNET)),
-    # MLflow reaches a bucket outside by https, and not the cloud's metadata.
-    (STACK, MLFLOW, INTERNET, 443, "TCP", True),
-    (STACK, MLFLOW, INTERNET6, 443, "TCP", True),
-    (STACK, MLFLOW, INTERNET, 80, "TCP", False),
-    *((STACK, MLFLOW, to, port, "TCP", False) for to in (METADATA, METADATA6) for port in (80, 443)),
-    # With a store in the cluster: that, from MLflow and the Job of its bucket, and nothing outside.
-    (STORE, MLFLOW, S3_POD, 8333, "TCP", True),
-    (STORE, BUCKET, S3_POD, 8333, "TCP", True),
-    (STORE, MLFLOW, INTERNET, 443, "TCP", False),
-    # Master, volume server and filer ask nobody for a key.
-    *((STORE, MLFLOW, S3_POD, port, "TCP", False) for port in (8080, 8888, 9333, 18333)),
-    *((STORE, pod, S3_POD, 8333, "TCP", False) for pod in (TRAINING, DATA, GC, STRANGER, IMPOSTOR, INTERNET)),
-    (STORE, S3_POD, INTERNET, 443, "TCP", False),
-    (STORE, BUCKET, MLFLOW, 5000, "TCP", False),
-    # Prometheus reads metrics, from its namespace, where the overlay lets it.
-    (STACK, PROMETHEUS, TRAINING, 9090, "TCP", False),
-    (MONITORING, PROMETHEUS, TRAINING, 9090, "TCP", True),
-    (MONITORING, PROMETHEUS, MLFLOW, 5000, "TCP", True),
-    (MONITORING, PROMETHEUS, GATEWAY, 9091, "TCP", True),
-    (MONITORING, PROMETHEUS, TRAINING, 29500, "TCP", False),
-    (MONITORING, PROMETHEUS, POSTGRES, 5432, "TCP", False),
-    (MONITORING, IMPOSTOR, TRAINING, 9090, "TCP", False),
-    (MONITORING, TRAINING, GATEWAY, 9091, "TCP", True),
-    (MONITORING, REPORT, GATEWAY, 9091, "TCP", False),
-    (MONITORING, TRAINING, INTERNET, 443, "TCP", False),
-]
+from tests.stack.network import Peer, allowed, matches, passes
+from tests.stack.network_table import (
+    DNS,
+    ENDS,
+    EVERYBODY,
+    INTERNET,
+    MLFLOW,
+    MONITORING,
+    PROMETHEUS,
+    STORE,
+    STRANGER,
+    TABLE,
+    TRAINING,
+    trainer,
+)
 
 
 def policies(folder: str) -> list[dict[str, Any]]:
@@ -106,6 +39,22 @@ def policies(folder: str) -> list[dict[str, Any]]:
 )
 def test_the_table(folder: str, source: Peer, target: Peer, port: int, protocol: str, passes: bool) -> None:
     assert allowed(policies(folder), source, target, port, protocol) is passes
+
+
+@pytest.mark.parametrize(
+    ("folder", "direction", "owner", "port", "others"),
+    [pytest.param(*row, id=f"{row[0].rpartition('/')[2]}:{row[1]}:{row[2].name}:{row[3]}") for row in ENDS],
+)
+def test_each_end_lets_through_whom_it_should_and_nobody_else(
+    folder: str, direction: str, owner: Peer, port: int, others: list[Peer]
+) -> None:
+    found = [peer.name for peer in EVERYBODY if passes(policies(folder), direction, owner, peer, port)]
+    assert found == [peer.name for peer in EVERYBODY if peer in others]
+
+
+def test_the_default_is_nothing_for_everybody_in_both_directions() -> None:
+    (policy,) = (each for each in policies(STACK) if each["metadata"]["name"] == "default-deny")
+    assert policy["spec"] == {"podSelector": {}, "policyTypes": ["Ingress", "Egress"]}
 
 
 JOBS = [pod for path in sorted(K8S.glob("*-job.yaml")) for pod in pods(yaml.safe_load_all(path.read_text()))]
@@ -142,6 +91,10 @@ def test_pods_of_a_distributed_training_reach_their_own_job_on_every_port_and_no
     assert not allowed(together, TRAINING, trainer("a"), port)
     assert not allowed(together, MLFLOW, trainer("a"), port)
     assert not allowed(together, trainer("a"), INTERNET, port)
+    for direction in ("Ingress", "Egress"):
+        assert passes(together, direction, trainer("a"), trainer("a"), port)
+        for other in (trainer("b"), TRAINING, MLFLOW, STRANGER, INTERNET):
+            assert not passes(together, direction, trainer("a"), other, port)
     # It adds to what every training pod may.
     assert allowed(together, trainer("a"), MLFLOW, 5000)
 
