@@ -94,7 +94,7 @@ class _NotThereError(DataError):
     """No such bucket or key."""
 
 
-def _endpoint_url() -> str | None:
+def endpoint_url() -> str | None:
     """MLflow's variable, which boto3 does not know, where those of AWS are unset."""
     if os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL"):
         return None
@@ -115,7 +115,7 @@ def _client() -> Any:
     )
     with _clear_errors("s3"):
         # A session of its own: the one that boto3 keeps would keep the credentials that it saw first.
-        return boto3.Session().client("s3", endpoint_url=_endpoint_url(), config=config)
+        return boto3.Session().client("s3", endpoint_url=endpoint_url(), config=config)
 
 
 def _endpoint() -> str:

@@ -54,9 +54,7 @@ def check_weights(source: str, stored: Looked | None) -> Finding:
         if stored.size > SMALL_BYTES:
             return ok(f"{source}: {stored.size / 1e6:.1f} MB; train downloads and checks them")
     if source == weights.IMAGENET:
-        import torch
-
-        path = Path(torch.hub.get_dir()) / "checkpoints" / weights.IMAGENET_FILE
+        path = weights.imagenet_path()
         if not path.exists():
             return _to_be_downloaded(
                 f"{path} is not there", weights.IMAGENET_URL, STAGE_IN_CLUSTER if in_pod() else weights.HOW
@@ -74,10 +72,11 @@ def _check_cifar10() -> Finding:
     from torchvision.datasets import CIFAR10
     from torchvision.datasets.utils import check_integrity
 
+    from cnn_jobs.data.cifar10 import prepared_file
     from cnn_jobs.data.prepared import read_prepared
     from cnn_jobs.data.sources import default_cache_dir, open_dataset
 
-    prepared, root = default_cache_dir() / "cifar10.npz", default_cache_dir() / "cifar10"
+    prepared, root = prepared_file(default_cache_dir()), default_cache_dir() / "cifar10"
     unpacked, archive = root / CIFAR10.base_folder, root / CIFAR10.filename
     if prepared.exists():
         return ok(f"{_describe(read_prepared(prepared, uri='cifar10'))}, from {prepared}")

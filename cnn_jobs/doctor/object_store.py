@@ -83,7 +83,7 @@ def _client() -> Any:
         response_checksum_validation="when_required",
     )
     # As the data module makes its own, but for the waits.
-    return boto3.Session().client("s3", endpoint_url=s3._endpoint_url(), config=config)
+    return boto3.Session().client("s3", endpoint_url=s3.endpoint_url(), config=config)
 
 
 def _refused(uri: str, endpoint: str, response: Any) -> Finding:

@@ -13,7 +13,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, InfoM
 
 from cnn_jobs import __version__
 from cnn_jobs.monitoring.device_memory import device_memory
-from cnn_jobs.monitoring.monitor import Monitor
+from cnn_jobs.monitoring.monitor import Monitor, Totals
 from cnn_jobs.watcher import Phase
 
 # Metric in MLflow to its name here.
@@ -42,8 +42,9 @@ class Collector:
     def collect(self) -> Iterable[Metric]:
         """All families."""
         yield from self._progress()
-        yield from self._costs()
-        yield from self._delivery()
+        totals = self._monitor.totals()
+        yield from self._costs(totals)
+        yield from self._delivery(totals)
         if self._monitor.phase_now is Phase.ENDED:
             self.scrapes_after_end += 1
 
@@ -74,8 +75,8 @@ class Collector:
         info.add_metric([monitor.task], {"version": __version__, "device": device})
         yield info
 
-    def _costs(self) -> Iterable[Metric]:
-        totals, live = self._monitor.totals(), self._monitor.live
+    def _costs(self, totals: Totals) -> Iterable[Metric]:
+        live = self._monitor.live
         yield self._counter("cnn_jobs_images", "Images that this process has trained on.", totals.images)
         if live:
             text = "Processes of the present run so far, with this one."
@@ -92,36 +93,37 @@ class Collector:
             text = "Memory of the training device (on a CPU, of this process): used now, the most so far, the limit."
             yield self._gauges("cnn_jobs_device_memory_bytes", text, "kind", memory)
 
-    def _delivery(self) -> Iterable[Metric]:
+    def _delivery(self, totals: Totals) -> Iterable[Metric]:
         if live := self._monitor.live:
             backlog = live.recorder.backlog()
             text = "Records of the journal that MLflow has not acknowledged."
             yield self._gauge("cnn_jobs_journal_backlog_records", text, backlog.records)
             text = "For how long MLflow has not had everything; 0 when it has."
             yield self._gauge("cnn_jobs_journal_backlog_seconds", text, backlog.seconds)
-        errors = self._monitor.totals().ship_errors
-        yield self._counters("cnn_jobs_ship_errors", "Calls to MLflow that failed, by kind.", "kind", errors)
+        text = "Calls to MLflow that failed, by kind."
+        yield self._counters("cnn_jobs_ship_errors", text, "kind", totals.ship_errors)
 
     # -- one family ----------------------------------------------------------------------------------------------
 
     def _gauge(self, name: str, text: str, value: float) -> Metric:
-        family = GaugeMetricFamily(name, text, labels=["task"])
-        family.add_metric([self._monitor.task], value)
-        return family
+        return self._filled(GaugeMetricFamily(name, text, labels=["task"]), {(): value})
 
     def _gauges(self, name: str, text: str, label: str, values: Mapping[str, float]) -> Metric:
-        family = GaugeMetricFamily(name, text, labels=["task", label])
-        for word, value in values.items():
-            family.add_metric([self._monitor.task, word], value)
-        return family
+        return self._filled(GaugeMetricFamily(name, text, labels=["task", label]), _by_word(values))
 
     def _counter(self, name: str, text: str, value: float) -> Metric:
-        family = CounterMetricFamily(name, text, labels=["task"])
-        family.add_metric([self._monitor.task], value)
-        return family
+        return self._filled(CounterMetricFamily(name, text, labels=["task"]), {(): value})
 
     def _counters(self, name: str, text: str, label: str, values: Mapping[str, float]) -> Metric:
-        family = CounterMetricFamily(name, text, labels=["task", label])
-        for word, value in values.items():
-            family.add_metric([self._monitor.task, word], value)
+        return self._filled(CounterMetricFamily(name, text, labels=["task", label]), _by_word(values))
+
+    def _filled(
+        self, family: GaugeMetricFamily | CounterMetricFamily, values: Mapping[tuple[str, ...], float]
+    ) -> Metric:
+        for words, value in values.items():
+            family.add_metric([self._monitor.task, *words], value)
         return family
+
+
+def _by_word(values: Mapping[str, float]) -> dict[tuple[str, ...], float]:
+    return {(word,): value for word, value in values.items()}
