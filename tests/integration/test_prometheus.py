@@ -21,6 +21,7 @@ import yaml
 
 from cnn_jobs.data.dataset import Dataset
 from cnn_jobs.data.prepared import write_prepared
+from tests.conftest import free_port, until
 from tests.monitoring.test_k8s_monitoring import FOLDER, panels
 
 pytestmark = [
@@ -34,20 +35,6 @@ pytestmark = [
 ]
 
 INTERVAL_S = 1
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        return int(free.getsockname()[1])
-
-
-def until(question: Callable[[], Any], seconds: float = 60.0) -> Any:
-    """The first true answer."""
-    end = time.monotonic() + seconds
-    while not (answer := question()):
-        assert time.monotonic() < end, "it did not come"
-        time.sleep(0.2)
-    return answer
 
 
 @contextmanager

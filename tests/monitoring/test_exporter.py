@@ -18,13 +18,13 @@ from cnn_jobs.monitoring.monitor import Monitor
 from cnn_jobs.monitoring.outcome import push_outcome
 from cnn_jobs.monitoring.watch import MonitoringOptions, watched
 from cnn_jobs.stop import StopRequest
+from tests.conftest import free_port
 from tests.monitoring.pages import live_attempt, pushed, samples
 
 
 @pytest.fixture
 def port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        return int(free.getsockname()[1])
+    return free_port()
 
 
 def fetch(port: int) -> dict[tuple[str, ...], float]:

@@ -7,8 +7,9 @@ from collections.abc import Iterator
 
 import pytest
 
+from tests.conftest import free_port
 from tests.stack.manifests import STACK
-from tests.stack.mlflow_pod import Running, command, container_of, environment, free_port, run_container, serve
+from tests.stack.mlflow_pod import Running, command, container_of, environment, run_container, serve
 from tests.stack.postgres_server import Database, has_postgres
 
 PASSWORD = "0123456789abcdef-of-a-test"

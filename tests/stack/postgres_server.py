@@ -12,7 +12,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from tests.stack.mlflow_pod import free_port
+from tests.conftest import free_port
 
 
 class Database:

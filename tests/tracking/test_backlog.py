@@ -3,22 +3,15 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from cnn_jobs.tracking.connection import SHIP_ERRORS
 from cnn_jobs.tracking.recorder import JournalRecorder
+from tests.conftest import until
 from tests.tracking.conftest import finish, recording
 from tests.tracking.test_connection import answering, unused_address
-
-
-def until(question: Callable[[], object], seconds: float = 20.0) -> None:
-    end = time.monotonic() + seconds
-    while not question():
-        assert time.monotonic() < end
-        time.sleep(0.02)
 
 
 def errors(recorder: JournalRecorder) -> dict[str, int]:
