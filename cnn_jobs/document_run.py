@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from cnn_jobs import endings
+from cnn_jobs.environment import in_pod
 from cnn_jobs.errors import CnnJobsError, NotShippedError
 from cnn_jobs.files import make_folder
 from cnn_jobs.tracking.plain_run import PlainRun
@@ -33,8 +34,9 @@ def log_documents(
 ) -> str:
     """Makes a FINISHED run of the files that ``write`` puts into a folder; returns its URL, or id where it has none.
 
-    Its tag ``cnn_jobs.role`` is ``document``: no comparison of trainings counts it. Raises ``NotShippedError``
-    (exit 75) where MLflow does not take it within a minute; ``cnn-jobs replay`` sends it later.
+    Its tag ``cnn_jobs.role`` is ``document``: no comparison of trainings counts it. Raises ``NotShippedError`` where
+    MLflow does not take it within a minute: exit code 75, and ``cnn-jobs replay`` sends it later; in a pod, whose state
+    directory goes with it, 1, and another pod makes it anew.
     """
     key = uuid.uuid4().hex[:16]
     own = {"cnn_jobs.role": "document", "cnn_jobs.task": task, "mlflow.source.name": "cnn-jobs", **(tags or {})}
@@ -55,7 +57,9 @@ def log_documents(
             _end_badly(recorder, error)
             raise
         if not recorder.finish(endings.finished(), DEADLINE_S):
-            late = NotShippedError(f"MLflow lacks part of run {name} ({recorder.outage}); it is in {folder}", kept=True)
+            kept = not in_pod()
+            where = f"it is in {folder}" if kept else "it goes with this pod, another one makes it anew"
+            late = NotShippedError(f"MLflow lacks part of run {name} ({recorder.outage}); {where}", kept=kept)
             late.run_key = key
             raise late
         where = recorder.url or recorder.run_id

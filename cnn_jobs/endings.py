@@ -2,7 +2,14 @@
 
 from __future__ import annotations
 
-from cnn_jobs.errors import AnotherAttemptError, CnnJobsError, DivergedError, InterruptedRunError, NotShippedError
+from cnn_jobs.errors import (
+    AnotherAttemptError,
+    CnnJobsError,
+    DivergedError,
+    InterruptedRunError,
+    NotShippedError,
+    StoppedError,
+)
 from cnn_jobs.tracking.records import Ending, now_ms
 
 # How an attempt can end, as seen from outside; all but the last two are a run's ``cnn_jobs.state``.
@@ -20,8 +27,8 @@ def ending_of(error: BaseException) -> Ending | None:
     """KILLED after a signal, else FAILED, with the reason; ``None`` where the run is another attempt's by now."""
     if isinstance(error, AnotherAttemptError):
         return None
-    reason = str(error) if isinstance(error, CnnJobsError) else f"{type(error).__name__}: {error}"
-    if isinstance(error, InterruptedRunError | KeyboardInterrupt):
+    reason = str(error) if isinstance(error, CnnJobsError | StoppedError) else f"{type(error).__name__}: {error}"
+    if isinstance(error, InterruptedRunError | StoppedError | KeyboardInterrupt):
         return Ending("KILLED", INTERRUPTED, reason, now_ms())
     return Ending("FAILED", DIVERGED if isinstance(error, DivergedError) else FAILED, reason, now_ms())
 

@@ -80,8 +80,22 @@ class InterruptedRunError(CnnJobsError):
             self.exit_code = CONTINUE
 
 
+class StoppedError(SystemExit):
+    """SIGTERM came to a command that has nothing to continue from: exit code 1.
+
+    No ``Exception``: many places pass on whatever a library raises under a name of theirs, and this is none of it.
+    """
+
+    def __init__(self, message: str) -> None:
+        super().__init__(CnnJobsError.exit_code)
+        self.message = message
+
+    def __str__(self) -> str:
+        return self.message
+
+
 class NotShippedError(CnnJobsError):
-    """The training is done, but MLflow does not have all of it; ``kept``: what is missing outlives this process."""
+    """The work is done, but MLflow does not have all of it; ``kept``: what is missing outlives this process."""
 
     def __init__(self, message: str, *, kept: bool) -> None:
         super().__init__(message)

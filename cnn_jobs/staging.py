@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import shutil
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,11 +12,12 @@ from cnn_jobs.data import cifar10, s3
 from cnn_jobs.data.dataset import Dataset
 from cnn_jobs.data.prepared import write_prepared
 from cnn_jobs.data.sources import default_cache_dir, open_dataset
-from cnn_jobs.errors import UserError, WeightsError
+from cnn_jobs.errors import DataError, UserError, WeightsError
 from cnn_jobs.files import whole_file
 from cnn_jobs.models import weights
 
 WEB = ("https://", "http://")
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -44,7 +47,9 @@ def stage_cifar10(source: str = "") -> Staged:
 
 
 def _stage_prepared(source: str, file: Path) -> Staged:
-    dataset = open_dataset(source)
+    # In a folder of its own, so that the volume keeps no second copy.
+    with tempfile.TemporaryDirectory(prefix="cnn-jobs-") as folder:
+        dataset = open_dataset(source, cache_dir=Path(folder))
     there = _opened(file)
     if there and there.digest != dataset.digest:
         raise UserError(
@@ -57,7 +62,12 @@ def _stage_prepared(source: str, file: Path) -> Staged:
 
 
 def _opened(file: Path) -> Dataset | None:
-    return open_dataset(str(file)) if file.exists() else None
+    """What lies there, whole; what is damaged does not count, and is replaced."""
+    try:
+        return open_dataset(str(file)) if file.exists() else None
+    except DataError as error:
+        _log.warning("what lies on the volume is damaged and staged again: %s", error)
+        return None
 
 
 def stage_imagenet(source: str = "") -> Staged:
@@ -67,6 +77,9 @@ def stage_imagenet(source: str = "") -> Staged:
     their SHA-256 must be the known one. Raises as ``open_weights``.
     """
     path = weights.imagenet_path()
+    if path.exists() and not weights.file_digest(path).startswith(weights.IMAGENET_SHA256_BEGINS):
+        _log.warning("%s is damaged and staged again", path)
+        path.unlink()
     fresh = not path.exists()
     if fresh and source and not source.startswith(WEB):
         _copy_checked(source, path)
@@ -78,13 +91,18 @@ def stage_imagenet(source: str = "") -> Staged:
 
 
 def _copy_checked(source: str, path: Path) -> None:
-    found = weights.open_weights(source)
+    with tempfile.TemporaryDirectory(prefix="cnn-jobs-") as folder:
+        _copy(source, path, Path(folder))
+
+
+def _copy(source: str, path: Path, folder: Path) -> None:
+    found = weights.open_weights(source, cache_dir=folder)
     if found is None or found.name != weights.IMAGENET:
         digest = found.digest[:8] if found else "none"
         raise WeightsError(
             f"{source}: sha256 {digest}, expected {weights.IMAGENET_SHA256_BEGINS}; give ImageNet's own file"
         )
-    local = s3.download(source, default_cache_dir())[0] if source.startswith(s3.SCHEME) else Path(source).expanduser()
-    path.parent.mkdir(parents=True, exist_ok=True)
+    # From ``folder``, where it is by now.
+    local = s3.download(source, folder)[0] if source.startswith(s3.SCHEME) else Path(source).expanduser()
     with whole_file(path) as partial:
         shutil.copyfile(local, partial)

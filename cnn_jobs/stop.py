@@ -3,6 +3,7 @@ in place before torch is imported."""
 
 from __future__ import annotations
 
+import os
 import signal
 import threading
 import time
@@ -10,7 +11,28 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-from cnn_jobs.errors import CnnJobsError, InterruptedRunError, ThreadError
+from cnn_jobs.errors import CnnJobsError, InterruptedRunError, StoppedError, ThreadError
+
+# From SIGTERM to the end, at most: whoever sent it waits 15 s on GKE Spot, else 30.
+LIMIT_S = 8.0
+
+
+def end_on_sigterm(limit_s: float = LIMIT_S) -> None:
+    """From now on SIGTERM raises ``StoppedError`` in the main thread, and ends the process with exit code 1 after
+    ``limit_s`` seconds, whatever it still waits for then; call it in the main thread.
+
+    For commands that begin anew when they are called again. The first process of a container ignores a SIGTERM for
+    which it has no handler: it would be killed at the end of the grace period. ``StopRequest`` takes this one's place.
+    """
+    signal.signal(signal.SIGTERM, lambda number, frame: _end(limit_s))
+
+
+def _end(limit_s: float) -> None:
+    signal.signal(signal.SIGTERM, lambda number, frame: None)  # a second one does not break the first
+    last = threading.Timer(limit_s, os._exit, (CnnJobsError.exit_code,))
+    last.daemon = True
+    last.start()
+    raise StoppedError("stopped by SIGTERM")
 
 
 class StopRequest:

@@ -7,11 +7,13 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from cnn_jobs import task1
+from cnn_jobs import document_run, task1
 from cnn_jobs.cli import cli
 from cnn_jobs.document_run import log_documents
+from cnn_jobs.errors import NotShippedError
 from cnn_jobs.tracking.query import runs_of
 from tests.tracking.conftest import client
+from tests.tracking.test_connection import unused_address
 
 ANSWERS = {
     "1a": "2 -1 11 -2 -13 / 10 -4 8 2 -18 / 14 -1 -5 6 -9",
@@ -68,6 +70,27 @@ def test_the_answers_can_be_kept_in_mlflow(mlflow_uri: str, monkeypatch: pytest.
     page = Path(mlflow.download_artifacts(run.info.run_id, "arithmetic.md")).read_text(encoding="utf-8")
     assert all(each.question in page for each in task1.answers())
     assert runs_of(mlflow_uri, "course") == []  # no training: no comparison counts it
+
+
+@pytest.mark.parametrize(("pod", "code", "says"), [(False, 75, "it is in "), (True, 1, "it goes with this pod")])
+def test_where_mlflow_is_away_the_exit_code_says_whether_the_page_is_kept(
+    pod: bool, code: int, says: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(document_run, "CONTACT_S", 0.1)
+    monkeypatch.setattr(document_run, "DEADLINE_S", 0.2)
+    if pod:
+        monkeypatch.setenv("KUBERNETES_SERVICE_HOST", "10.96.0.1")
+    with pytest.raises(NotShippedError, match=says) as caught:
+        log_documents(
+            "task1",
+            "page",
+            lambda folder: None,
+            tracking_uri=unused_address(),
+            experiment="course",
+            state_dir=tmp_path / "state",
+        )
+    assert caught.value.exit_code == code
+    assert len(list((tmp_path / "state").iterdir())) == 1
 
 
 def test_a_page_that_cannot_be_written_leaves_no_run_running(mlflow_uri: str, tmp_path: Path) -> None:

@@ -9,9 +9,10 @@ import click
 
 from cnn_jobs import __version__
 from cnn_jobs.cli.telling import tell
-from cnn_jobs.errors import CnnJobsError
+from cnn_jobs.errors import CnnJobsError, StoppedError
 from cnn_jobs.monitoring import logs
 from cnn_jobs.monitoring.stacks import show_stacks
+from cnn_jobs.stop import end_on_sigterm
 
 # Command to its module in this package, and the line that 'cnn-jobs --help' shows of it.
 COMMANDS = {
@@ -68,8 +69,12 @@ def main() -> None:
     """Runs the command line; a known error is one line on stderr and its own exit code."""
     logs.configure(logs.format_of_environment())
     show_stacks()
+    end_on_sigterm()
     try:
         cli()
     except CnnJobsError as error:
         tell(error)
         sys.exit(error.exit_code)
+    except StoppedError as stopped:
+        tell(stopped)
+        raise

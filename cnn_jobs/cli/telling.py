@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import click
 
-from cnn_jobs.errors import CnnJobsError
+from cnn_jobs.errors import CnnJobsError, StoppedError
 
 
-def tell(error: CnnJobsError) -> None:
+def tell(error: CnnJobsError | StoppedError) -> None:
     """One line on stderr, and one for each note that it carries."""
     for line in [f"error: {error}", *getattr(error, "__notes__", ())]:
         click.echo(line, err=True)

@@ -27,7 +27,10 @@ _TRAINING_JOB = {
     f"{RULES}[2]": "75: what it did is kept, the next pod goes on. Not counted, however often: only an attempt that "
     "brought the run further ends so, and activeDeadlineSeconds is behind it.",
 }
-_DOCUMENT_JOB = {f"{RULES}[2]": "75: MLflow did not take it in time: the next pod tries again, uncounted."}
+_DOCUMENT_JOB = {
+    f"{RULES}[2]": "75 asks for the next pod, as in every Job. What MLflow did not take goes with this pod, so it ends "
+    "with 1 then, which counts."
+}
 _DATA_JOB = {"spec.ttlSecondsAfterFinished": "A day to read the logs; then it deletes itself. The volume stays."}
 _SEEDS_JOB = {
     "spec.completions": "One index a seed: index 3 trains with seed 3 and is a run of its own. More seeds later: raise "

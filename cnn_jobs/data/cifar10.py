@@ -5,21 +5,20 @@ from __future__ import annotations
 import contextlib
 import socket
 import sys
-from collections.abc import Iterator
 from http.client import HTTPException
 from pathlib import Path
 from typing import Any
-from urllib.error import URLError
+from urllib.error import HTTPError, URLError
 
 import numpy as np
 
 from cnn_jobs.data.dataset import Dataset
+from cnn_jobs.data.downloads import with_timeout
 from cnn_jobs.data.prepared import cached
 from cnn_jobs.environment import STAGE_IN_CLUSTER
-from cnn_jobs.errors import CnnJobsError, DataError, RemoteDataError, from_os_error
+from cnn_jobs.errors import CnnJobsError, DataError, InterruptedRunError, RemoteDataError, from_os_error
 
 NAME = "cifar10"
-DOWNLOAD_TIMEOUT_S = 30.0
 CIFAR10_URL = "https://www.cs.toronto.edu/~kriz/cifar-10-python.tar.gz"
 
 
@@ -31,25 +30,52 @@ def prepared_file(cache_dir: Path) -> Path:
 def open_cifar10(cache_dir: Path, *, download: bool = True, url: str = CIFAR10_URL) -> Dataset:
     """CIFAR-10: 50,000 and 10,000 pictures of 32x32, downloaded into ``cache_dir`` where it is not there yet.
 
-    Raises ``RemoteDataError`` (exit 1) where it cannot be downloaded from ``url``, ``DataError`` (exit 2) where it may
-    not be or where the archive that lies there is not the original, ``DiskFullError`` or ``StateDirError`` where the
-    cache cannot be written.
+    Raises ``RemoteDataError`` (exit 1) where it cannot be downloaded from ``url``, or what came is not the original
+    archive; ``DataError`` (exit 2) where it may not be downloaded, or what was unpacked is not the original;
+    ``DiskFullError`` or ``StateDirError`` where the cache cannot be written.
     """
     file, root = prepared_file(cache_dir), cache_dir / "cifar10"
-    if not download and not file.exists() and not root.exists():
-        raise DataError(f"{NAME}: {file} is not there, and nothing is downloaded here; {STAGE_IN_CLUSTER}")
-    return cached(file, lambda: _load(root, url), name=NAME, uri=NAME)
+
+    def load() -> Dataset:
+        # An interrupted download leaves half an archive.
+        if not download and not is_unpacked(root) and not is_archive(root):
+            what = "is damaged" if file.exists() else "is not there"
+            raise DataError(f"{NAME}: {file} {what}, and nothing is downloaded here; {STAGE_IN_CLUSTER}")
+        return _load(root, url)
+
+    return cached(file, load, name=NAME, uri=NAME)
+
+
+def is_unpacked(root: Path) -> bool:
+    """Whether everything that the original archive holds lies in its folder below ``root``, by its MD5s."""
+    from torchvision.datasets import CIFAR10
+    from torchvision.datasets.utils import check_integrity
+
+    files = [*CIFAR10.train_list, *CIFAR10.test_list, [CIFAR10.meta["filename"], CIFAR10.meta["md5"]]]
+    return all(check_integrity(root / CIFAR10.base_folder / name, md5) for name, md5 in files)
+
+
+def is_archive(root: Path) -> bool:
+    """Whether the original archive lies in ``root``, by its MD5."""
+    from torchvision.datasets import CIFAR10
+    from torchvision.datasets.utils import check_integrity
+
+    return bool(check_integrity(root / CIFAR10.filename, CIFAR10.tgz_md5))
 
 
 def _load(root: Path, url: str) -> Dataset:
     from torchvision.datasets import CIFAR10  # late: it takes a second that a cached data set need not wait
 
     source = type("CIFAR10", (CIFAR10,), {"url": url})  # its MD5 is checked, wherever it comes from
+    archive = root / CIFAR10.filename
     try:
-        with _quietly():
+        # Standard output stays the command's own; torchvision prints.
+        with with_timeout(), contextlib.redirect_stdout(sys.stderr):
             train, test = (source(root, train=split, download=True) for split in (True, False))
+    except InterruptedRunError:
+        raise
     except Exception as error:
-        raise _explained(error, root / CIFAR10.filename) from error
+        raise _explained(error, archive, url) from error
     return Dataset.from_arrays(
         name=NAME,
         uri=NAME,
@@ -64,28 +90,23 @@ def _arrays(split: Any) -> tuple[Any, Any]:
     return np.asarray(split.data).transpose(0, 3, 1, 2), np.array(split.targets)
 
 
-@contextlib.contextmanager
-def _quietly() -> Iterator[None]:
-    """Standard output stays the command's own, and a network that swallows packets ends the wait.
-
-    torchvision prints, and passes no timeout to urllib.
-    """
-    before = socket.getdefaulttimeout()
-    socket.setdefaulttimeout(DOWNLOAD_TIMEOUT_S)
-    try:
-        with contextlib.redirect_stdout(sys.stderr):
-            yield
-    finally:
-        socket.setdefaulttimeout(before)
-
-
-def _explained(error: Exception, archive: Path) -> CnnJobsError:
+def _explained(error: Exception, archive: Path, url: str) -> CnnJobsError:
     if isinstance(error, (URLError, HTTPException, ConnectionError, TimeoutError, socket.gaierror)):
+        why = getattr(error, "reason", None) or error
+        if isinstance(error, HTTPError):
+            why = f"HTTP {error.code} {error.reason}"
+            error.close()  # it holds the connection
         return RemoteDataError(
-            f"{NAME}: cannot be downloaded ({getattr(error, 'reason', None) or error}); "
+            f"{NAME}: cannot be downloaded ({why}); "
             f"put the archive at {archive}, or choose --data: "
             "a file that 'cnn-jobs data prepare' made, or an ImageFolder directory or .zip"
         )
     if isinstance(error, OSError) and error.errno is not None:
         return from_os_error(error, archive)
+    if archive.exists() and not is_archive(archive.parent):
+        # It came just now, for torchvision fetches it wherever it is not whole: cut off on its way, as often as not.
+        archive.unlink()
+        return RemoteDataError(
+            f"{NAME}: what {url} sent is not the original archive ({error}); try again, or elsewhere"
+        )
     return DataError(f"{NAME}: {archive} is not the original archive ({error}); delete it and try again")

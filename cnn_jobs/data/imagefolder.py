@@ -17,7 +17,7 @@ from PIL import Image, UnidentifiedImageError
 
 from cnn_jobs.data.dataset import Dataset
 from cnn_jobs.data.prepared import cached
-from cnn_jobs.errors import DataError
+from cnn_jobs.errors import DataError, InterruptedRunError
 
 SPLITS = ("train", "test")
 SUFFIXES = (".png", ".jpg", ".jpeg")
@@ -173,6 +173,8 @@ def _pixels(read: _Read, file: str, uri: str) -> npt.NDArray[np.uint8]:
             mode = picture.mode
     except (zipfile.BadZipFile, zlib.error, RuntimeError, NotImplementedError) as error:
         raise DataError(f"{uri}: {file} cannot be unpacked ({error}); make or download it again") from error
+    except InterruptedRunError:
+        raise
     except Exception as error:  # Pillow lets whatever its decoders meet through: SyntaxError, struct.error, ...
         reason = "not a picture" if isinstance(error, UnidentifiedImageError) else str(error)
         raise DataError(f"{uri}: {file} cannot be decoded ({reason}); replace or remove it") from error

@@ -27,21 +27,33 @@ def default_cache_dir() -> Path:
     return Path(os.environ.get("CNN_JOBS_CACHE_DIR") or platformdirs.user_cache_dir("cnn-jobs"))
 
 
+def writable_cache_dir() -> Path:
+    """``default_cache_dir()``, or the user's own where that is on a read-only file system, as in a training pod."""
+    wanted = default_cache_dir()
+    there = next((path for path in (wanted, *wanted.parents) if path.exists()), None)
+    if there is None or not os.statvfs(there).f_flag & os.ST_RDONLY:
+        return wanted
+    own = Path(platformdirs.user_cache_dir("cnn-jobs"))
+    _log.info("%s is read-only: what is downloaded or decoded goes to %s", wanted, own)
+    return own
+
+
 def open_dataset(uri: str, *, cache_dir: Path | None = None, download: bool | None = None) -> Dataset:
     """The data set that ``uri`` names: see ``VALID``. A word wins over a file of that name (``./shapes``).
 
-    Decoded and downloaded things are kept in ``cache_dir`` (default: ``default_cache_dir()``). ``download``: whether
+    Decoded and downloaded things are kept in ``cache_dir``; by default CIFAR-10 is looked for in
+    ``default_cache_dir()`` and all else kept in ``writable_cache_dir()``. ``download``: whether
     CIFAR-10 may come from its authors' site (default: ``environment.may_download()``). Raises
     ``DataError`` (exit 2) for what is missing, damaged or of another form, ``RemoteDataError`` (exit 1) where
     a server does not answer, and ``DiskFullError`` or ``StateDirError`` where the cache cannot be written.
     """
-    cache_dir = cache_dir or default_cache_dir()
     if uri == cifar10.NAME:
-        return cifar10.open_cifar10(cache_dir, download=may_download() if download is None else download)
+        may = may_download() if download is None else download
+        return cifar10.open_cifar10(cache_dir or default_cache_dir(), download=may)
     if uri == shapes.NAME:
         return shapes.draw_shapes()
     if uri.startswith(s3.SCHEME):
-        return _open_s3(uri, cache_dir)
+        return _open_s3(uri, cache_dir or writable_cache_dir())
     if "://" in uri:
         parts = urlsplit(uri)
         # Not the whole of it: user, password and query may be secrets.
@@ -68,10 +80,10 @@ def _open_s3(uri: str, cache_dir: Path) -> Dataset:
     return _open_file(file, uri=uri, cache_dir=cache_dir)
 
 
-def _open_file(path: Path, *, uri: str, cache_dir: Path) -> Dataset:
+def _open_file(path: Path, *, uri: str, cache_dir: Path | None) -> Dataset:
     """A directory, ``.zip`` or ``.npz`` on this machine, called ``uri`` in the result and in errors."""
     if path.is_dir() or path.suffix.lower() == ".zip":
-        return imagefolder.open_imagefolder(path, uri=uri, cache_dir=cache_dir)
+        return imagefolder.open_imagefolder(path, uri=uri, cache_dir=cache_dir or writable_cache_dir())
     if path.suffix.lower() == ".npz":
         return read_prepared(path, uri=uri)
     raise DataError(f"{uri}: a file of this kind is not a data set; --data takes {VALID}")

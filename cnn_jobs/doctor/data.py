@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cnn_jobs.doctor import network
@@ -70,9 +69,8 @@ def check_weights(source: str, stored: Looked | None) -> Finding:
 def _check_cifar10() -> Finding:
     """In the order in which training looks; damage is told, where training would delete and download again."""
     from torchvision.datasets import CIFAR10
-    from torchvision.datasets.utils import check_integrity
 
-    from cnn_jobs.data.cifar10 import prepared_file
+    from cnn_jobs.data.cifar10 import is_archive, is_unpacked, prepared_file
     from cnn_jobs.data.prepared import read_prepared
     from cnn_jobs.data.sources import default_cache_dir, open_dataset
 
@@ -80,10 +78,10 @@ def _check_cifar10() -> Finding:
     unpacked, archive = root / CIFAR10.base_folder, root / CIFAR10.filename
     if prepared.exists():
         return ok(f"{_describe(read_prepared(prepared, uri='cifar10'))}, from {prepared}")
-    if unpacked.exists() and _is_original(unpacked):
+    if unpacked.exists() and is_unpacked(root):
         return ok(f"{_describe(open_dataset('cifar10'))}, from {unpacked}")
     if archive.exists():
-        if check_integrity(archive, CIFAR10.tgz_md5):
+        if is_archive(root):
             return ok(f"{archive} is the original by its MD5; train unpacks it")
         return failed(f"{archive} is not the original archive (its MD5 is not {CIFAR10.tgz_md5})", "delete it")
     if unpacked.exists():
@@ -93,14 +91,6 @@ def _check_cifar10() -> Finding:
         CIFAR10.url,
         STAGE_IN_CLUSTER if in_pod() else STAGE,
     )
-
-
-def _is_original(folder: Path) -> bool:
-    from torchvision.datasets import CIFAR10
-    from torchvision.datasets.utils import check_integrity
-
-    files = [*CIFAR10.train_list, *CIFAR10.test_list, [CIFAR10.meta["filename"], CIFAR10.meta["md5"]]]
-    return all(check_integrity(folder / name, md5) for name, md5 in files)
 
 
 def _to_be_downloaded(found: str, url: str, otherwise: str) -> Finding:

@@ -5,15 +5,18 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
+from http.client import HTTPException
 from pathlib import Path
 from typing import Any
+from urllib.error import HTTPError
 
 import torch
 
 from cnn_jobs.data import s3
-from cnn_jobs.data.sources import default_cache_dir
+from cnn_jobs.data.downloads import with_timeout
+from cnn_jobs.data.sources import writable_cache_dir
 from cnn_jobs.environment import STAGE_IN_CLUSTER, may_download
-from cnn_jobs.errors import CnnJobsError, RemoteDataError, WeightsError
+from cnn_jobs.errors import CnnJobsError, InterruptedRunError, RemoteDataError, WeightsError
 from cnn_jobs.recipe import NO_WEIGHTS
 
 IMAGENET = "imagenet"
@@ -66,14 +69,14 @@ def open_weights(
     if source == IMAGENET:
         path = _imagenet_file(url, download=may_download() if download is None else download)
     elif source.startswith(s3.SCHEME):
-        path, _ = s3.download(source, cache_dir or default_cache_dir())
+        path, _ = s3.download(source, cache_dir or writable_cache_dir())
     else:
         path = Path(source).expanduser()
         if not _is_file(path):
             raise WeightsError(
                 f"{source or 'the empty word'}: no such file; --weights takes {IMAGENET}, {NO_WEIGHTS}, a file or s3://..."
             )
-    digest = _sha256(path)
+    digest = file_digest(path)
     if source == IMAGENET and not digest.startswith(IMAGENET_SHA256_BEGINS):
         raise WeightsError(
             f"{path}: sha256 {digest[:8]}, expected {IMAGENET_SHA256_BEGINS}; delete it, then it is downloaded again"
@@ -94,8 +97,11 @@ def _imagenet_file(url: str, *, download: bool) -> Path:
     if not path.exists():
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            torch.hub.download_url_to_file(url, str(path), IMAGENET_SHA256_BEGINS, progress=False)
-        except (OSError, RuntimeError) as error:  # no network, no room; RuntimeError: the digest
+            with with_timeout():
+                torch.hub.download_url_to_file(url, str(path), IMAGENET_SHA256_BEGINS, progress=False)
+        except (OSError, HTTPException, RuntimeError) as error:  # no network, no room; RuntimeError: the digest
+            if isinstance(error, HTTPError):
+                error.close()  # it holds the connection
             raise RemoteDataError(f"{url}: cannot be downloaded ({' '.join(str(error).split())}); {HOW}") from error
     return path
 
@@ -103,6 +109,8 @@ def _imagenet_file(url: str, *, download: bool) -> Path:
 def _read(path: Path, source: str) -> Mapping[str, torch.Tensor]:
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
+    except InterruptedRunError:
+        raise
     except Exception as error:  # torch raises whatever zipfile, pickle and its own reader do
         raise WeightsError(
             f"{source}: is no file of weights ({type(error).__name__}); it has to be a state dict of torchvision's "
@@ -145,7 +153,8 @@ def _is_file(path: Path) -> bool:
         raise WeightsError(f"{path}: cannot be read ({error.strerror})") from error
 
 
-def _sha256(path: Path) -> str:
+def file_digest(path: Path) -> str:
+    """SHA-256 of a file, 64 hex digits. Raises ``CnnJobsError`` where it cannot be read."""
     try:
         with path.open("rb") as stream:
             return hashlib.file_digest(stream, "sha256").hexdigest()

@@ -87,9 +87,13 @@ class ReportSource:
         served = urlsplit(self.remote.uri).scheme in ("http", "https")
         completed = []
         with ThreadPoolExecutor(READERS if served else 1) as readers:
-            for run in readers.map(self._complete, runs):
-                completed.append(run)
-                done()
+            try:
+                for run in readers.map(self._complete, runs):
+                    completed.append(run)
+                    done()
+            except BaseException:
+                readers.shutdown(wait=False, cancel_futures=True)  # else it would read all the others first
+                raise
         return completed
 
     def _complete(self, run: TrainingRun) -> TrainingRun:

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from cnn_jobs.errors import CnnJobsError, DamagedCheckpointError, from_os_error
+from cnn_jobs.errors import CnnJobsError, DamagedCheckpointError, InterruptedRunError, from_os_error
 from cnn_jobs.files import whole_file
 
 # In the order in which they are tried.
@@ -50,6 +50,8 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     data = _read_whole(path)
     try:
         content = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+    except InterruptedRunError:
+        raise
     except Exception as error:  # of any kind: torch's reader trusts the file
         raise DamagedCheckpointError(f"{path}: is no checkpoint, torch ends with {type(error).__name__}") from error
     if not isinstance(content, dict):
