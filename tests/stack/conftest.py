@@ -40,9 +40,9 @@ def secret(
 
 @pytest.fixture(scope="module")
 def bucket(secret: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> list[str]:
-    """Made by the Job of the overlay, twice; what it said."""
-    job = container_of("k8s/overlays/in-cluster-store", "Job/store-bucket")
-    return [run_container(job, secret, tmp_path_factory.mktemp("bucket")) for _ in range(2)]
+    """Made by the overlay's container before MLflow, twice; what it said."""
+    first = container_of("k8s/overlays/in-cluster-store", "Deployment/mlflow", "initContainers")
+    return [run_container(first, secret, tmp_path_factory.mktemp("bucket")) for _ in range(2)]
 
 
 @pytest.fixture(scope="module")

@@ -31,8 +31,9 @@ def environment(container: Object, secret: dict[str, str], home: Path) -> dict[s
             else:
                 assert reference.get("optional"), f"the pod would not start without {reference['key']}"
         elif source:
-            assert source["fieldRef"]["fieldPath"] == "status.podIP"
-            made[each["name"]] = POD_IP
+            made[each["name"]] = {"status.podIP": POD_IP, "metadata.namespace": "cnn-jobs"}[
+                source["fieldRef"]["fieldPath"]
+            ]
         else:
             made[each["name"]] = each["value"].replace("/tmp", str(home))
     return made
@@ -49,10 +50,11 @@ def command(container: Object, given: dict[str, str], home: Path, **replaced: st
     return found
 
 
-def container_of(folder: str, owner: str) -> Object:
-    """The one container of one object."""
+def container_of(folder: str, owner: str, kind: str = "containers") -> Object:
+    """The one container of one object, or the one among its ``initContainers``."""
     (pod,) = (pod for pod in pods(build(folder)) if pod.owner == owner)
-    (container,) = pod.containers
+    found: list[Object] = pod.spec[kind]
+    (container,) = found
     return container
 
 

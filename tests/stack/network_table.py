@@ -21,11 +21,12 @@ def trainer(job: str) -> Peer:
 
 TRAINING, REPORT, INTERPRET, DOCTOR = part("training"), part("report"), part("interpret"), part("doctor")
 DATA, REAP, GC, MLFLOW, POSTGRES = part("data"), part("reap"), part("mlflow-gc"), part("mlflow"), part("postgres")
-S3_POD, BUCKET, GATEWAY = part("store"), part("store-bucket"), part("pushgateway")
+S3_POD, GATEWAY = part("store"), part("pushgateway")
 STRANGER = Peer("pod without labels", {}, "cnn-jobs")
 IMPOSTOR = Peer("training pod elsewhere", TRAINING.labels, "other")
 DNS = Peer("dns", {"k8s-app": "kube-dns"}, "kube-system")
 LOCAL_DNS = Peer("node-local dns", ip="169.254.20.10")
+LOCAL_DNS_POD = Peer("pod of node-local dns", {"k8s-app": "node-local-dns"}, "kube-system")
 OTHER_SYSTEM = Peer("another pod of kube-system", {"k8s-app": "metrics"}, "kube-system")
 PROMETHEUS = Peer("prometheus", {"app.kubernetes.io/name": "prometheus"}, "monitoring")
 INTERNET, INTERNET6 = Peer("internet", ip="52.216.1.1"), Peer("internet", ip="2600:1f16::1")
@@ -40,7 +41,7 @@ TABLE: list[tuple[str, Peer, Peer, int, str, bool]] = [
     *((STACK, pod, MLFLOW, 5000, "TCP", False) for pod in (STRANGER, IMPOSTOR, POSTGRES, PROMETHEUS, INTERNET)),
     # Names are resolved by all, and nothing else is asked there.
     *((STACK, pod, DNS, 53, protocol, True) for pod in (TRAINING, MLFLOW, DATA, REAP) for protocol in ("UDP", "TCP")),
-    (STACK, TRAINING, LOCAL_DNS, 53, "UDP", True),
+    *((STACK, TRAINING, to, 53, "UDP", True) for to in (LOCAL_DNS, LOCAL_DNS_POD)),
     (STACK, TRAINING, DNS, 8080, "TCP", False),
     (STACK, TRAINING, OTHER_SYSTEM, 53, "UDP", False),
     # Training pods reach nothing else: not S3, not the database, not each other, not the node's identity.
@@ -64,15 +65,13 @@ TABLE: list[tuple[str, Peer, Peer, int, str, bool]] = [
     (STACK, MLFLOW, INTERNET6, 443, "TCP", True),
     (STACK, MLFLOW, INTERNET, 80, "TCP", False),
     *((STACK, MLFLOW, to, port, "TCP", False) for to in (METADATA, METADATA6) for port in (80, 443)),
-    # With a store in the cluster: that, from MLflow and the Job of its bucket, and nothing outside.
+    # With a store in the cluster: that, from MLflow alone, and nothing outside.
     (STORE, MLFLOW, S3_POD, 8333, "TCP", True),
-    (STORE, BUCKET, S3_POD, 8333, "TCP", True),
     (STORE, MLFLOW, INTERNET, 443, "TCP", False),
     # Master, volume server and filer ask nobody for a key.
     *((STORE, MLFLOW, S3_POD, port, "TCP", False) for port in (8080, 8888, 9333, 18333)),
     *((STORE, pod, S3_POD, 8333, "TCP", False) for pod in (TRAINING, DATA, GC, STRANGER, IMPOSTOR, INTERNET)),
     (STORE, S3_POD, INTERNET, 443, "TCP", False),
-    (STORE, BUCKET, MLFLOW, 5000, "TCP", False),
     # Prometheus reads metrics, from its namespace, where the overlay lets it.
     (STACK, PROMETHEUS, TRAINING, 9090, "TCP", False),
     (MONITORING, PROMETHEUS, TRAINING, 9090, "TCP", True),
@@ -86,21 +85,21 @@ TABLE: list[tuple[str, Peer, Peer, int, str, bool]] = [
     (MONITORING, TRAINING, INTERNET, 443, "TCP", False),
 ]
 
-EVERYBODY = [TRAINING, REPORT, INTERPRET, DOCTOR, DATA, REAP, GC, MLFLOW, POSTGRES, S3_POD, BUCKET, GATEWAY]
+EVERYBODY = [TRAINING, REPORT, INTERPRET, DOCTOR, DATA, REAP, GC, MLFLOW, POSTGRES, S3_POD, GATEWAY]
 EVERYBODY += [STRANGER, IMPOSTOR, DNS, PROMETHEUS, INTERNET, METADATA]
 # Each end by itself: a door that only the other end keeps shut would open with the next change there.
 ENDS: list[tuple[str, str, Peer, int, list[Peer]]] = [
     (STACK, "Ingress", MLFLOW, 5000, [TRAINING, REPORT, INTERPRET, DOCTOR, DATA, REAP, GC]),
     (STACK, "Ingress", POSTGRES, 5432, [GC, MLFLOW]),
-    (STORE, "Ingress", S3_POD, 8333, [MLFLOW, BUCKET]),
+    (STORE, "Ingress", S3_POD, 8333, [MLFLOW]),
     (MONITORING, "Ingress", GATEWAY, 9091, [TRAINING, PROMETHEUS]),
     (MONITORING, "Ingress", TRAINING, 9090, [PROMETHEUS]),
     *((STACK, "Ingress", pod, 9090, []) for pod in (TRAINING, REPORT, DATA, STRANGER)),
     *((STACK, "Egress", pod, 5000, [MLFLOW]) for pod in (TRAINING, REPORT, INTERPRET, DOCTOR, REAP, GC)),
     *((STACK, "Egress", pod, 5000, []) for pod in (POSTGRES, STRANGER)),
     *((STACK, "Egress", pod, 5432, [POSTGRES]) for pod in (MLFLOW, GC)),
-    *((STORE, "Egress", pod, 8333, [S3_POD]) for pod in (MLFLOW, BUCKET)),
+    (STORE, "Egress", MLFLOW, 8333, [S3_POD]),
     (MONITORING, "Egress", TRAINING, 9091, [GATEWAY]),
-    *((STORE, "Egress", pod, 443, []) for pod in (TRAINING, MLFLOW, POSTGRES, S3_POD, BUCKET, STRANGER)),
+    *((STORE, "Egress", pod, 443, []) for pod in (TRAINING, MLFLOW, POSTGRES, S3_POD, STRANGER)),
     (STACK, "Egress", DATA, 443, EVERYBODY),
 ]

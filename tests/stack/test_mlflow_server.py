@@ -6,13 +6,14 @@ import concurrent.futures
 import importlib.util
 import io
 import subprocess
+import threading
 import time
 from pathlib import Path
 
 import boto3
 import pytest
 
-from tests.conftest import MLFLOW_WARNING
+from tests.conftest import MLFLOW_WARNING, free_port
 from tests.stack.conftest import PASSWORD
 from tests.stack.manifests import STACK
 from tests.stack.mlflow_pod import POD_IP, Running, command, container_of, environment, run_container
@@ -45,8 +46,27 @@ HAS_EXPORTER = importlib.util.find_spec("prometheus_flask_exporter") is not None
 needs_postgres = pytest.mark.skipif(not has_postgres(), reason="PostgreSQL or psycopg is not installed")
 
 
-def test_the_job_makes_the_bucket_once(bucket: list[str]) -> None:
+def test_the_bucket_is_made_once(bucket: list[str]) -> None:
     assert bucket == ["bucket cnn-jobs-of-the-stack made\n", "bucket cnn-jobs-of-the-stack is there\n"]
+
+
+def test_the_store_is_waited_for(secret: dict[str, str], tmp_path: Path) -> None:
+    from moto.server import ThreadedMotoServer
+
+    first = container_of("k8s/overlays/in-cluster-store", "Deployment/mlflow", "initContainers")
+    port = free_port()
+    late = ThreadedMotoServer(ip_address="127.0.0.1", port=port, verbose=False)
+    starts = threading.Timer(4.0, late.start)
+    starts.start()
+    try:
+        given = {**secret, "MLFLOW_S3_ENDPOINT_URL": f"http://127.0.0.1:{port}"}
+        given["MLFLOW_ARTIFACTS_DESTINATION"] = "s3://of-a-late-store/mlflow"
+        began = time.monotonic()
+        assert run_container(first, given, tmp_path) == "bucket of-a-late-store made\n"
+        assert time.monotonic() - began > 3
+    finally:
+        starts.join()
+        late.stop()
 
 
 @pytest.mark.parametrize("host", HOSTS)

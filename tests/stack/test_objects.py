@@ -34,6 +34,22 @@ def test_every_object_has_its_place_and_its_part(folder: str) -> None:
         assert "managed-by" not in str(thing["metadata"].get("labels", {}))
 
 
+@pytest.mark.parametrize("folder", FOLDERS)
+def test_it_can_be_applied_again_with_other_images(folder: str) -> None:
+    """A Job that is there cannot be changed; a Deployment, StatefulSet or CronJob can."""
+    assert not [name_of(thing) for thing in build(folder) if thing["kind"] in ("Job", "Pod")]
+
+
+@pytest.mark.parametrize("folder", FOLDERS)
+def test_on_an_empty_cluster_each_object_comes_after_what_it_needs(folder: str) -> None:
+    kinds = [thing["kind"] for thing in build(folder)]
+    first = ["Namespace", "ResourceQuota", "ServiceAccount", "ConfigMap", "LimitRange", "PersistentVolumeClaim"]
+    makers = [number for number, kind in enumerate(kinds) if kind in ("Deployment", "StatefulSet", "CronJob")]
+    if folder != "k8s/monitoring":
+        assert kinds[0] == "Namespace"
+        assert max(kinds.index(kind) for kind in first) < min(makers)
+
+
 @pytest.mark.parametrize("version", VERSIONS)
 @pytest.mark.parametrize("folder", FOLDERS)
 def test_every_object_is_valid(folder: str, version: str) -> None:
@@ -177,7 +193,7 @@ def test_no_object_holds_a_secret(folder: str) -> None:
             assert all(set(each) == {"name", "valueFrom"} for each in named), container["name"]
             # ... and none reaches a command line, where everybody may read it.
             line = " ".join([*container.get("command", []), *container.get("args", [])])
-            assert not re.search(r"\$\((?!POD_IP|INGRESS_HOSTS)", line)
+            assert not re.search(r"\$\((?!POD_IP|POD_NAMESPACE|INGRESS_HOSTS)", line)
 
 
 def test_no_file_holds_a_secret_and_every_one_is_used() -> None:

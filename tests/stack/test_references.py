@@ -25,11 +25,13 @@ from tests.stack.manifests import (
     kubectl,
     name_of,
     pods,
+    strings,
 )
 from tests.stack.network import matches
 
 # k8s/monitoring alone lacks what it watches.
 WHOLE = [folder for folder in FOLDERS if folder != "k8s/monitoring"]
+WITH_STORE = ("k8s/overlays/in-cluster-store", "k8s/overlays/kind")
 ROW = re.compile(r"^\| `(?P<secret>[\w-]+)` \| (?:`(?P<key>\w+)`|any) \| (?P<need>needed|optional) \|", re.M)
 DOCUMENTED = {(row["secret"], row["key"] or "*"): row["need"] == "needed" for row in ROW.finditer(PAGE.read_text())}
 PODS = [pytest.param(folder, pod, id=f"{folder}:{pod.owner}") for folder in WHOLE for pod in pods(build(folder))]
@@ -54,7 +56,7 @@ def test_every_secret_that_a_pod_reads_is_in_the_manual(folder: str, pod: Pod) -
     for secret, key, needed in secrets_read(pod):
         assert (secret, key) in DOCUMENTED
         # The store in the cluster needs what Amazon's S3 does without.
-        own_store = (pod.owner, key) == ("Job/store-bucket", "MLFLOW_S3_ENDPOINT_URL")
+        own_store = folder in WITH_STORE and key == "MLFLOW_S3_ENDPOINT_URL"
         assert needed == DOCUMENTED[secret, key] or own_store
 
 
@@ -156,7 +158,7 @@ def test_every_service_leads_to_a_pod_and_every_set_of_pods_to_its_service(folde
     for service in services:
         (pod,) = (pod for pod in everything if matches({"matchLabels": service["spec"]["selector"]}, pod.labels))
         for port in service["spec"]["ports"]:
-            (found,) = (p for c in pod.containers for p in c["ports"] if p["name"] == port["targetPort"])
+            (found,) = (p for c in pod.containers for p in c.get("ports", []) if p["name"] == port["targetPort"])
             assert found["containerPort"] == port["port"]
     for thing in build(folder):
         if thing["kind"] in ("Deployment", "StatefulSet"):
@@ -198,6 +200,18 @@ def test_the_queue_leads_to_a_flavour_and_is_joined_as_the_manual_says() -> None
     assert words[:4] == ["kubectl", "label", "--local", "-f"]
     labelled = yaml.safe_load(kubectl("label", "--local", "-f", "-", *words[5:], given=yaml.safe_dump(job)))
     assert labelled["metadata"]["labels"] == {"kueue.x-k8s.io/queue-name": queue["metadata"]["name"]}
+
+
+def test_in_a_namespace_of_another_name_everything_is_there_and_mlflow_is_called_by_it(tmp_path: Path) -> None:
+    shutil.copytree(K8S, tmp_path / "k8s")
+    (tmp_path / "own").mkdir()
+    content = {"namespace": "team-a", "resources": ["../k8s/overlays/in-cluster-store"]}
+    (tmp_path / "own/kustomization.yaml").write_text(yaml.safe_dump(content))
+    made = list(yaml.safe_load_all(kubectl("kustomize", str(tmp_path / "own"))))
+    assert {thing["metadata"].get("namespace", thing["metadata"]["name"]) for thing in made} == {"team-a"}
+    assert [subject["namespace"] for thing in made for subject in thing.get("subjects", [])] == ["team-a"]
+    assert not [text for thing in made for text in strings(thing) if "cnn-jobs.svc" in text]
+    assert not [text for thing in made for text in strings(thing.get("spec", {})) if "mlflow.cnn-jobs" in text]
 
 
 def test_a_combination_as_the_manual_shows_it_builds(tmp_path: Path) -> None:
