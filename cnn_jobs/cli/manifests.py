@@ -36,6 +36,22 @@ def rendering_options(command: Command) -> Command:
             metavar="NAME",
             help="PersistentVolumeClaim for the state of trainings, which then outlives their pods.",
         ),
+        click.option(
+            "--no-data-volume",
+            "no_data_volume",
+            is_flag=True,
+            default=False,
+            envvar=env_name("no_data_volume"),
+            show_envvar=True,
+            help="Jobs without it: data that is in the image, in a bucket, or drawn (shapes).",
+        ),
+        option(
+            "data_claim",
+            default=None,
+            show_default=Settings.data_claim,
+            metavar="NAME",
+            help="PersistentVolumeClaim with data sets and weights.",
+        ),
         option("namespace", default=Settings.namespace, help="Namespace of the Jobs."),
         option("image", default=Settings.image, metavar="NAME:TAG", help="Container image; 'latest' is refused."),
         option(
@@ -67,7 +83,8 @@ def render_command(jobs: tuple[str, ...], out: Path, **given: Any) -> None:
     from cnn_jobs.cluster.plans import choose
     from cnn_jobs.cluster.render import write_files
 
-    for path in write_files(choose(jobs), _settings(**given), out):
+    settings = _settings(**given)
+    for path in write_files(choose(jobs, data_volume=bool(settings.data_claim)), settings, out):
         click.echo(path)
 
 
@@ -79,17 +96,21 @@ def check_command(out: Path, **given: Any) -> None:
     Takes the options with which they were rendered. Everything counts: fields, comments, missing and surplus files.
     """
     from cnn_jobs.cluster.drift import differences
-    from cnn_jobs.cluster.plans import all_plans
+    from cnn_jobs.cluster.plans import choose
 
-    found = differences(out, _settings(**given))
+    settings = _settings(**given)
+    found = differences(out, settings)
     for line in found:
         click.echo(f"error: {line}", err=True)
     if found:
         sys.exit(1)
-    click.echo(f"{len(all_plans())} Jobs in {out} are as rendered")
+    click.echo(f"{len(choose([], data_volume=bool(settings.data_claim)))} Jobs in {out} are as rendered")
 
 
-def _settings(*, gpu: int | None, no_gpu: bool, **given: str) -> Settings:
+def _settings(*, gpu: int | None, no_gpu: bool, data_claim: str | None, no_data_volume: bool, **given: str) -> Settings:
+    if no_data_volume and data_claim:
+        raise UserError(f"--no-data-volume and --data-claim {data_claim} contradict each other; leave one of them out")
+    given["data_claim"] = "" if no_data_volume else data_claim or Settings.data_claim
     if no_gpu and gpu:
         raise UserError(f"--no-gpu and --gpu {gpu} contradict each other; leave one of them out")
     return Settings(gpus=0 if no_gpu else Settings.gpus if gpu is None else gpu, **given)

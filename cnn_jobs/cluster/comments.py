@@ -83,6 +83,10 @@ _THREADS = (
     "torch takes as many threads as the CPU limit, and only with as many is a run that goes on the same in every bit."
 )
 _READ_ONLY = "Filled once by prepare-data-job.yaml; this pod downloads nothing."
+_SOURCES = (
+    "Where the data comes from: CNN_JOBS_CIFAR10_FROM and CNN_JOBS_IMAGENET_FROM (a mirror, or s3://bucket/key); "
+    "logins for that in the Secret cnn-jobs-sources, which no other Job reads."
+)
 _CUDA = "--device cuda: where the GPU cannot be used it ends at once with exit code 2, in place of training on CPUs."
 _ARGS = {
     "interpret": "The network is ResNet18 with ImageNet's weights, the picture one that is drawn. Others: CNN_JOBS_RUN "
@@ -146,8 +150,10 @@ def _of_the_container(plan: Plan, settings: Settings) -> Comments:
         found["resources"] += f" {_THREADS}"
     if plan.indexes:
         found[f"env[{plan.index_variable}]"] = "The index is the seed."
-    if plan.data == "read":
+    if plan.data == "read" and settings.data_claim:
         found["volumeMounts[data]"] = _READ_ONLY
+    if plan.data == "write":
+        found["envFrom"] += f" {_SOURCES}"
     if plan.uses_device and settings.gpus:
         found["args"] = _CUDA
     elif plan.component in _ARGS:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from cnn_jobs.cluster.manifest import documents
-from cnn_jobs.cluster.plans import SUFFIX, all_plans
+from cnn_jobs.cluster.plans import SUFFIX, choose
 from cnn_jobs.cluster.render import text_of
 from cnn_jobs.cluster.settings import Settings
 from cnn_jobs.cluster.yaml_text import item_path, key_path
@@ -27,7 +27,7 @@ def differences(folder: Path, settings: Settings) -> list[str]:
         raise UserError(
             f"{folder}: no such folder; give that of the files by --out, or run 'cnn-jobs manifests render'"
         )
-    plans = {plan.file: plan for plan in all_plans()}
+    plans = {plan.file: plan for plan in choose([], data_volume=bool(settings.data_claim))}
     found = []
     for name, plan in plans.items():
         path = folder / name

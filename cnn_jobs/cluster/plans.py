@@ -54,9 +54,12 @@ def all_plans() -> list[Plan]:
     return [_prepare_data(), _doctor(), *singles, *seeds, *shown, _report()]
 
 
-def choose(names: Iterable[str]) -> list[Plan]:
-    """The Jobs of these names, all for none. Raises ``UserError`` that lists the valid ones."""
-    plans = {plan.name: plan for plan in all_plans()}
+def choose(names: Iterable[str], *, data_volume: bool = True) -> list[Plan]:
+    """The Jobs of these names, all for none; without ``data_volume`` there is none that fills it.
+
+    Raises ``UserError`` that lists the valid ones.
+    """
+    plans = {plan.name: plan for plan in all_plans() if data_volume or plan.data != "write"}
     wanted = list(names) or list(plans)
     for name in wanted:
         if name not in plans:

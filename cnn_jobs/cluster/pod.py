@@ -14,7 +14,8 @@ USER = 10001
 METRICS_PORT = 9090
 # What a cluster sets for all Jobs: a ConfigMap and a Secret of this name, of the stack or of the user.
 SHARED = "cnn-jobs"
-DATA_CLAIM = "cnn-jobs-data"
+# What prepare-data alone is told: logins for where the data comes from.
+SOURCES = "cnn-jobs-sources"
 DATA, STATE, SCRATCH = "/data", "/state", "/tmp"
 GPU = "nvidia.com/gpu"
 INDEX = "metadata.annotations['batch.kubernetes.io/job-completion-index']"
@@ -42,6 +43,11 @@ def pod_spec(plan: Plan, settings: Settings) -> Manifest:
     }
 
 
+def has_data_volume(plan: Plan, settings: Settings) -> bool:
+    """Whether the Job mounts the data volume."""
+    return bool(plan.data and settings.data_claim)
+
+
 def _gpus(plan: Plan, settings: Settings) -> int:
     return settings.gpus if plan.uses_device else 0
 
@@ -53,6 +59,7 @@ def _state_claim(plan: Plan, settings: Settings) -> str:
 def _container(plan: Plan, settings: Settings) -> Manifest:
     device = ["--device", "cuda" if settings.gpus else "cpu"] if plan.uses_device else []
     shared = {"name": SHARED, "optional": True}
+    sources = [{"secretRef": {"name": SOURCES, "optional": True}}] if plan.data == "write" else []
     ports = [{"name": "metrics", "containerPort": METRICS_PORT, "protocol": "TCP"}]
     return {
         "name": plan.container,
@@ -60,7 +67,7 @@ def _container(plan: Plan, settings: Settings) -> Manifest:
         "imagePullPolicy": "IfNotPresent",
         "command": ["cnn-jobs"],
         "args": [*plan.args, *device],
-        "envFrom": [{"configMapRef": shared}, {"secretRef": shared}],
+        "envFrom": [{"configMapRef": shared}, {"secretRef": shared}, *sources],
         "env": _env(plan, settings),
         **({"ports": ports} if plan.component == "training" else {}),
         "resources": _resources(plan, settings),
@@ -85,7 +92,7 @@ def _env(plan: Plan, settings: Settings) -> list[Manifest]:
         "CNN_JOBS_CONTAINER_IMAGE": settings.image,
         **({"CNN_JOBS_STATE_DIR": STATE} if plan.keeps_state else {}),
         **({"CNN_JOBS_DURABLE_STATE": "true"} if _state_claim(plan, settings) else {}),
-        **({"CNN_JOBS_CACHE_DIR": DATA, "TORCH_HOME": f"{DATA}/torch"} if plan.data else {}),
+        **({"CNN_JOBS_CACHE_DIR": DATA, "TORCH_HOME": f"{DATA}/torch"} if has_data_volume(plan, settings) else {}),
         "HOME": SCRATCH,
         "MPLCONFIGDIR": f"{SCRATCH}/matplotlib",
         "MLFLOW_ENABLE_PROXY_MULTIPART_DOWNLOAD": "false",
@@ -109,9 +116,9 @@ def _resources(plan: Plan, settings: Settings) -> Manifest:
 def _volumes(plan: Plan, settings: Settings) -> list[tuple[Manifest, Manifest]]:
     """Each volume, and where the container has it."""
     found: list[tuple[Manifest, Manifest]] = []
-    if plan.data:
+    if has_data_volume(plan, settings):
         read_only = {"readOnly": True} if plan.data == "read" else {}
-        found.append((_claim("data", DATA_CLAIM), {"name": "data", "mountPath": DATA, **read_only}))
+        found.append((_claim("data", settings.data_claim), {"name": "data", "mountPath": DATA, **read_only}))
     if claim := _state_claim(plan, settings):
         found.append((_claim("state", claim), {"name": "state", "mountPath": STATE}))
     elif plan.keeps_state:

@@ -20,7 +20,8 @@ _EXAMPLE = f"registry.example/cnn-jobs:{__version__}"
 @dataclass(frozen=True, kw_only=True)
 class Settings:
     """``image``: with a tag; ``gpus``: of each pod that trains, 0 for training on CPUs; ``state_claim``: the
-    PersistentVolumeClaim that holds the state directory of trainings, "" for one that goes with the pod.
+    PersistentVolumeClaim that holds the state directory of trainings, "" for one that goes with the pod;
+    ``data_claim``: that of the data volume, "" for Jobs whose data is in the image, in a bucket, or drawn.
 
     Raises ``UserError`` (exit 2) for an image without a tag or with ``latest``, and for what is no name.
     """
@@ -29,12 +30,14 @@ class Settings:
     namespace: str = "cnn-jobs"
     gpus: int = 1
     state_claim: str = ""
+    data_claim: str = "cnn-jobs-data"
 
     def __post_init__(self) -> None:
         _check_image(self.image)
         _check_name("--namespace", self.namespace, "namespaces")
-        if self.state_claim:
-            _check_name("--state-claim", self.state_claim, "persistentvolumeclaims")
+        for flag, claim in (("--state-claim", self.state_claim), ("--data-claim", self.data_claim)):
+            if claim:
+                _check_name(flag, claim, "persistentvolumeclaims")
         if self.gpus < 0:
             raise UserError(f"--gpu is {self.gpus}, but must be 0 or more; 0 trains on CPUs")
 

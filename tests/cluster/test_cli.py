@@ -70,6 +70,7 @@ def test_the_options_decide_what_is_rendered_and_what_is_checked(tmp_path: Path)
         ("CNN_JOBS_GPU", "4", "nvidia.com/gpu: 4\n"),
         ("CNN_JOBS_NO_GPU", "1", "args: [train, task2, --device, cpu]\n"),
         ("CNN_JOBS_STATE_CLAIM", "runs", "claimName: runs\n"),
+        ("CNN_JOBS_DATA_CLAIM", "pictures", "claimName: pictures\n"),
     ],
 )
 def test_an_option_has_its_variable(variable: str, value: str, shown: str, tmp_path: Path) -> None:
@@ -85,6 +86,14 @@ def test_no_gpus_are_two_ways_to_say_the_same(tmp_path: Path) -> None:
     assert others == [first, first]
 
 
+def test_without_a_data_volume_there_is_no_job_that_fills_it(tmp_path: Path) -> None:
+    options = ["--out", str(tmp_path), "--no-data-volume"]
+    assert call("render", *options).exit_code == 0
+    assert {path.name for path in PATHS} - {path.name for path in tmp_path.iterdir()} == {"prepare-data-job.yaml"}
+    assert call("check", *options).stdout == f"{len(PATHS) - 1} Jobs in {tmp_path} are as rendered\n"
+    assert "missing, expected Job prepare-data" in call("check", "--out", str(tmp_path)).stderr
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -93,6 +102,9 @@ def test_no_gpus_are_two_ways_to_say_the_same(tmp_path: Path) -> None:
         (["check", "--image", "cnn-jobs"], "--image is 'cnn-jobs', which has no tag"),
         (["render", "--namespace", "A"], "--namespace is 'A'"),
         (["render", "--no-gpu", "--gpu", "2"], "--no-gpu and --gpu 2 contradict each other"),
+        (["render", "--no-data-volume", "--data-claim", "x"], "--no-data-volume and --data-claim x contradict"),
+        (["render", "--data-claim", "A"], "--data-claim is 'A'"),
+        (["render", "--no-data-volume", "prepare-data"], "'prepare-data' is no Job; the Jobs are doctor"),
         (["render", "task9"], "'task9' is no Job; the Jobs are "),
         (["check", "--out", "nowhere"], "nowhere: no such folder"),
     ],

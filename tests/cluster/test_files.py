@@ -14,7 +14,7 @@ import yaml
 
 from cnn_jobs import __version__
 from cnn_jobs.cluster.drift import differences
-from cnn_jobs.cluster.plans import SEEDS, all_plans
+from cnn_jobs.cluster.plans import SEEDS, all_plans, choose
 from cnn_jobs.cluster.render import text_of, write_files
 from cnn_jobs.cluster.resources import RESNET, needs_of
 from cnn_jobs.cluster.settings import Settings
@@ -213,8 +213,11 @@ def test_only_what_loads_data_can_write_it() -> None:
 
 def test_settings_and_logins_of_the_cluster_are_optional() -> None:
     shared = {"name": "cnn-jobs", "optional": True}
-    for job in DOCUMENTS.values():
-        assert container_of(job)["envFrom"] == [{"configMapRef": shared}, {"secretRef": shared}]
+    sources = {"secretRef": {"name": "cnn-jobs-sources", "optional": True}}
+    for name, job in DOCUMENTS.items():
+        # Where data comes from is no business of those who train.
+        own = [sources] if name == "prepare-data-job.yaml" else []
+        assert container_of(job)["envFrom"] == [{"configMapRef": shared}, {"secretRef": shared}, *own]
 
 
 def test_without_a_gpu_nothing_asks_for_one() -> None:
@@ -242,6 +245,26 @@ def test_other_settings_change_what_they_name_and_nothing_else() -> None:
         assert yaml.safe_load(text) == DOCUMENTS[name]
     for name, job in rendered(Settings(gpus=4)).items():
         assert container_of(job)["resources"]["limits"].get(GPU) == (4 if name in WITH_GPU else None)
+
+
+def test_without_a_data_volume_nothing_asks_for_one_and_caches_are_where_they_can_be_written() -> None:
+    settings = Settings(data_claim="")
+    for plan in choose([], data_volume=False):
+        job = yaml.safe_load(text_of(plan, settings))
+        assert not [each for each in pod_of(job)["volumes"] if "persistentVolumeClaim" in each]
+        assert not {"CNN_JOBS_CACHE_DIR", "TORCH_HOME"} & env_of(job).keys()
+        assert env_of(job)["HOME"] == "/tmp"
+    assert {plan.name for plan in all_plans()} - {plan.name for plan in choose([], data_volume=False)} == {
+        "prepare-data"
+    }
+    with pytest.raises(UserError, match="'prepare-data' is no Job"):
+        choose(["prepare-data"], data_volume=False)
+
+
+def test_another_data_volume_is_another_claim_and_nothing_else() -> None:
+    for name, job in rendered(Settings(data_claim="pictures")).items():
+        text = yaml.safe_dump(job).replace("claimName: pictures", "claimName: cnn-jobs-data")
+        assert yaml.safe_load(text) == DOCUMENTS[name]
 
 
 def test_a_claim_for_the_state_makes_it_durable_in_trainings_alone() -> None:

@@ -21,6 +21,7 @@ OTHER_SETTINGS = {
     "on CPUs": Settings(gpus=0),
     "elsewhere": Settings(image="registry.example:5000/team/cnn-jobs:0.1.0-cuda", namespace="team-a", gpus=2),
     "state that stays": Settings(state_claim="runs"),
+    "no data volume": Settings(data_claim=""),
 }
 
 
