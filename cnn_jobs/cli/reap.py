@@ -10,7 +10,8 @@ from cnn_jobs.cli.tables import console, table
 
 @click.command(context_settings={"show_default": True})
 @option("experiment", default="cnn-jobs", help="Experiment in MLflow.")
-def reap(experiment: str) -> None:
+@option("missing_ok", is_flag=True, default=False, help="An experiment that is not there (yet) has no such runs.")
+def reap(experiment: str, missing_ok: bool) -> None:
     """Set runs to FAILED that MLflow shows as RUNNING though no process trains them.
 
     Looks twice, 60 seconds apart: a living run moves its heartbeat counter in that time.
@@ -18,7 +19,7 @@ def reap(experiment: str) -> None:
     from cnn_jobs.tracking.connection import tracking_uri
     from cnn_jobs.tracking.reap import reap as look_twice
 
-    watched = look_twice(tracking_uri(), experiment, say=lambda text: click.echo(text, err=True))
+    watched = look_twice(tracking_uri(), experiment, missing_ok=missing_ok, say=lambda text: click.echo(text, err=True))
     if not watched:
         click.echo(f"no run of experiment '{experiment}' is RUNNING")
         return

@@ -25,6 +25,7 @@ def reap(
     uri: str,
     experiment: str,
     *,
+    missing_ok: bool = False,
     still_s: float = STILL_S,
     wait: Callable[[float], object] = time.sleep,
     say: Callable[[str], object] = lambda text: None,
@@ -32,10 +33,12 @@ def reap(
     """Sets runs to FAILED, ``lost``, whose heartbeat counter reads the same twice, ``still_s`` seconds apart.
 
     Clocks are not asked. One that was only out of reach sets itself to RUNNING again with its next heartbeat. Raises
-    ``UserError`` for an unknown experiment, ``TrackingError`` where MLflow does not answer.
+    ``UserError`` for an unknown experiment unless it is ``missing_ok``, ``TrackingError`` where MLflow does not answer.
     """
     remote = Remote(uri)
     if not remote.has_experiment(experiment):
+        if missing_ok:
+            return []
         raise UserError(f"experiment '{experiment}' is not in MLflow; name one with --experiment")
     first = {run.run_id: run for run in _running(remote, experiment)}
     if not first:

@@ -98,6 +98,21 @@ def test_settings_are_options_of_the_program_or_of_mlflow(folder: str) -> None:
     assert all(isinstance(value, str) for value in data.values())
 
 
+def test_what_containers_of_our_image_call_is_what_the_program_takes() -> None:
+    called = []
+    for pod in pods(build(STACK)):
+        for container in pod.containers:
+            if container["image"].startswith("cnn-jobs:"):
+                program, *words = [*container["command"], *container.get("args", [])]
+                assert program == "cnn-jobs"
+                with cli.make_context("cnn-jobs", words) as context:
+                    name, command, rest = cli.resolve_command(context, context._protected_args + context.args)
+                    assert command
+                    with command.make_context(name, rest, parent=context):
+                        called.append(name)
+    assert called == ["reap"]
+
+
 def needs(spec: Object, count: int = 1) -> dict[str, float]:
     total: dict[str, float] = {"pods": count}
     for container in spec["containers"]:

@@ -67,6 +67,7 @@ def test_nothing_to_do_is_done_at_once(mlflow_uri: str, tmp_path: Path) -> None:
 
 
 def test_an_unknown_experiment_is_a_mistake(mlflow_uri: str) -> None:
+    assert reap(mlflow_uri, "nope", missing_ok=True) == []
     with pytest.raises(UserError, match="experiment 'nope' is not in MLflow"):
         reap(mlflow_uri, "nope")
 
