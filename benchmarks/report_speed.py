@@ -23,6 +23,7 @@ from benchmarks.figures import Summary
 from benchmarks.render import conditions_line, into_page, table
 from benchmarks.report_runs import EXPERIMENT, NAMES, make_store
 from cnn_jobs.files import write_text
+from cnn_jobs.monitoring.device_memory import peak_memory
 
 ROOT = Path(__file__).resolve().parents[1]
 JSON_FILE, PAGE = ROOT / "benchmarks/report_speed.json", ROOT / "docs/report-speed.md"
@@ -48,7 +49,8 @@ def whole_report(uri: str, folder: Path) -> dict[str, float]:
     began = time.perf_counter()
     made = make_report(request, Silent())
     seconds = time.perf_counter() - began
-    peak = _peak_bytes()
+    # Of this process alone: getrusage would count what its larger parent had when it was started.
+    peak = peak_memory()
     return {"seconds": seconds, "peak_bytes": peak, "runs": len(made.document.run_numbers)}
 
 
@@ -84,12 +86,6 @@ def calls_alone(uri: str, folder: Path) -> dict[str, float]:
         for _ in readers.map(read, ids):
             pass
     return {"seconds": time.perf_counter() - began, "runs": len(ids)}
-
-
-def _peak_bytes() -> int:
-    """Of this process alone: getrusage would count what its larger parent had when it was started."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM:"))
 
 
 def _import_mlflow() -> None:

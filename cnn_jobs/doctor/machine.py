@@ -13,6 +13,7 @@ from pathlib import Path
 from cnn_jobs.doctor.disk import MIB, write_and_delete
 from cnn_jobs.doctor.finding import Finding, failed, from_error, ok, skipped, warning
 from cnn_jobs.errors import DeviceError
+from cnn_jobs.tracking.connection import first_line
 
 # What Docker gives a container, and too little for NCCL or gloo to exchange large tensors through.
 SHARED_MEMORY_BYTES = 64 * MIB
@@ -119,7 +120,7 @@ def _try_cuda(build: str, driver: str) -> Finding:
         name = torch.cuda.get_device_name(0)
         total = float(torch.ones(8, device="cuda").sum())
     except Exception as error:  # CUDA's own, of many kinds
-        return failed(f"the GPU does not compute: {_first_line(error)} ({build}; {driver})", _remedy())
+        return failed(f"the GPU does not compute: {first_line(error)} ({build}; {driver})", _remedy())
     if total != 8:
         return failed(f"the GPU computes wrongly: 8 ones are {total} ({build}; {driver})", "take it out of use")
     return ok(f"{torch.cuda.device_count()} x {name} ({build}; {driver})")
@@ -131,12 +132,8 @@ def _why_not() -> str:
     try:
         torch.cuda.init()  # type: ignore[no-untyped-call]
     except Exception as error:  # AssertionError without CUDA, RuntimeError without a driver
-        return _first_line(error)
+        return first_line(error)
     return "it finds none"
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().partition("\n")[0][:200] or type(error).__name__
 
 
 def _remedy() -> str:

@@ -22,10 +22,10 @@ def device_memory(device: torch.device) -> dict[str, float]:
     from cnn_jobs.training.device import memory_limit
 
     used = psutil.Process().memory_info().rss
-    return {"used": float(used), "peak": float(max(used, _peak())), "limit": float(memory_limit())}
+    return {"used": float(used), "peak": float(max(used, peak_memory())), "limit": float(memory_limit())}
 
 
-def _peak() -> int:
+def peak_memory() -> int:
     """The most of this process so far, in bytes; 0 where the system does not tell."""
     try:
         lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()

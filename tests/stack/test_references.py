@@ -62,6 +62,7 @@ def test_every_secret_that_a_pod_reads_is_in_the_manual(folder: str, pod: Pod) -
 
 def test_the_manual_lists_no_secret_that_nobody_reads() -> None:
     everything = [pod for folder in WHOLE for pod in pods(build(folder))]
+    everything += [pod for path in K8S.glob("*-job.yaml") for pod in pods(yaml.safe_load_all(path.read_text()))]
     read = {(secret, key) for pod in everything for secret, key, _ in secrets_read(pod)}
     assert read == set(DOCUMENTED)
 
@@ -122,9 +123,10 @@ def test_every_config_map_claim_and_account_that_a_pod_names_exists(folder: str,
 def test_what_the_jobs_name_is_in_the_stack() -> None:
     jobs = [pod for path in K8S.glob("*-job.yaml") for pod in pods(yaml.safe_load_all(path.read_text()))]
     named = {text for pod in jobs for text in _names(pod)}
-    assert named == {"ConfigMap/cnn-jobs", "PersistentVolumeClaim/cnn-jobs-data", "Secret/cnn-jobs"}
-    assert named - {"Secret/cnn-jobs"} <= {name_of(thing) for thing in build(STACK)}
-    assert ("cnn-jobs", "*") in DOCUMENTED
+    secrets = {"Secret/cnn-jobs", "Secret/cnn-jobs-sources"}
+    assert named == {"ConfigMap/cnn-jobs", "PersistentVolumeClaim/cnn-jobs-data", *secrets}
+    assert named - secrets <= {name_of(thing) for thing in build(STACK)}
+    assert all((name.partition("/")[2], "*") in DOCUMENTED for name in secrets)
 
 
 def _names(pod: Pod) -> Iterator[str]:
@@ -212,6 +214,17 @@ def test_in_a_namespace_of_another_name_everything_is_there_and_mlflow_is_called
     assert [subject["namespace"] for thing in made for subject in thing.get("subjects", [])] == ["team-a"]
     assert not [text for thing in made for text in strings(thing) if "cnn-jobs.svc" in text]
     assert not [text for thing in made for text in strings(thing.get("spec", {})) if "mlflow.cnn-jobs" in text]
+
+
+def test_a_volume_for_several_nodes_as_the_manual_shows_it_builds_and_fits_the_quota(tmp_path: Path) -> None:
+    shutil.copytree(K8S, tmp_path / "k8s")
+    (tmp_path / "my-cluster").mkdir()
+    (tmp_path / "my-cluster/kustomization.yaml").write_text(block_of_page("nodes"))
+    made = {name_of(thing): thing for thing in yaml.safe_load_all(kubectl("kustomize", str(tmp_path / "my-cluster")))}
+    claim = made["PersistentVolumeClaim/cnn-jobs-data"]["spec"]
+    assert (claim["accessModes"], claim["storageClassName"]) == (["ReadWriteMany"], "standard-rwx")
+    assert claim["resources"]["requests"]["storage"] == "1Ti"
+    assert made["ResourceQuota/cnn-jobs"]["spec"]["hard"]["requests.storage"] == "2Ti"
 
 
 def test_a_combination_as_the_manual_shows_it_builds(tmp_path: Path) -> None:
