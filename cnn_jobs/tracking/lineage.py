@@ -33,8 +33,8 @@ def collect(device: torch.device, threads: int) -> dict[str, Any]:
 def git_facts(folder: Path | None = None) -> dict[str, Any]:
     """``commit`` (40 hex digits or empty) and ``dirty`` of the checkout that the package runs from.
 
-    An image has no ``.git``: there ``CNN_JOBS_GIT_COMMIT`` and ``CNN_JOBS_GIT_DIRTY`` (1 or 0) say it, or are empty where
-    the build was not told.
+    An image has no ``.git``: there ``CNN_JOBS_GIT_COMMIT`` and ``CNN_JOBS_GIT_DIRTY`` (1 or 0) say it, empty where the
+    build was not told.
     """
     if commit := os.environ.get("CNN_JOBS_GIT_COMMIT"):
         return {"commit": commit, "dirty": {"1": True, "0": False}.get(os.environ.get("CNN_JOBS_GIT_DIRTY", "0"))}

@@ -67,6 +67,7 @@ def lock_cpu(index: str) -> None:
 
 
 def main() -> None:
+    """Exit code 1 and one line where there is no lock."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--cpu", metavar="INDEX", help="only torch-cpu.txt, from this index")
     index = parser.parse_args().cpu

@@ -125,7 +125,7 @@ def index(tmp_path: Path) -> Iterator[str]:
     server.server_close()
 
 
-def lock_cpu(index: str, folder: Path) -> "subprocess.CompletedProcess[str]":
+def lock_cpu(index: str, folder: Path) -> subprocess.CompletedProcess[str]:
     """The real script in a copy of the tree, so that it writes there."""
     pytest.importorskip("uv")
     copy = folder / "copy/k8s/image"
