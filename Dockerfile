@@ -79,7 +79,6 @@ LABEL org.opencontainers.image.title="cnn-jobs" \
       org.opencontainers.image.revision="$GIT_COMMIT" \
       org.opencontainers.image.base.name="$BASE" \
       cnn-jobs.variant="$VARIANT"
-ENTRYPOINT ["cnn-jobs"]
 
 # The same with a data set in it, which is then the default of --data.
 FROM image AS image-with-data
@@ -91,3 +90,4 @@ RUN ["cnn-jobs", "data", "verify", "/opt/data/prepared.npz"]
 # One of the two stages above, no image of a registry.
 # hadolint ignore=DL3006
 FROM image${DATA_FILE:+-with-data}
+ENTRYPOINT ["cnn-jobs"]
