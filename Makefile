@@ -7,6 +7,18 @@ DATA = shapes
 ARGS =
 PORT = 5000
 
+# The images: docs/image.md.
+VERSION = $(shell sed -n 's/^__version__ = "\(.*\)"/\1/p' cnn_jobs/__init__.py)
+VARIANT = cuda
+IMAGE = cnn-jobs:$(VERSION)$(filter-out -cuda,-$(VARIANT))
+MLFLOW_IMAGE = cnn-jobs-mlflow:3.17.2-1
+BASE = docker.io/library/python:3.11-slim
+DATA_FILE =
+REGISTRY =
+BUILDER =
+BUILD_FLAGS =
+TORCH_INDEX = https://download.pytorch.org/whl/cpu
+
 VENV := .venv
 BIN := $(VENV)/bin
 LOCAL := .local
@@ -17,7 +29,7 @@ METADATA := setup.cfg pyproject.toml
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help setup local-run local-stop local-status test test-all lint format bench manifests clean
+.PHONY: help setup local-run local-stop local-status test test-all image-test lint format bench manifests image mlflow-image image-push lock lock-cpu clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' '$(firstword $(MAKEFILE_LIST))'
@@ -25,6 +37,10 @@ help: ## this list
 	@echo "  make local-run TASK=task3e DATA=cifar10 ARGS='--epochs 1 --seed 3' trains something else;"
 	@echo "  it always records on the local server, whatever MLFLOW_TRACKING_URI says (PORT=$(PORT) or the next free one)."
 	@echo "  make PYTHON=/path/to/python3.12 setup uses another Python (3.11 or later)."
+	@echo
+	@echo "  Images: VARIANT=cuda or cpu, IMAGE=$(IMAGE), MLFLOW_IMAGE=$(MLFLOW_IMAGE), BASE=$(BASE),"
+	@echo "  DATA_FILE=prepared.npz is baked in, BUILDER=docker, podman or buildah (the first that answers),"
+	@echo "  BUILD_FLAGS= goes to it as it is, REGISTRY=registry.example/team is where image-push puts both; docs/image.md"
 
 setup: $(VENV)/.installed-run ## create .venv with the cnn-jobs command in it
 
@@ -43,11 +59,14 @@ local-status: ## say whether the local MLflow server runs, and where
 	@if [ -f $(LOCAL)/server.json ]; then $(SERVER) status --dir $(LOCAL); else echo "no local MLflow server runs"; fi
 
 test: $(VENV)/.installed-test ## the fast tests (under 10 minutes)
-	$(BIN)/python -m pytest --durations=10 -m "not slow and not integration and not cluster and not gpu"
+	$(BIN)/python -m pytest --durations=10 -m "not slow and not integration and not cluster and not gpu and not image"
 
 # Two at a time: most of the slow ones wait for servers, timeouts and heartbeats.
 test-all: $(VENV)/.installed-test ## the fast, slow and integration tests
-	$(BIN)/python -m pytest -n 2 --dist loadfile --durations=20 -m "not cluster and not gpu"
+	$(BIN)/python -m pytest -n 2 --dist loadfile --durations=20 -m "not cluster and not gpu and not image"
+
+image-test: $(VENV)/.installed-test ## build both images and run what is in them (root, buildah, podman, debootstrap, 25 GB)
+	$(BIN)/python -m pytest --durations=10 -m image
 
 lint: $(VENV)/.installed-test ## ruff and mypy, changing nothing
 	$(BIN)/python -m ruff check .
@@ -63,6 +82,43 @@ bench: $(VENV)/.installed-bench ## the benchmarks (ARGS= goes to them)
 
 manifests: $(VENV)/.installed-run ## write the Kubernetes Jobs in k8s/ from the registry of tasks
 	$(BIN)/cnn-jobs manifests render
+
+image: ## build the image of the jobs with docker, podman or buildah
+	@case '$(VARIANT)' in cuda|cpu) ;; *) echo "VARIANT is '$(VARIANT)', but must be cuda or cpu" >&2; exit 1;; esac
+	@[ -f 'k8s/image/torch-$(VARIANT).txt' ] || \
+		{ echo "k8s/image/torch-$(VARIANT).txt: not there; 'make lock-$(VARIANT)' writes it from $(TORCH_INDEX)" >&2; exit 1; }
+	@case '$(DATA_FILE)' in */*) echo "DATA_FILE is '$(DATA_FILE)', but must be a file beside the Makefile" >&2; exit 1;; esac
+	@[ -z '$(DATA_FILE)' ] || [ -f '$(DATA_FILE)' ] || \
+		{ echo "DATA_FILE: $(DATA_FILE) is not there; 'cnn-jobs data prepare SRC $(DATA_FILE)' makes it" >&2; exit 1; }
+	@$(find-builder); commit=$$(git rev-parse --verify --quiet HEAD) || commit=; dirty=; \
+	if [ -n "$$commit" ]; then if [ -n "$$(git status --porcelain)" ]; then dirty=1; else dirty=0; fi; fi; \
+	set -x; \
+	"$$builder" build $$layers --file Dockerfile --tag '$(IMAGE)' --build-arg BASE='$(BASE)' --build-arg VARIANT='$(VARIANT)' \
+		--build-arg VERSION='$(VERSION)' --build-arg GIT_COMMIT=$$commit --build-arg GIT_DIRTY=$$dirty \
+		--build-arg TORCH_INDEX='$(TORCH_INDEX)' --build-arg DATA_FILE='$(DATA_FILE)' \
+		$(BUILD_FLAGS) .
+
+mlflow-image: ## build the image of the MLflow server
+	@$(find-builder); set -x; \
+	"$$builder" build $$layers --tag '$(MLFLOW_IMAGE)' --build-arg BASE='$(BASE)' $(BUILD_FLAGS) mlflow
+
+image-push: ## push both images, as they were built, to REGISTRY=
+	@[ -n '$(REGISTRY)' ] || { echo "where to? say make image-push REGISTRY=registry.example/team" >&2; exit 1; }
+	@$(find-builder); set -x; \
+	for image in '$(IMAGE)' '$(MLFLOW_IMAGE)'; do \
+		"$$builder" tag "$$image" "$(REGISTRY)/$$image"; "$$builder" push "$(REGISTRY)/$$image"; \
+	done
+
+# Drawn once: PostgreSQL and the store keep what they were first started with.
+mlflow/.env:
+	@umask 077 && '$(PYTHON)' -c 'import secrets; t = secrets.token_hex; print(f"POSTGRES_PASSWORD={t(24)}\nAWS_ACCESS_KEY_ID={t(10)}\nAWS_SECRET_ACCESS_KEY={t(20)}")' > $@
+	@echo "$@: passwords drawn for mlflow/compose.yaml; git ignores it"
+
+lock: $(VENV)/.installed-lock ## write the hashed locks of both images anew, with the newest versions that setup.cfg takes
+	$(BIN)/python k8s/image/lock.py
+
+lock-cpu: $(VENV)/.installed-lock ## write k8s/image/torch-cpu.txt from PyTorch's own index (TORCH_INDEX=)
+	$(BIN)/python k8s/image/lock.py --cpu '$(TORCH_INDEX)'
 
 clean: ## remove caches and build output (.venv and .local stay)
 	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
@@ -84,6 +140,24 @@ $(VENV)/.installed-bench: $(METADATA)
 	@$(create-venv)
 	$(PIP) install --editable '.[bench]'
 	@touch $(VENV)/.installed-run $@
+
+$(VENV)/.installed-lock: $(METADATA)
+	@$(create-venv)
+	$(PIP) install --editable '.[lock]'
+	@touch $(VENV)/.installed-run $@
+
+# docker answers only where its daemon does.
+define find-builder
+set -e; builder='$(BUILDER)'; layers=; \
+if [ -z "$$builder" ]; then \
+	for each in docker podman buildah; do \
+		if "$$each" version >/dev/null 2>&1; then builder=$$each; break; fi; \
+	done; \
+fi; \
+[ -n "$$builder" ] || \
+	{ echo "no docker whose daemon answers, no podman, no buildah: install one, or say BUILDER=/path/to/one" >&2; exit 1; }; \
+case "$$builder" in *buildah) layers=--layers;; esac
+endef
 
 # Keeps a .venv whose pip works, and replaces one that is half made or whose Python is gone.
 define create-venv

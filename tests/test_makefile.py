@@ -1,9 +1,12 @@
 import os
 import re
+import shutil
 import subprocess
 from pathlib import Path
 
 import pytest
+
+from cnn_jobs import __version__
 
 ROOT = Path(__file__).parent.parent
 # A test is itself run by make, whose options and variables a second make would take over.
@@ -48,7 +51,7 @@ def test_local_run_says_that_it_leaves_another_tracking_server_aside() -> None:
 @pytest.mark.parametrize("target", ["test", "test-all"])
 def test_test_targets_leave_out_what_a_plain_machine_cannot_run(target: str) -> None:
     dry = make("--dry-run", target)
-    assert "not cluster and not gpu" in dry.stdout
+    assert "not cluster and not gpu and not image" in dry.stdout
     assert ("not slow and not integration" in dry.stdout) == (target == "test")
 
 
@@ -127,3 +130,111 @@ def test_ci_script_is_a_bash_script_that_can_be_run() -> None:
     assert checked.returncode == 0, checked.stderr
     wanted = re.findall(r"^stage .*make (\S+)$", script.read_text(), re.MULTILINE)
     assert wanted[-2:] == ["lint", "test-all"]
+
+
+def fake(directory: Path, name: str, answers: bool = True) -> None:
+    """A builder that writes down what it is asked; one whose daemon does not answer knows no version."""
+    program = directory / name
+    program.write_text(f'#!/bin/sh\n[ "$1" = version ] && exit {0 if answers else 1}\necho "{name} $*"\n')
+    program.chmod(0o755)
+
+
+def plain_path(directory: Path) -> str:
+    """A PATH with nothing but what a recipe uses."""
+    for name in ("sh", "git", "sed", "awk", "make"):
+        found = shutil.which(name)
+        assert found
+        (directory / name).symlink_to(found)
+    return str(directory)
+
+
+@pytest.mark.parametrize(
+    ("there", "chosen"),
+    [
+        ({"docker": True, "podman": True, "buildah": True}, "docker build"),
+        ({"docker": False, "podman": True, "buildah": True}, "podman build"),
+        ({"docker": False, "buildah": True}, "buildah build --layers"),
+    ],
+)
+def test_the_image_is_built_with_what_is_there(tmp_path: Path, there: dict[str, bool], chosen: str) -> None:
+    for name, answers in there.items():
+        fake(tmp_path, name, answers)
+    ran = make("image", "mlflow-image", PATH=plain_path(tmp_path))
+    assert ran.returncode == 0, ran.stderr
+    first, second = ran.stdout.splitlines()
+    assert first.startswith(f"{chosen} --file Dockerfile --tag cnn-jobs:{__version__} --build-arg BASE=docker.io/")
+    assert re.search(
+        rf" VERSION={__version__} --build-arg GIT_COMMIT=[0-9a-f]{{40}} --build-arg GIT_DIRTY=[01] ", first
+    )
+    assert first.endswith(" DATA_FILE= .")
+    assert second.startswith(f"{chosen} --tag cnn-jobs-mlflow:3.17.2-1 --build-arg BASE=docker.io/")
+    assert second.endswith(" mlflow")
+
+
+def test_without_a_builder_one_line_says_what_to_install(tmp_path: Path) -> None:
+    fake(tmp_path, "docker", answers=False)
+    path = plain_path(tmp_path)
+    for target in ("image", "mlflow-image", "image-push"):
+        ran = make(target, "REGISTRY=registry.example", PATH=path)
+        assert ran.returncode != 0
+        first, *rest = ran.stderr.splitlines()
+        assert first.startswith("no docker whose daemon answers, no podman, no buildah: install one")
+        assert all(line.startswith("make: ***") for line in rest)
+
+
+def test_the_image_is_what_the_variables_say(tmp_path: Path) -> None:
+    fake(tmp_path, "podman")
+    (tmp_path / "odd name").mkdir()
+    settings = ["IMAGE=x:1", "BASE=python@sha256:0", "BUILD_FLAGS=--secret id=pip,src=pip.conf", "BUILDER=podman"]
+    ran = make("image", *settings, PATH=plain_path(tmp_path))
+    assert ran.returncode == 0, ran.stderr
+    for part in ("--tag x:1 ", "BASE=python@sha256:0 ", "--secret id=pip,src=pip.conf ."):
+        assert part in ran.stdout
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (["VARIANT=rocm"], "VARIANT is 'rocm', but must be cuda or cpu"),
+        (["DATA_FILE=../data.npz"], "DATA_FILE is '../data.npz', but must be a file beside the Makefile"),
+        (["DATA_FILE=none.npz"], "DATA_FILE: none.npz is not there; 'cnn-jobs data prepare SRC none.npz' makes it"),
+    ],
+)
+def test_what_cannot_be_built_is_said_in_one_line(settings: list[str], message: str) -> None:
+    ran = make("image", "BUILDER=echo", *settings)
+    assert (ran.returncode, ran.stdout) == (2, "")
+    assert ran.stderr.splitlines()[0] == message
+
+
+def test_the_cpu_variant_asks_for_its_lock_and_has_a_tag_of_its_own(tmp_path: Path) -> None:
+    for name in ("Makefile", "cnn_jobs/__init__.py"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text((ROOT / name).read_text())
+    words = ["make", "--no-print-directory", "image", "VARIANT=cpu", "BUILDER=echo"]
+    ran = subprocess.run(words, cwd=tmp_path, env=ENVIRONMENT, capture_output=True, text=True, timeout=60)
+    assert ran.returncode != 0
+    assert ran.stderr.startswith("k8s/image/torch-cpu.txt: not there; 'make lock-cpu' writes it from https://")
+    (tmp_path / "k8s/image").mkdir(parents=True)
+    (tmp_path / "k8s/image/torch-cpu.txt").touch()
+    ran = subprocess.run(words, cwd=tmp_path, env=ENVIRONMENT, capture_output=True, text=True, timeout=60)
+    assert ran.returncode == 0, ran.stderr
+    assert f"--tag cnn-jobs:{__version__}-cpu " in ran.stdout
+    # Not a checkout: nobody knows the commit, and so neither whether it was changed.
+    assert "GIT_COMMIT= --build-arg GIT_DIRTY= " in ran.stdout
+
+
+def test_both_images_are_pushed_as_they_were_built() -> None:
+    ran = make("image-push", "BUILDER=echo", "REGISTRY=registry.example/team")
+    assert ran.returncode == 0, ran.stderr
+    jobs, server = f"cnn-jobs:{__version__}", "cnn-jobs-mlflow:3.17.2-1"
+    expected = [f"{do}registry.example/team/{name}" for name in (jobs, server) for do in (f"tag {name} ", "push ")]
+    assert ran.stdout.splitlines() == expected
+    ran = make("image-push", "BUILDER=echo")
+    assert (ran.returncode, ran.stdout) == (2, "")
+    assert ran.stderr.splitlines()[0] == "where to? say make image-push REGISTRY=registry.example/team"
+
+
+def test_help_names_the_settings_of_the_images() -> None:
+    shown = make("help").stdout
+    for name in ("VARIANT", "IMAGE", "MLFLOW_IMAGE", "BASE", "DATA_FILE", "BUILDER", "BUILD_FLAGS", "REGISTRY"):
+        assert f"{name}=" in shown

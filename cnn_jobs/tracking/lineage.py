@@ -33,11 +33,11 @@ def collect(device: torch.device, threads: int) -> dict[str, Any]:
 def git_facts(folder: Path | None = None) -> dict[str, Any]:
     """``commit`` (40 hex digits or empty) and ``dirty`` of the checkout that the package runs from.
 
-    An image has no ``.git``: there ``CNN_JOBS_GIT_COMMIT`` and ``CNN_JOBS_GIT_DIRTY`` (1 or 0) say it.
+    An image has no ``.git``: there ``CNN_JOBS_GIT_COMMIT`` and ``CNN_JOBS_GIT_DIRTY`` (1 or 0) say it, empty where the
+    build was not told.
     """
-    if "CNN_JOBS_GIT_COMMIT" in os.environ:
-        dirty = os.environ.get("CNN_JOBS_GIT_DIRTY", "0") == "1"
-        return {"commit": os.environ["CNN_JOBS_GIT_COMMIT"], "dirty": dirty}
+    if commit := os.environ.get("CNN_JOBS_GIT_COMMIT"):
+        return {"commit": commit, "dirty": {"1": True, "0": False}.get(os.environ.get("CNN_JOBS_GIT_DIRTY", "0"))}
     folder = folder or Path(__file__).resolve().parents[2]
     # A package installed below some other project's checkout is not of that project.
     if not (folder / ".git").exists():

@@ -49,6 +49,13 @@ def test_an_image_says_its_commit_by_the_environment(checkout: Path, monkeypatch
     monkeypatch.setenv("CNN_JOBS_GIT_COMMIT", "abc")
     monkeypatch.setenv("CNN_JOBS_GIT_DIRTY", "1")
     assert lineage.git_facts(checkout) == {"commit": "abc", "dirty": True}
+    monkeypatch.setenv("CNN_JOBS_GIT_DIRTY", "0")
+    assert lineage.git_facts(checkout) == {"commit": "abc", "dirty": False}
+    # Built outside of a checkout: nobody knows, which is not the same as clean.
+    monkeypatch.setenv("CNN_JOBS_GIT_DIRTY", "")
+    assert lineage.git_facts(checkout)["dirty"] is None
+    monkeypatch.setenv("CNN_JOBS_GIT_COMMIT", "")
+    assert lineage.git_facts(checkout.parent / "elsewhere") == {"commit": "", "dirty": None}
 
 
 def test_the_facts_are_json_with_the_versions_that_run() -> None:

@@ -1,0 +1,189 @@
+"""Both images built from the unchanged Dockerfiles, and run: read-only, as the user of the manifests, without rights.
+
+Needs root, buildah, podman and, where the base image is not at hand, debootstrap. Takes minutes and gigabytes:
+'make test-all' leaves it out, 'make image-test' runs it.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import sqlite3
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from cnn_jobs import __version__
+from tests.conftest import free_port, until
+from tests.image.containers import BASE, RUN, USER, build, call, copy_tree, inspect, layers, python, run
+from tests.image.locks import ROOT
+from tests.stack.manifests import STACK
+from tests.stack.mlflow_pod import command, container_of
+
+pytestmark = [pytest.mark.image, pytest.mark.timeout(3600)]
+JOBS, SERVER = f"cnn-jobs:{__version__}", "cnn-jobs-mlflow:3.17.2-1"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def base() -> None:
+    missing = [name for name in ("buildah", "podman") if not shutil.which(name)]
+    assert not missing, f"install {' and '.join(missing)}: the images are built and run with them"
+    if subprocess.run(["buildah", "inspect", "--type=image", BASE], capture_output=True).returncode:
+        call(str(ROOT / "tests/image/base.sh"), BASE, seconds=1200)
+
+
+@pytest.fixture(scope="module")
+def jobs(base: None) -> str:
+    build("image")
+    return JOBS
+
+
+@pytest.fixture(scope="module")
+def server(base: None) -> str:
+    build("mlflow-image")
+    return SERVER
+
+
+@pytest.fixture
+def state(tmp_path: Path) -> Path:
+    folder = tmp_path / "state"
+    folder.mkdir()
+    shutil.chown(folder, USER, USER)
+    # pytest's own folders are root's alone.
+    for parent in folder.parents[:3]:
+        parent.chmod(parent.stat().st_mode | 0o711)
+    return folder
+
+
+def test_it_trains_where_only_tmp_and_state_can_be_written(jobs: str, state: Path) -> None:
+    options = (f"--volume={state}:/state", "--env=MLFLOW_TRACKING_URI=sqlite:////state/mlflow.db")
+    said = run(jobs, "train", "task2", "--data", "shapes", "--epochs", "1", "--run-key", "in-an-image", options=options)
+    assert re.search(r"task2-seed0: 84 steps in \d+ s", said)
+    assert {path.stat().st_uid for path in state.rglob("*")} == {USER}
+    with sqlite3.connect(state / "mlflow.db") as database:
+        assert database.execute("select status from runs").fetchall() == [("FINISHED",)]
+        tags = dict(database.execute("select key, value from tags"))
+    label = inspect(jobs)["Labels"]["org.opencontainers.image.revision"]
+    assert tags["mlflow.source.git.commit"] == label == call("git", "rev-parse", "HEAD").strip()
+
+
+def test_the_root_is_read_only_and_nobody_is_root(jobs: str, server: str) -> None:
+    code = """
+import errno, os
+for path in ("/opt/venv/x", "/x", "/var/x", "/home/x"):
+    try:
+        open(path, "w")
+    except OSError as error:
+        assert error.errno in (errno.EROFS, errno.EACCES), error
+    else:
+        raise SystemExit(path)
+open("/tmp/x", "w")
+print(os.getuid(), os.getgid(), os.environ["PYTHONUNBUFFERED"])
+"""
+    for image in (jobs, server):
+        assert python(image, code).split() == [str(USER), str(USER), "1"]
+        assert inspect(image)["Config"]["User"] == f"{USER}:{USER}"
+
+
+def test_nearly_every_module_has_its_bytecode(jobs: str) -> None:
+    code = """
+import importlib.util, pathlib
+files = [p for p in pathlib.Path("/opt/venv").rglob("*.py")]
+print(len(files), sum(pathlib.Path(importlib.util.cache_from_source(str(p))).exists() for p in files))
+"""
+    files, compiled = map(int, python(jobs, code).split())
+    # The rest is templates and what is written for other Pythons.
+    assert files > 5000
+    assert compiled / files > 0.99
+
+
+def test_nothing_of_the_build_stays(jobs: str, server: str) -> None:
+    code = """
+import pathlib, shutil
+names = ["/etc/pip.conf", "/locks", "/wheel", "/source", "/opt/pip", "/root/.cache"]
+print([name for name in names if pathlib.Path(name).exists()], shutil.which("gcc"))
+"""
+    for image in (jobs, server):
+        assert python(image, code).strip() == "[] None"
+        history = call("podman", "history", "--no-trunc", "--format={{.CreatedBy}}", f"localhost/{image}")
+        assert "secret" not in history.lower()
+
+
+def test_a_change_of_the_code_is_a_small_layer(jobs: str, tmp_path: Path) -> None:
+    tree = copy_tree(tmp_path)
+    module = tree / "cnn_jobs/__main__.py"
+    module.write_text(module.read_text() + "# changed\n")
+    build("image", "IMAGE=cnn-jobs-test:changed", cwd=tree)
+    try:
+        before, after = layers(jobs), layers("cnn-jobs-test:changed")
+        same = [old == new for old, new in zip(before, after, strict=True)]
+        # Base, user, torch, packages; then the code, and what the check at the end leaves: a folder or two.
+        assert same[:4] == [True] * 4
+        assert same[4] is False
+        history = json.loads(call("podman", "history", "--format=json", "localhost/cnn-jobs-test:changed"))
+        sizes = [each["size"] for each in reversed(history) if each["size"]]
+        assert len(sizes) == len(after)
+        assert 0 < sum(sizes[4:]) < 5e6 < min(sizes[2:4])
+    finally:
+        call("buildah", "rmi", "localhost/cnn-jobs-test:changed")
+
+
+def test_a_data_set_that_is_baked_in_is_the_default(jobs: str, tmp_path: Path, state: Path) -> None:
+    tree = copy_tree(tmp_path)
+    cnn_jobs = Path(ROOT / ".venv/bin/cnn-jobs")
+    call(str(cnn_jobs), "data", "prepare", "shapes", str(tree / "shapes.npz"))
+    build("image", "IMAGE=cnn-jobs-test:data", "DATA_FILE=shapes.npz", cwd=tree)
+    try:
+        assert "CNN_JOBS_DATA=/opt/data/prepared.npz" in inspect("cnn-jobs-test:data")["Config"]["Env"]
+        assert "CNN_JOBS_DATA=" not in " ".join(inspect(jobs)["Config"]["Env"])
+        options = (f"--volume={state}:/state", "--env=MLFLOW_TRACKING_URI=sqlite:////state/mlflow.db")
+        run("cnn-jobs-test:data", "train", "task2", "--epochs", "1", options=options)
+        with sqlite3.connect(state / "mlflow.db") as database:
+            (data,) = database.execute("select value from params where key = 'data'").fetchone()
+        assert data == "/opt/data/prepared.npz"
+    finally:
+        call("buildah", "rmi", "localhost/cnn-jobs-test:data")
+
+
+@pytest.fixture
+def running(server: str, state: Path) -> Iterator[int]:
+    """The command of the Deployment in its image, on sqlite; only the port and the address are this machine's."""
+    container, port, name = container_of(STACK, "Deployment/mlflow"), free_port(), f"cnn-jobs-test-{free_port()}"
+    env = {each["name"]: each["value"] for each in container["env"] if "value" in each}
+    env |= {"POD_IP": "10.0.0.1", "MLFLOW_BACKEND_STORE_URI": "sqlite:////state/mlflow.db"}
+    env |= {"MLFLOW_ARTIFACTS_DESTINATION": "/state/artifacts"}
+    words = command(container, env, Path("/tmp"), host="127.0.0.1", port=str(port))
+    options = [f"--env={key}={value}" for key, value in env.items()]
+    options += [f"--name={name}", "--detach", "--entrypoint=", f"--volume={state}:/state", "--workdir=/tmp"]
+    call(*RUN, *options, f"localhost/{server}", *words)
+    try:
+        yield port
+    finally:
+        subprocess.run(["podman", "stop", "--time=20", name], capture_output=True, timeout=60)
+
+
+def test_the_server_starts_by_the_command_of_its_manifest_and_answers(running: int) -> None:
+    from http.client import HTTPConnection
+
+    def answer(host: str) -> int:
+        connection = HTTPConnection("127.0.0.1", running, timeout=20)
+        try:
+            connection.request("GET", "/api/2.0/mlflow/experiments/search?max_results=1", headers={"Host": host})
+            return connection.getresponse().status
+        except OSError:
+            return 0
+        finally:
+            connection.close()
+
+    assert until(lambda: answer("mlflow:5000"), 180) == 200
+    assert answer("evil.example") == 403
+
+
+def test_the_server_has_what_the_stack_asks_of_it(server: str) -> None:
+    code = "import boto3, prometheus_flask_exporter, psycopg; print(psycopg.pq.__impl__)"
+    assert python(server, code).strip() == "binary"
+    # The CronJob's way in.
+    assert "--older-than" in python(server, "from mlflow.cli import cli; cli(['gc', '--help'])")

@@ -1,0 +1,166 @@
+"""The locks hold what setup.cfg asks for, all of it by digest, and say nothing of where it came from."""
+
+from __future__ import annotations
+
+import configparser
+import hashlib
+import re
+import subprocess
+import sys
+import threading
+import zipfile
+from collections.abc import Iterator
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+from tests.image.locks import CPU, CUDA, FOLDER, LOCKS, PACKAGES, ROOT, SERVER, entries, read
+
+OF_TORCH = re.compile(r"torch(vision)?|triton|nvidia-.*|cuda-.*")
+
+
+def wanted_by_setup_cfg() -> list[Requirement]:
+    parser = configparser.ConfigParser()
+    parser.read(ROOT / "setup.cfg")
+    lines = parser["options"]["install_requires"].splitlines()
+    return [Requirement(line) for line in lines if line and not line.startswith("#")]
+
+
+def wanted_by_the_server() -> list[Requirement]:
+    lines = (ROOT / "mlflow/requirements.in").read_text().splitlines()
+    return [Requirement(line) for line in lines if line and not line.startswith("#")]
+
+
+@pytest.mark.parametrize("path", LOCKS, ids=lambda path: path.name)
+def test_every_package_has_one_version_and_its_digests(path: Path) -> None:
+    for pinned in read(path).values():
+        assert pinned.hashes, pinned.name
+        assert all(re.fullmatch(r"--hash=sha256:[0-9a-f]{64}", each) for each in pinned.hashes), pinned.name
+
+
+@pytest.mark.parametrize("path", LOCKS, ids=lambda path: path.name)
+def test_no_index_and_no_address_is_in_a_lock(path: Path) -> None:
+    assert "://" not in path.read_text()
+    assert all(re.match(r"[a-z0-9._-]+==", line) for line in entries(path))
+    assert path.read_text().startswith("# Written by 'make lock")
+
+
+@pytest.mark.parametrize("requirement", wanted_by_setup_cfg(), ids=str)
+def test_the_image_has_what_setup_cfg_asks_for(requirement: Requirement) -> None:
+    found = read(PACKAGES, CUDA)[canonicalize_name(requirement.name)]
+    assert requirement.specifier.contains(found.version)
+
+
+@pytest.mark.parametrize("requirement", wanted_by_the_server(), ids=str)
+def test_the_server_has_what_its_list_asks_for(requirement: Requirement) -> None:
+    server = read(SERVER)
+    assert requirement.specifier.contains(server[canonicalize_name(requirement.name)].version)
+    if "binary" in requirement.extras:
+        assert server["psycopg-binary"].version == server["psycopg"].version
+
+
+def test_what_is_large_is_apart() -> None:
+    """A layer of its own each: one that is seldom new, and one that the CPU variant has as well."""
+    assert {name for name in read(CUDA) if not OF_TORCH.fullmatch(name)} == set()
+    assert {name for name in read(PACKAGES) if OF_TORCH.fullmatch(name)} == set()
+    assert {"torch", "torchvision", "triton"} < set(read(CUDA))
+    # The build of our own wheel asks no index: its build back end is in the lock.
+    assert "setuptools" in read(PACKAGES)
+
+
+def test_jobs_and_server_agree_on_what_both_have() -> None:
+    jobs, server = read(PACKAGES), read(SERVER)
+    assert {
+        name: (jobs[name], server[name]) for name in jobs.keys() & server.keys() if jobs[name] != server[name]
+    } == {}
+    assert "mlflow" in server
+
+
+def test_the_locks_of_both_variants_name_the_same_torch() -> None:
+    if not CPU.exists():
+        pytest.skip("k8s/image/torch-cpu.txt is not there: 'make lock-cpu' writes it")
+    cpu, cuda = read(CPU), read(CUDA)
+    assert {name: each.version.public for name, each in cpu.items()} == {
+        name: cuda[name].version.public for name in ("torch", "torchvision")
+    }
+    assert {each.version.local for each in cpu.values()} == {"cpu"}
+
+
+def wheel(folder: Path, name: str, version: str, platform: str) -> str:
+    """A wheel without anything in it; its digest."""
+    escaped = version.replace("+", "%2B")
+    path = folder / f"{name}-{version}-cp311-cp311-{platform}.whl"
+    with zipfile.ZipFile(path, "w") as archive:
+        info = f"{name}-{version}.dist-info"
+        archive.writestr(
+            f"{info}/METADATA", f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\nRequires-Dist: six\n"
+        )
+        archive.writestr(f"{info}/WHEEL", f"Wheel-Version: 1.0\nRoot-Is-Purelib: false\nTag: cp311-cp311-{platform}\n")
+        archive.writestr(f"{info}/RECORD", "")
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    page = folder / name
+    page.mkdir(exist_ok=True)
+    link = f"{name}-{escaped}-cp311-cp311-{platform}.whl"
+    with (page / "index.html").open("a") as out:
+        out.write(f'<a href="../{link}#sha256={digest}">{path.name}</a><br/>\n')
+    return digest
+
+
+@pytest.fixture
+def index(tmp_path: Path) -> Iterator[str]:
+    """Stands for PyTorch's index: its layout, and wheels of the two packages that are asked of it."""
+
+    class Quiet(SimpleHTTPRequestHandler):
+        def log_message(self, *_: object) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=str(tmp_path)))
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}/"
+    server.shutdown()
+    server.server_close()
+
+
+def lock_cpu(index: str, folder: Path) -> subprocess.CompletedProcess[str]:
+    """The real script in a copy of the tree, so that it writes there."""
+    pytest.importorskip("uv")
+    copy = folder / "copy/k8s/image"
+    copy.mkdir(parents=True)
+    for path in (FOLDER / "lock.py", CUDA):
+        (copy / path.name).write_text(path.read_text())
+    words = [sys.executable, str(copy / "lock.py"), "--cpu", index]
+    env = {"PATH": "", "HOME": str(folder), "UV_CACHE_DIR": str(folder / "cache")}
+    return subprocess.run(words, env=env, capture_output=True, text=True, timeout=60)
+
+
+def test_the_lock_of_the_cpu_variant_is_read_from_the_index_that_is_named(index: str, tmp_path: Path) -> None:
+    cuda = read(CUDA)
+    digests = {
+        wheel(tmp_path, name, f"{cuda[name].version}+cpu", platform)
+        for name in ("torch", "torchvision")
+        for platform in ("manylinux_2_28_x86_64", "manylinux_2_28_aarch64")
+    }
+    wheel(tmp_path, "torch", "99.0+cpu", "manylinux_2_28_x86_64")
+    ran = lock_cpu(index, tmp_path)
+    assert ran.returncode == 0, ran.stderr
+    path = tmp_path / "copy/k8s/image/torch-cpu.txt"
+    found = read(path)
+    assert {name: str(each.version) for name, each in found.items()} == {
+        name: f"{cuda[name].version}+cpu" for name in ("torch", "torchvision")
+    }
+    assert {each.removeprefix("--hash=sha256:") for pinned in found.values() for each in pinned.hashes} == digests
+    assert "127.0.0.1" not in path.read_text()
+
+
+def test_no_lock_is_written_where_the_index_lacks_a_platform(index: str, tmp_path: Path) -> None:
+    cuda = read(CUDA)
+    for name in ("torch", "torchvision"):
+        wheel(tmp_path, name, f"{cuda[name].version}+cpu", "manylinux_2_28_x86_64")
+    ran = lock_cpu(index, tmp_path)
+    assert ran.returncode == 1
+    assert ran.stderr.splitlines()[-1] == "no lock written: uv ended with exit code 1"
+    assert not (tmp_path / "copy/k8s/image/torch-cpu.txt").exists()
