@@ -216,13 +216,14 @@ def test_two_pods_train_one_run_together(stack: Stack, tmp_path: Path) -> None:
     made = stack.cluster.create(job)
     name = job["metadata"]["name"]
     done = jobs.complete(stack.cluster, name, RUN_S)
-    assert done["status"]["completedIndexes"] == "0,1"
-    assert len(stack.cluster.pods(name)) == 2
+    # Rank 0 alone records, and its success is the Job's: the other pod may be ended before it is done with ending.
+    assert done["status"]["completedIndexes"].startswith("0")
     run = stack.tracking.run(uid(made))
     assert run is not None
-    steps = stack.tracking.steps(run)
-    check_whole(stack, uid(made), len(steps))
+    run = check_whole(stack, uid(made), len(stack.tracking.steps(run)))
+    assert (run.data.tags["cnn_jobs.world_size"], run.data.tags["cnn_jobs.attempt"]) == ("2", "1")
     assert run.data.params["epochs"] == "1"
+    assert stack.tracking.artifacts(run) >= FILES
 
 
 def test_the_report_compares_what_was_trained(stack: Stack, tmp_path: Path) -> None:

@@ -67,41 +67,36 @@ class Lab:
 
     def run_id(self, task: str, key: str) -> str:
         """The key's run in MLflow."""
-        return str(runs_of(self.uri, task, key)[0].info.run_id)
+        return str(self._runs(task, key)[0].info.run_id)
+
+    def _runs(self, task: str, key: str) -> Any:
+        from mlflow import MlflowClient
+
+        client = MlflowClient(self.uri)
+        experiment = client.get_experiment_by_name(task)
+        assert experiment
+        return client.search_runs([experiment.experiment_id], f"tags.`cnn_jobs.run_key` = '{key}'")
 
     def outcome(self, task: str, key: str) -> Outcome:
         """What MLflow has of the run."""
-        return outcome_of(self.uri, task, key, self.folder / f"artifacts-{key}")
+        from mlflow import MlflowClient
 
-
-def runs_of(uri: str, experiment: str, key: str) -> Any:
-    """The key's runs in MLflow."""
-    from mlflow import MlflowClient
-
-    client = MlflowClient(uri)
-    found = client.get_experiment_by_name(experiment)
-    return client.search_runs([found.experiment_id], f"tags.`cnn_jobs.run_key` = '{key}'") if found else []
-
-
-def outcome_of(uri: str, experiment: str, key: str, target: Path) -> Outcome:
-    """What MLflow has of the key's run; its checkpoint is fetched to ``target``."""
-    from mlflow import MlflowClient
-
-    client = MlflowClient(uri)
-    found = runs_of(uri, experiment, key)
-    run = found[0]
-    rows, clock_rows = [], []
-    for name in run.data.metrics:
-        for point in client.get_metric_history(run.info.run_id, name):
-            if name.startswith(CLOCK_METRICS):
-                clock_rows.append((name, point.step))
-            else:
-                rows.append((name, point.step, point.value))
-    target.mkdir(exist_ok=True)
-    path = client.download_artifacts(run.info.run_id, "checkpoints/last.pt", str(target))
-    saved = load_checkpoint(Path(path))
-    state = {name: saved[name] for name in STATE}
-    return Outcome(sorted(rows), state, run.data.tags, run.info.status, len(found), sorted(clock_rows))
+        client = MlflowClient(self.uri)
+        found = self._runs(task, key)
+        run = found[0]
+        rows, clock_rows = [], []
+        for name in run.data.metrics:
+            for point in client.get_metric_history(run.info.run_id, name):
+                if name.startswith(CLOCK_METRICS):
+                    clock_rows.append((name, point.step))
+                else:
+                    rows.append((name, point.step, point.value))
+        target = self.folder / f"artifacts-{key}"
+        target.mkdir(exist_ok=True)
+        path = client.download_artifacts(run.info.run_id, "checkpoints/last.pt", str(target))
+        saved = load_checkpoint(Path(path))
+        state = {name: saved[name] for name in STATE}
+        return Outcome(sorted(rows), state, run.data.tags, run.info.status, len(found), sorted(clock_rows))
 
 
 def compare(reference: Outcome, other: Outcome) -> list[str]:

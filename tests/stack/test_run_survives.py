@@ -14,6 +14,7 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from typing import Any, cast
 from urllib.parse import urlsplit
 
 import pytest
@@ -23,7 +24,8 @@ from cnn_jobs.reporting.text_files import FILE_NAMES
 from cnn_jobs.tracking.records import DatasetInput
 from cnn_jobs.tracking.remote import DIGEST_LENGTH, Remote
 from tests.conftest import MLFLOW_WARNING, striped_dataset, until
-from tests.integration.survival import Outcome, compare, outcome_of, runs_of
+from tests.forkserver import ForkServer
+from tests.integration.survival import Lab, Outcome, compare
 from tests.stack import pod_network
 from tests.stack.job_pod import JobPod
 from tests.stack.mlflow_pod import Running
@@ -89,7 +91,19 @@ def pod_of(pod: JobPod, uid: str, name: str) -> JobPod:
 
 
 def outcome(pod: JobPod, folder: Path) -> Outcome:
-    return outcome_of(f"http://127.0.0.1:{pod.mlflow_port}", EXPERIMENT, pod.uid, folder)
+    """What MLflow has of the pod's run."""
+    lab = Lab(cast(ForkServer, None), f"http://127.0.0.1:{pod.mlflow_port}", folder, folder)
+    return lab.outcome(EXPERIMENT, pod.uid)
+
+
+def runs_of(pod: JobPod) -> Any:
+    """The pod's run in MLflow, as a list: none before it is made."""
+    from mlflow import MlflowClient
+
+    client = MlflowClient(f"http://127.0.0.1:{pod.mlflow_port}")
+    found = client.get_experiment_by_name(EXPERIMENT)
+    condition = f"tags.`cnn_jobs.run_key` = '{pod.uid}'"
+    return client.search_runs([found.experiment_id], condition) if found else []
 
 
 def shipped_checkpoints(pod: JobPod) -> set[str]:
@@ -97,7 +111,7 @@ def shipped_checkpoints(pod: JobPod) -> set[str]:
     from mlflow import MlflowClient
 
     uri = f"http://127.0.0.1:{pod.mlflow_port}"
-    found = runs_of(uri, EXPERIMENT, pod.uid)
+    found = runs_of(pod)
     return (
         {each.path for each in MlflowClient(uri).list_artifacts(found[0].info.run_id, "checkpoints")}
         if found
@@ -166,12 +180,12 @@ def test_killed_and_with_its_disk_gone_it_ends_as_one_that_was_never_killed(
     whole, killed = trained
     assert whole.status == "FINISHED"
     assert len([row for row in whole.rows if row[0] == "train/loss"]) == STEPS
-    (run,) = runs_of(f"http://127.0.0.1:{killed.mlflow_port}", EXPERIMENT, killed.uid)
+    (run,) = runs_of(killed)
     assert run.info.status == "RUNNING"  # nobody could say otherwise
 
     second = pod_of(killed, killed.uid, "task2-second")
     assert second.run("--resume", "must") == 0, second.log.read_text()
-    resumed = outcome(second, tmp_path / "resumed")
+    resumed = outcome(second, tmp_path)
     assert compare(whole, resumed) == []
     assert (resumed.status, resumed.tags["cnn_jobs.state"]) == ("FINISHED", "finished")
     assert resumed.tags["cnn_jobs.attempt"] == "2"
@@ -187,7 +201,7 @@ def test_with_mlflows_own_settings_a_checkpoint_would_not_come_back(
 ) -> None:
     """The negative control: the client then takes files from S3 itself, which a pod does not reach."""
     _, killed = trained
-    (run,) = runs_of(f"http://127.0.0.1:{killed.mlflow_port}", EXPERIMENT, killed.uid)
+    (run,) = runs_of(killed)
     own = pod_of(killed, killed.uid, "control").environment()
     names = [f"MLFLOW_ENABLE_PROXY_MULTIPART_{way}" for way in ("DOWNLOAD", "UPLOAD")]
     assert [own[name] for name in names] == ["false", "false"]
