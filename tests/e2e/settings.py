@@ -58,7 +58,7 @@ class Settings:
     aws_secret_access_key: str = ""
     aws_default_region: str = ""
     require_network_policy: bool = False
-    # Of the runs that are disturbed: some 170 steps and two validations each.
+    # Of the runs that are disturbed: some 80 steps and two validations each.
     long_epochs: int = 10
     patience: float = 1.0
 

@@ -6,6 +6,7 @@ MLflow server and nothing else.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
 import signal
@@ -61,10 +62,10 @@ client = MlflowClient()
 assert "checkpoints/last.pt" in [each.path for each in client.list_artifacts(sys.argv[1], "checkpoints")]
 print("asked", flush=True)
 client.download_artifacts(sys.argv[1], "checkpoints/last.pt")
-print("has it", flush=True)
+print("fetched", flush=True)
 """
 # It takes less than a second; the direct way is tried for a minute and more.
-FETCH_S = 20
+FETCH_S = 10
 
 
 @pytest.fixture(scope="module")
@@ -197,26 +198,32 @@ def test_killed_and_with_its_disk_gone_it_ends_as_one_that_was_never_killed(
 
 
 def test_with_mlflows_own_settings_a_checkpoint_would_not_come_back(
-    trained: tuple[Outcome, JobPod],
+    trained: tuple[Outcome, JobPod], tmp_path: Path
 ) -> None:
     """The negative control: the client then takes files from S3 itself, which a pod does not reach."""
     _, killed = trained
     (run,) = runs_of(killed)
-    own = pod_of(killed, killed.uid, "control").environment()
+    control = pod_of(killed, killed.uid, "control")
+    own = control.environment()
     names = [f"MLFLOW_ENABLE_PROXY_MULTIPART_{way}" for way in ("DOWNLOAD", "UPLOAD")]
     assert [own[name] for name in names] == ["false", "false"]
     without = {name: value for name, value in own.items() if name not in names}
-    came = {}
-    for name, env in (("as rendered", own), ("without", without)):
-        words = [sys.executable, "-c", FETCH, run.info.run_id]
-        with pod_of(killed, killed.uid, "control").network() as network:
-            process = subprocess.Popen([*network.words, *words], env=env, stdout=subprocess.PIPE)
-            try:
-                came[name] = process.communicate(timeout=FETCH_S)[0].decode()
-            except subprocess.TimeoutExpired:
+    words = [sys.executable, "-c", FETCH, run.info.run_id]
+    said = {name: (tmp_path / name) for name in ("as rendered", "without")}
+    with control.network() as network, said["as rendered"].open("wb") as first, said["without"].open("wb") as second:
+        fetching = subprocess.Popen([*network.words, *words], env=own, stdout=first)
+        direct = subprocess.Popen([*network.words, *words], env=without, stdout=second)
+        try:
+            assert fetching.wait(120) == 0
+            until(lambda: said["without"].read_text() or direct.poll() is not None, 120)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                direct.wait(FETCH_S)
+        finally:
+            for process in (fetching, direct):
                 process.kill()
-                came[name] = process.communicate()[0].decode()
-    assert came == {"as rendered": "asked\nhas it\n", "without": "asked\n"}
+                process.wait(30)
+    came = {name: path.read_text().split() for name, path in said.items()}
+    assert came == {"as rendered": ["asked", "fetched"], "without": ["asked"]}
 
 
 def test_the_report_on_them_is_kept_in_mlflow(trained: tuple[Outcome, JobPod], tmp_path: Path) -> None:
