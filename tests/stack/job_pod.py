@@ -17,6 +17,8 @@ from tests.stack.mlflow_pod import BIN
 from tests.stack.pod_network import PodNetwork, pod_network
 
 FIELDS = {"spec.nodeName": "the-node"}
+# It takes ten seconds; on a machine that does much else, minutes.
+PATIENCE_S = 400.0
 LABEL_UID = "metadata.labels['batch.kubernetes.io/controller-uid']"
 
 
@@ -86,7 +88,7 @@ class JobPod:
     def run(self, *arguments: str, **env: str) -> int:
         """To its end; the exit code."""
         with self.start(*arguments, **env) as process:
-            return process.wait(150)
+            return process.wait(PATIENCE_S)
 
     @property
     def log(self) -> Path:

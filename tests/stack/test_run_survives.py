@@ -28,14 +28,14 @@ from tests.conftest import MLFLOW_WARNING, striped_dataset, until
 from tests.forkserver import ForkServer
 from tests.integration.survival import Lab, Outcome, compare
 from tests.stack import pod_network
-from tests.stack.job_pod import JobPod
+from tests.stack.job_pod import PATIENCE_S, JobPod
 from tests.stack.mlflow_pod import Running
 from tests.stack.postgres_server import Database, has_postgres
 
 pytestmark = [
     pytest.mark.integration,
     pytest.mark.slow,
-    pytest.mark.timeout(600),
+    pytest.mark.timeout(1500),
     pytest.mark.filterwarnings(MLFLOW_WARNING),
     pytest.mark.skipif(not has_postgres(), reason="PostgreSQL or psycopg is not installed"),
     pytest.mark.skipif(bool(pod_network.why_not()), reason=pod_network.why_not()),
@@ -125,11 +125,11 @@ def trained(pod: JobPod, tmp_path_factory: pytest.TempPathFactory) -> tuple[Outc
     """The outcome of a run that nobody disturbed; and a pod that was killed beside it, its disk gone."""
     killed = pod_of(pod, "uid-of-the-killed", "task2-first")
     with pod.start() as whole, killed.start() as process:
-        until(lambda: process.poll() is not None or "checkpoints/last.pt" in shipped_checkpoints(killed), 120)
+        until(lambda: process.poll() is not None or "checkpoints/last.pt" in shipped_checkpoints(killed), PATIENCE_S)
         process.send_signal(signal.SIGKILL)
         assert process.wait(30) == -signal.SIGKILL, killed.log.read_text()
         shutil.rmtree(killed.path("/state"))
-        assert whole.wait(150) == 0, pod.log.read_text()
+        assert whole.wait(PATIENCE_S) == 0, pod.log.read_text()
     return outcome(pod, tmp_path_factory.mktemp("whole")), killed
 
 
@@ -214,8 +214,8 @@ def test_with_mlflows_own_settings_a_checkpoint_would_not_come_back(
         fetching = subprocess.Popen([*network.words, *words], env=own, stdout=first)
         direct = subprocess.Popen([*network.words, *words], env=without, stdout=second)
         try:
-            assert fetching.wait(120) == 0
-            until(lambda: said["without"].read_text() or direct.poll() is not None, 120)
+            assert fetching.wait(PATIENCE_S) == 0
+            until(lambda: said["without"].read_text() or direct.poll() is not None, PATIENCE_S)
             with contextlib.suppress(subprocess.TimeoutExpired):
                 direct.wait(FETCH_S)
         finally:
