@@ -29,10 +29,11 @@ METADATA := setup.cfg pyproject.toml
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help setup local-run local-stop local-status test test-all image-test lint format bench manifests image mlflow-image image-push lock lock-cpu clean
+.PHONY: help setup local-run local-stop local-status test test-all e2e image-test lint format bench manifests image mlflow-image
+.PHONY: image-push lock lock-cpu clean
 
 help: ## this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' '$(firstword $(MAKEFILE_LIST))'
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' '$(firstword $(MAKEFILE_LIST))'
 	@echo
 	@echo "  make local-run TASK=task3e DATA=cifar10 ARGS='--epochs 1 --seed 3' trains something else;"
 	@echo "  it always records on the local server, whatever MLFLOW_TRACKING_URI says (PORT=$(PORT) or the next free one)."
@@ -67,6 +68,10 @@ test-all: $(VENV)/.installed-test ## the fast, slow and integration tests
 
 image-test: $(VENV)/.installed-test ## build both images and run what is in them (root, buildah, podman, debootstrap, 25 GB)
 	$(BIN)/python -m pytest --durations=10 -m image
+
+# In order, one after another, and what they wait for is shown as it goes.
+e2e: $(VENV)/.installed-test ## the tests on the cluster that KUBECONFIG names, E2E_IMAGE=... (docs/e2e.md)
+	$(BIN)/python -m pytest tests/e2e -m cluster --capture=no --durations=0 -p no:cacheprovider $(ARGS)
 
 lint: $(VENV)/.installed-test ## ruff and mypy, changing nothing
 	$(BIN)/python -m ruff check .

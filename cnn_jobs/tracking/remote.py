@@ -178,7 +178,16 @@ class Remote:
         source, profile = json.dumps({"uri": record.source}), json.dumps(dict(record.profile))
         dataset = Dataset(record.name, record.digest[:DIGEST_LENGTH], "uri", source, profile=profile)
         inputs = [Input(dataset, [InputTag(MLFLOW_DATASET_CONTEXT, "training")])]
-        self.call(lambda client: client.log_inputs(run_id, datasets=inputs))
+
+        def log(client: MlflowClient) -> None:
+            client.log_inputs(run_id, datasets=inputs)
+
+        try:
+            self.call(log)
+        except RefusalError:
+            # Runs that start together with a data set that is new to MLflow all find it missing, and the database lets
+            # one of them make it; the others are told of a duplicate key. By then it is there.
+            self.call(log)
 
     def upload(self, run_id: str, path: Path, to: str) -> None:
         """A file, to stand as ``to`` (its last part is the file's own name) below the run's artifacts; size checked."""

@@ -1,0 +1,77 @@
+"""One stack for all tests of a cluster: brought up once, taken down whatever happens, and looked at where one fails."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from tests.e2e import overlay
+from tests.e2e.kubectl import Cluster, Object, say
+from tests.e2e.settings import Settings, read, why_not
+from tests.e2e.stack import Stack
+from tests.e2e.tracking import ENVIRONMENT, tracking
+
+# Before any fixture takes variables away.
+WHY_NOT = why_not()
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if WHY_NOT and item.get_closest_marker("cluster"):
+            item.add_marker(pytest.mark.skip(reason=WHY_NOT))
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> Iterator[None]:
+    """Adds the state of the cluster to a failure, while it is as it was."""
+    report = yield
+    if report.failed and item.get_closest_marker("cluster") and not WHY_NOT:
+        settings = read()
+        try:
+            text = Cluster(settings.namespace, settings.patience).dump()
+        except AssertionError as error:
+            text = f"the cluster could not be looked at: {error}"
+        report.sections.append(("the cluster", text))
+    return report
+
+
+@pytest.fixture(scope="module")
+def settings() -> Settings:
+    return read()
+
+
+@pytest.fixture(autouse=True)
+def _client_environment(monkeypatch: pytest.MonkeyPatch, _own_environment: None) -> None:
+    for name, value in ENVIRONMENT.items():
+        monkeypatch.setenv(name, value)
+
+
+@pytest.fixture(scope="module")
+def stack(settings: Settings, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
+    """The stack, MLflow ready. Its namespace must not be there before, and is gone afterwards."""
+    folder = tmp_path_factory.mktemp("e2e")
+    cluster = Cluster(settings.namespace, settings.patience)
+    refuse_a_namespace_of_others(cluster)
+    made = Stack(cluster, settings, overlay.write(folder, settings), folder)
+    try:
+        made.up()
+        with tracking(cluster, folder) as made.tracking:
+            yield made
+    except BaseException:
+        say(cluster.dump())
+        raise
+    finally:
+        made.down()
+
+
+def refuse_a_namespace_of_others(cluster: Cluster) -> None:
+    """It will be deleted: so it has to be one that this suite made, left over from a run that was killed."""
+    found: Object | None = cluster.find("namespace", cluster.namespace)
+    if found is None:
+        return
+    if found["metadata"].get("labels", {}).get(overlay.LABEL) != "true":
+        pytest.exit(f"namespace {cluster.namespace} is there and none of this suite: name another by E2E_NAMESPACE", 2)
+    say(f"namespace {cluster.namespace} is left over from an earlier run")
+    cluster.run("delete", "namespace", cluster.namespace, "--wait=false")
+    cluster.wait("its end", lambda: cluster.find("namespace", cluster.namespace) is None, 300)

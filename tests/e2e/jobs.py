@@ -1,0 +1,109 @@
+"""Jobs as 'cnn-jobs manifests render' writes them, made small enough for a node with two CPUs, and watched."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from tests.e2e.kubectl import Cluster, Hopeless, Object
+from tests.e2e.settings import Settings
+
+# Threads come from the CPU limit. shapes needs less than a tenth of CIFAR-10's memory beside torch, MLflow and plots.
+SMALL = {"requests": {"cpu": "250m", "memory": "768Mi"}, "limits": {"cpu": "1", "memory": "2Gi"}}
+
+
+def render(cluster: Cluster, settings: Settings, folder: Path, name: str) -> list[Object]:
+    """Every object of a rendered file; the Job is the first."""
+    cluster.program(
+        *("manifests", "render", "--out", str(folder), "--image", settings.image),
+        *("--namespace", settings.namespace, "--no-gpu", name),
+    )
+    return list(yaml.safe_load_all((folder / f"{name}-job.yaml").read_text()))
+
+
+def small(job: Object, *, arguments: tuple[str, ...] = (), env: dict[str, str] | None = None, **spec: Any) -> Object:
+    """``job`` with small requests, more arguments and variables, and other fields of its ``spec``."""
+    pod = job["spec"]["template"]["spec"]
+    (container,) = pod["containers"]
+    container["resources"] = SMALL
+    container["args"] = [*container["args"], *arguments]
+    container["env"] += [{"name": name, "value": value} for name, value in (env or {}).items()]
+    job["spec"] |= {"activeDeadlineSeconds": 1800, **spec}
+    return job
+
+
+def condition(job: Object) -> tuple[str, str]:
+    """``Complete`` or ``Failed`` and its reason; "" while it goes on."""
+    for each in job.get("status", {}).get("conditions", []):
+        if each["type"] in ("Complete", "Failed") and each["status"] == "True":
+            return each["type"], each.get("reason", "")
+    return "", ""
+
+
+def over(cluster: Cluster, name: str, seconds: float) -> Object:
+    """The Job when it is complete or failed."""
+
+    def ended() -> Object | None:
+        job = cluster.get("job", name)
+        return job if condition(job)[0] else None
+
+    found = cluster.wait(f"the end of Job {name}", ended, seconds)
+    assert found
+    return found
+
+
+def complete(cluster: Cluster, name: str, seconds: float) -> Object:
+    """The Job when it is complete; its last log in the message where it failed."""
+    job = over(cluster, name, seconds)
+    if condition(job)[0] != "Complete":
+        logs = "\n".join(cluster.log(pod["metadata"]["name"], "--tail=40") for pod in cluster.pods(name))
+        raise AssertionError(f"Job {name} is {condition(job)}: {job['status']}\n{logs}")
+    return job
+
+
+def running_pod(cluster: Cluster, name: str, seconds: float, *, but: str = "") -> str:
+    """The Job's pod that runs, another one than ``but``."""
+
+    def there() -> str:
+        if condition(cluster.get("job", name))[0] == "Failed":
+            raise Hopeless(f"Job {name} failed: {cluster.get('job', name)['status']}")
+        for pod in cluster.pods(name):
+            if pod["status"]["phase"] in ("Running", "Succeeded") and pod["metadata"]["name"] != but:
+                return str(pod["metadata"]["name"])
+        return ""
+
+    return cluster.wait(f"a running pod of Job {name}", there, seconds)
+
+
+def first_line(cluster: Cluster, pod: str, seconds: float) -> Object:
+    """What the program says when it begins to train: the step at which it goes on, and all that there will be."""
+
+    def begun() -> Object | None:
+        return next((each for each in lines(cluster.log(pod)) if each["message"].startswith("training, at most")), None)
+
+    found = cluster.wait(f"the training in pod {pod}", begun, seconds)
+    assert found
+    return found
+
+
+def lines(log: str) -> list[Object]:
+    """The JSON objects of a log."""
+    found = []
+    for line in log.splitlines():
+        try:
+            content = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(content, dict) and "message" in content:
+            found.append(content)
+    return found
+
+
+def terminated(pod: Object) -> Object:
+    """How its one container ended; empty while it runs."""
+    statuses = pod["status"].get("containerStatuses", [])
+    ended: Object = statuses[0].get("state", {}).get("terminated", {}) if statuses else {}
+    return ended

@@ -1,0 +1,89 @@
+"""Pods that try to reach places, each with the labels of one part of the stack."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from tests.e2e.kubectl import Cluster, Object
+from tests.e2e.settings import Settings
+
+# Arguments: places to reach and places not to reach, as JSON. A pod that starts while a policy exists may have no
+# network for some seconds, and in some clusters all of it: so what is to be reached is tried until it is, and what is
+# not is tried after that, and the last try counts.
+PROBE = """
+import json, socket, sys, time
+def once(place):
+    try:
+        socket.create_connection((place[0], int(place[1])), timeout=4).close()
+    except OSError as error:
+        return type(error).__name__
+    return "reached"
+wanted, unwanted = json.loads(sys.argv[1]), json.loads(sys.argv[2])
+found = {}
+end = time.monotonic() + float(sys.argv[3])
+for name, place in wanted.items():
+    while (answer := once(place)) != "reached" and time.monotonic() < end:
+        time.sleep(1)
+    found[name] = answer
+time.sleep(10)
+for name, place in unwanted.items():
+    for _ in range(3):
+        found[name] = once(place)
+        if found[name] != "reached":
+            break
+        time.sleep(5)
+print("found " + json.dumps(found), flush=True)
+"""
+Places = dict[str, tuple[str, int]]
+
+
+def probe(settings: Settings, name: str, component: str, wanted: Places, unwanted: Places) -> Object:
+    """A pod; ``component`` "": one that no policy knows but the one that denies everything."""
+    labels = {"app.kubernetes.io/part-of": "cnn-jobs", "app.kubernetes.io/component": component} if component else {}
+    seconds = 60 * settings.patience if component else 1
+    return {
+        "apiVersion": "v1",
+        "kind": "Pod",
+        "metadata": {"name": name, "namespace": settings.namespace, "labels": {**labels, "cnn-jobs/probe": name}},
+        "spec": {
+            "restartPolicy": "Never",
+            "automountServiceAccountToken": False,
+            "enableServiceLinks": False,
+            "activeDeadlineSeconds": 600,
+            "securityContext": {
+                "runAsNonRoot": True,
+                "runAsUser": 10001,
+                "runAsGroup": 10001,
+                "seccompProfile": {"type": "RuntimeDefault"},
+            },
+            "containers": [
+                {
+                    "name": "probe",
+                    "image": settings.image,
+                    "imagePullPolicy": "IfNotPresent",
+                    "command": ["python", "-c", PROBE],
+                    "args": [json.dumps(wanted), json.dumps(unwanted), str(seconds)],
+                    "resources": {"requests": {"cpu": "50m", "memory": "64Mi"}, "limits": {"memory": "256Mi"}},
+                    "securityContext": {
+                        "allowPrivilegeEscalation": False,
+                        "readOnlyRootFilesystem": True,
+                        "capabilities": {"drop": ["ALL"]},
+                    },
+                }
+            ],
+        },
+    }
+
+
+def answers(cluster: Cluster, *pods: Object) -> dict[str, dict[str, str]]:
+    """What each pod found, by its name."""
+    for pod in pods:
+        cluster.create(pod)
+    names = [pod["metadata"]["name"] for pod in pods]
+
+    def done() -> dict[str, Any]:
+        found = {name: cluster.log(name).partition("found ")[2] for name in names}
+        return {name: json.loads(text) for name, text in found.items()} if all(found.values()) else {}
+
+    return cluster.wait(f"the probes {', '.join(names)}", done, 240)

@@ -1,0 +1,372 @@
+"""The stack and its Jobs on the cluster that KUBECONFIG names: 'make e2e', docs/e2e.md.
+
+The tests stand in the order in which they run. Each makes Jobs of its own, so that one can be run alone by '-k'.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from tests.conftest import MLFLOW_WARNING
+from tests.e2e import jobs, network
+from tests.e2e.jobs import condition, small
+from tests.e2e.kubectl import Cluster, Hopeless, Object, say
+from tests.e2e.settings import Settings
+from tests.e2e.stack import Stack
+from tests.e2e.tracking import EXPERIMENT
+
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(0), pytest.mark.filterwarnings(MLFLOW_WARNING)]
+
+FINAL = {
+    f"{which}/{part}_{what}"
+    for which in ("best", "last")
+    for part in ("train", "val", "test")
+    for what in ("loss", "accuracy")
+}
+FILES = {"checkpoints", "model", "plots", "history.csv", "confusion.csv", "mistakes.png", "network.md", "lineage.json"}
+# From 'apply' to the end of a small training: the first pod may wait for its volume and its image.
+RUN_S = 900
+
+
+@pytest.fixture
+def cluster(stack: Stack) -> Cluster:
+    return stack.cluster
+
+
+def rendered(stack: Stack, folder: Path, name: str) -> list[Object]:
+    return jobs.render(stack.cluster, stack.settings, folder, name)
+
+
+def task2(stack: Stack, folder: Path, name: str, *arguments: str, epochs: int = 1, **more: Any) -> Object:
+    """The Job of task2 under another name, made in the cluster."""
+    (job,) = rendered(stack, folder, "task2")
+    job["metadata"]["name"] = name
+    env = {"CNN_JOBS_EPOCHS": str(epochs), **more.pop("env", {})}
+    return stack.cluster.create(small(job, arguments=arguments, env=env, **more))
+
+
+def uid(thing: Object) -> str:
+    return str(thing["metadata"]["uid"])
+
+
+def check_whole(stack: Stack, key: str, steps: int) -> Any:
+    """The key's run, which is FINISHED and has every row once."""
+    run = stack.tracking.run(key)
+    assert run is not None
+    assert (run.info.status, run.data.tags["cnn_jobs.state"]) == ("FINISHED", "finished")
+    assert stack.tracking.steps(run) == list(range(1, steps + 1))
+    assert set(run.data.metrics) >= FINAL
+    return run
+
+
+def test_task2_trains_and_all_of_it_is_in_mlflow(stack: Stack, tmp_path: Path) -> None:
+    (job,) = rendered(stack, tmp_path, "task2")
+    made = stack.cluster.create(small(job, env={"CNN_JOBS_EPOCHS": "1"}))
+    done = jobs.complete(stack.cluster, "task2", RUN_S)
+    assert done["status"].get("failed", 0) == 0
+    (pod,) = stack.cluster.pods("task2")
+    begun = jobs.first_line(stack.cluster, pod["metadata"]["name"], 10)
+    run = check_whole(stack, uid(made), begun["steps"])
+    tags = run.data.tags
+    assert tags["cnn_jobs.job_uid"] == uid(made)
+    assert tags["cnn_jobs.pod"] == pod["metadata"]["name"]
+    assert tags["cnn_jobs.node"] == pod["spec"]["nodeName"]
+    assert (tags["cnn_jobs.attempt"], tags["cnn_jobs.synthetic_data"].lower()) == ("1", "true")
+    assert run.data.params["epochs"] == "1"
+    assert all(0 <= run.data.metrics[name] <= 1 for name in FINAL if name.endswith("accuracy"))
+    assert stack.tracking.artifacts(run) >= FILES
+    history = stack.tracking.download(run, "history.csv", tmp_path).read_text().splitlines()
+    assert len(history) > begun["steps"]
+    lineage = json.loads(stack.tracking.download(run, "lineage.json", tmp_path).read_text())
+    assert stack.settings.image in json.dumps(lineage)
+    assert stack.tracking.download(run, "checkpoints/last.pt", tmp_path).stat().st_size > 1_000_000
+
+
+def check_goes_on(stack: Stack, job: Object, first: str) -> None:
+    """After its first pod is gone in mid-run: the next one continues, and nothing was counted as a failure."""
+    name = job["metadata"]["name"]
+    second = jobs.running_pod(stack.cluster, name, 300, but=first)
+    begun = jobs.first_line(stack.cluster, second, 300)
+    assert 0 < begun["step"] < begun["steps"], begun
+    done = jobs.complete(stack.cluster, name, RUN_S)
+    assert done["status"].get("failed", 0) == 0, done["status"]
+    run = check_whole(stack, uid(job), begun["steps"])
+    assert (run.data.tags["cnn_jobs.attempt"], run.data.tags["cnn_jobs.pod"]) == ("2", second)
+
+
+def in_mid_run(stack: Stack, name: str, key: str) -> str:
+    """The Job's pod, when MLflow has a checkpoint of a training that is far from its end."""
+    pod = jobs.running_pod(stack.cluster, name, RUN_S)
+
+    def kept() -> bool:
+        if condition(stack.cluster.get("job", name))[0]:
+            raise Hopeless(f"Job {name} was over before it could be disturbed: raise E2E_LONG_EPOCHS")
+        return stack.tracking.kept(key)
+
+    stack.cluster.wait(f"a checkpoint of {name} in MLflow", kept, 300)
+    return pod
+
+
+def test_evicted_in_mid_run_it_goes_on(stack: Stack, tmp_path: Path) -> None:
+    job = task2(stack, tmp_path, "evicted", epochs=stack.settings.long_epochs, backoffLimit=0)
+    pod = in_mid_run(stack, "evicted", uid(job))
+    metadata = {"name": pod, "namespace": stack.settings.namespace}
+    eviction = {"apiVersion": "policy/v1", "kind": "Eviction", "metadata": metadata}
+    path = f"/api/v1/namespaces/{stack.settings.namespace}/pods/{pod}/eviction"
+    stack.cluster.run("create", "--raw", path, "-f", "-", given=json.dumps(eviction))
+    check_goes_on(stack, job, pod)
+
+
+def test_its_pod_deleted_in_mid_run_it_goes_on(stack: Stack, tmp_path: Path) -> None:
+    job = task2(stack, tmp_path, "deleted", epochs=stack.settings.long_epochs, backoffLimit=0)
+    pod = in_mid_run(stack, "deleted", uid(job))
+    stack.cluster.run("delete", "pod", pod, "--wait=false")
+    check_goes_on(stack, job, pod)
+
+
+def test_with_mlflow_away_in_mid_run_nothing_is_lost(stack: Stack, tmp_path: Path) -> None:
+    job = task2(stack, tmp_path, "outage", epochs=stack.settings.long_epochs, backoffLimit=0)
+    pod = in_mid_run(stack, "outage", uid(job))
+    stack.scale_mlflow(0)
+    try:
+        enough = min(validations(stack.cluster, pod) + 2, 2 * stack.settings.long_epochs)
+        stack.cluster.wait("two more validations, MLflow away", lambda: validations(stack.cluster, pod) >= enough, 300)
+    finally:
+        stack.scale_mlflow(1)
+    done = jobs.complete(stack.cluster, "outage", RUN_S)
+    assert done["status"].get("failed", 0) == 0
+    run = check_whole(stack, uid(job), jobs.first_line(stack.cluster, pod, 10)["steps"])
+    assert run.data.tags["cnn_jobs.attempt"] == "1"
+
+
+def validations(cluster: Cluster, pod: str) -> int:
+    """How many the pod has told of."""
+    return len(re.findall(r'"val_loss":', cluster.log(pod)))
+
+
+def test_a_wrong_option_fails_at_once(stack: Stack, tmp_path: Path) -> None:
+    task2(stack, tmp_path, "wrong", "--no-such-option", backoffLimit=3)
+    done = jobs.over(stack.cluster, "wrong", RUN_S)
+    assert condition(done) == ("Failed", "PodFailurePolicy"), done["status"]
+    (pod,) = stack.cluster.pods("wrong")
+    assert jobs.terminated(pod)["exitCode"] == 2
+    assert "--no-such-option" in stack.cluster.log(pod["metadata"]["name"])
+
+
+def test_exit_code_1_is_counted_and_tried_again(stack: Stack, tmp_path: Path) -> None:
+    (job,) = rendered(stack, tmp_path, "report")
+    # An MLflow that does not answer: the next attempt might find one.
+    stack.cluster.create(small(job, env={"MLFLOW_TRACKING_URI": "http://127.0.0.1:9"}, backoffLimit=1))
+    done = jobs.over(stack.cluster, "report", RUN_S)
+    try:
+        assert condition(done) == ("Failed", "BackoffLimitExceeded"), done["status"]
+        assert done["status"]["failed"] == 2
+        assert [jobs.terminated(pod)["exitCode"] for pod in stack.cluster.pods("report")] == [1, 1]
+    finally:
+        stack.cluster.run("delete", "job", "report")  # another test's name
+
+
+def test_out_of_memory_is_counted(stack: Stack, tmp_path: Path) -> None:
+    (job,) = rendered(stack, tmp_path, "task2")
+    job["metadata"]["name"] = "hungry"
+    small(job, backoffLimit=0)
+    (container,) = job["spec"]["template"]["spec"]["containers"]
+    # Less than torch alone takes; requests are not above limits.
+    container["resources"] = {"requests": {"cpu": "100m", "memory": "128Mi"}, "limits": {"cpu": "1", "memory": "128Mi"}}
+    stack.cluster.create(job)
+    done = jobs.over(stack.cluster, "hungry", RUN_S)
+    assert condition(done) == ("Failed", "BackoffLimitExceeded"), done["status"]
+    assert done["status"]["failed"] == 1
+    (pod,) = stack.cluster.pods("hungry")
+    ended = jobs.terminated(pod)
+    assert (ended["exitCode"], ended["reason"]) == (137, "OOMKilled")
+
+
+def test_of_three_seeds_one_that_cannot_work_ends_alone(stack: Stack, tmp_path: Path) -> None:
+    (job,) = rendered(stack, tmp_path, "task2-seeds")
+    small(job, env={"CNN_JOBS_EPOCHS": "1"}, completions=3, parallelism=2)
+    (container,) = job["spec"]["template"]["spec"]["containers"]
+    words = " ".join([*container["command"], *container["args"]])
+    bad = 'if [ "$JOB_COMPLETION_INDEX" = 1 ]; then set -- --lr=nonsense; fi'
+    container |= {"command": ["sh", "-c", f'{bad}; exec {words} "$@"', "seed"], "args": []}
+    made = stack.cluster.create(job)
+    done = jobs.over(stack.cluster, "task2-seeds", RUN_S)
+    status = done["status"]
+    assert (condition(done)[0], status["failedIndexes"], status["completedIndexes"]) == ("Failed", "1", "0,2"), status
+    assert len(stack.cluster.pods("task2-seeds")) == 3
+    for seed in (0, 2):
+        run = stack.tracking.run(f"{uid(made)}-{seed}")
+        assert (run.info.status, run.data.params["seed"]) == ("FINISHED", str(seed))
+        assert run.data.tags["cnn_jobs.group"] == uid(made)
+    assert stack.tracking.run(f"{uid(made)}-1") is None
+
+
+def test_two_pods_train_one_run_together(stack: Stack, tmp_path: Path) -> None:
+    objects = rendered(stack, tmp_path, "task2-ddp")
+    (job,) = [each for each in objects if each["kind"] == "Job"]
+    small(job, env={"CNN_JOBS_EPOCHS": "1"})
+    # Service and NetworkPolicy first: a pod looks for its peers as soon as it runs.
+    stack.cluster.apply(*[each for each in objects if each is not job])
+    made = stack.cluster.create(job)
+    name = job["metadata"]["name"]
+    done = jobs.complete(stack.cluster, name, RUN_S)
+    # Rank 0 alone records, and its success is the Job's: the other pod may be ended before it is done with ending.
+    assert done["status"]["completedIndexes"].startswith("0")
+    run = stack.tracking.run(uid(made))
+    assert run is not None
+    run = check_whole(stack, uid(made), len(stack.tracking.steps(run)))
+    assert (run.data.tags["cnn_jobs.world_size"], run.data.tags["cnn_jobs.attempt"]) == ("2", "1")
+    assert run.data.params["epochs"] == "1"
+    assert stack.tracking.artifacts(run) >= FILES
+
+
+def test_the_report_compares_what_was_trained(stack: Stack, tmp_path: Path) -> None:
+    task2(stack, tmp_path, "reported")
+    jobs.complete(stack.cluster, "reported", RUN_S)
+    (job,) = rendered(stack, tmp_path, "report")
+    stack.cluster.create(small(job))
+    jobs.complete(stack.cluster, "report", RUN_S)
+
+    def search(client: Any) -> list[Any]:
+        experiment = client.get_experiment_by_name(EXPERIMENT)
+        return list(client.search_runs([experiment.experiment_id], "attributes.run_name = 'report'"))
+
+    (run,) = stack.tracking.ask(search)
+    assert run.info.status == "FINISHED"
+    assert stack.tracking.artifacts(run) >= {"report.html", "report.md", "tables.csv", "report.json", "plots"}
+    assert "task2" in stack.tracking.download(run, "report.md", tmp_path).read_text()
+
+
+# -- submit, status, logs, cancel --------------------------------------------------------------------------------------
+
+
+def ours(stack: Stack, *arguments: str, **settings: Any) -> str:
+    """'cnn-jobs' on this machine, with the cluster and the MLflow behind the port-forward."""
+    env = {"MLFLOW_TRACKING_URI": stack.tracking.connect(), "COLUMNS": "200"}
+    return stack.cluster.program(*arguments, "--namespace", stack.settings.namespace, **settings, **env)
+
+
+def submitted(stack: Stack, *arguments: str) -> tuple[str, str]:
+    """Name and UID of a Job of 'cnn-jobs submit'; where no node has room for a whole one, of what --dry-run prints."""
+    words = ("submit", "task2", *arguments, "--gpu", "0", "--image", stack.settings.image)
+    said = ours(stack, *words)
+    name = re.findall(r"Job (\S+) is made", said)[0]
+    job = stack.cluster.get("job", name)
+    assert uid(job) in said
+    assert stack.cluster.wait(f"a place for {name}", lambda: place(stack, name), 120)
+    if place(stack, name) == "scheduled":
+        return name, uid(job)
+    say("no node has room for a Job of its full size: what --dry-run prints is made, with small requests")
+    said = ours(stack, "cancel", name, check=False)
+    stack.cluster.wait(f"the end of {name}", lambda: stack.cluster.find("job", name) is None, 120)
+    printed = yaml.safe_load(ours(stack, *words, "--dry-run"))
+    made = stack.cluster.create(small(printed))
+    return made["metadata"]["name"], uid(made)
+
+
+def place(stack: Stack, name: str) -> str:
+    """``scheduled``, ``no room``, or "" while nobody knows."""
+    for pod in stack.cluster.pods(name):
+        conditions = {each["type"]: each for each in pod["status"].get("conditions", [])}
+        found = conditions.get("PodScheduled", {})
+        if found.get("status") == "True":
+            return "scheduled"
+        if found.get("reason") == "Unschedulable":
+            return "no room"
+    return ""
+
+
+def test_submit_status_and_logs_show_a_run_to_its_end(stack: Stack) -> None:
+    name, key = submitted(stack, "--set", "epochs=1", "--seed", "7")
+    told = ours(stack, "logs", name, "-f", timeout_s=RUN_S)
+    assert "training, at most" in told
+    jobs.complete(stack.cluster, name, 60)
+    run = stack.tracking.run(key)
+    assert (run.info.status, run.data.params["seed"]) == ("FINISHED", "7")
+    shown = ours(stack, "status", name)
+    assert name in shown
+    assert "FINISHED" in shown.upper()
+
+
+def test_cancel_ends_a_run_for_good(stack: Stack) -> None:
+    name, key = submitted(stack, "--set", f"epochs={stack.settings.long_epochs}")
+    in_mid_run(stack, name, key)
+    ours(stack, "cancel", name)
+    stack.cluster.wait(f"the end of {name}", lambda: stack.cluster.find("job", name) is None, 120)
+    stack.cluster.wait("the run's end", lambda: stack.tracking.run(key).info.status != "RUNNING", 60)
+    run = stack.tracking.run(key)
+    assert (run.info.status, run.data.tags["cnn_jobs.state"]) == ("KILLED", "cancelled")
+    assert "checkpoints/last.pt" in stack.tracking.artifacts(run, "checkpoints")
+
+
+# -- around the runs ---------------------------------------------------------------------------------------------------
+
+
+def test_housekeeping_runs(stack: Stack) -> None:
+    for name in ("cnn-jobs-reap", "mlflow-gc"):
+        stack.cluster.run("create", "job", f"once-{name}", f"--from=cronjob/{name}")
+    for name in ("cnn-jobs-reap", "mlflow-gc"):
+        jobs.complete(stack.cluster, f"once-{name}", RUN_S)
+
+
+def addresses(stack: Stack, settings: Settings) -> network.Places:
+    """By address, so that no answer depends on the cluster's DNS."""
+    cluster = stack.cluster
+    api = cluster.get("service", "kubernetes", "--namespace=default")["spec"]["clusterIP"]
+    places: network.Places = {
+        "mlflow": (cluster.get("service", "mlflow")["spec"]["clusterIP"], 5000),
+        "api": (api, 443),
+    }
+    if not settings.own_database:
+        places["postgres"] = (cluster.get("pod", "postgres-0")["status"]["podIP"], 5432)
+    if settings.store_in_cluster:
+        places["store"] = (cluster.get("service", "store")["spec"]["clusterIP"], 8333)
+    return places
+
+
+def test_pods_reach_what_they_may_and_nothing_else(stack: Stack, settings: Settings) -> None:
+    places = addresses(stack, settings)
+    inner = {name: place for name, place in places.items() if name != "mlflow"}
+    one = {name: {name: place} for name, place in places.items()}
+    pods = [
+        network.probe(settings, "probe-nobody", "", {}, places),
+        network.probe(settings, "probe-training", "training", one["mlflow"] | {"name": ("mlflow", 5000)}, inner),
+        # What training pods must not reach is there, for those who may.
+        network.probe(settings, "probe-data", "data", {**one["mlflow"], **one["api"]}, {}),
+    ]
+    if "postgres" in places:
+        pods.append(network.probe(settings, "probe-gc", "mlflow-gc", one["postgres"], one.get("store", {})))
+    if "store" in places:
+        pods.append(network.probe(settings, "probe-bucket", "store-bucket", one["store"], one["mlflow"]))
+    found = network.answers(stack.cluster, *pods)
+    say(json.dumps(found))
+    if set(found["probe-nobody"].values()) == {"reached"}:
+        why = f"the network plugin enforces no policy: a pod that may reach nothing reached {found['probe-nobody']}"
+        assert not settings.require_network_policy, why
+        pytest.skip(why)
+    assert "reached" not in found["probe-nobody"].values(), found
+    assert {name for name, answer in found["probe-training"].items() if answer == "reached"} == {"mlflow", "name"}, (
+        found
+    )
+    assert set(found["probe-data"].values()) == {"reached"}, found
+    if "postgres" in places:
+        assert found["probe-gc"].pop("postgres") == "reached", found
+        assert "reached" not in found["probe-gc"].values(), found
+    if "store" in places:
+        assert found["probe-bucket"] == {"store": "reached", "mlflow": found["probe-bucket"]["mlflow"]}, found
+        assert found["probe-bucket"]["mlflow"] != "reached", found
+
+
+def test_down_leaves_nothing(stack: Stack) -> None:
+    assert stack.cluster.list("persistentvolumeclaims")
+    had_volumes = stack.volumes()
+    stack.down()
+    assert stack.cluster.find("namespace", stack.settings.namespace) is None
+    stack.cluster.wait(f"the end of the volumes {had_volumes}", lambda: not stack.volumes(), 300)
+    assert stack.cluster_wide() <= stack.cluster_wide_before

@@ -1,0 +1,314 @@
+"""What the end-to-end suite itself is made of, without a cluster: it must not rot between two runs on one."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import kubernetes_validate  # type: ignore[import-untyped]
+import pytest
+import yaml
+
+from cnn_jobs.cli import COMMANDS
+from cnn_jobs.cluster.plans import all_plans
+from tests.cluster.job_rules import refusals
+from tests.conftest import free_port, until
+from tests.e2e import jobs, network, overlay
+from tests.e2e.kubectl import Cluster, Hopeless
+from tests.e2e.settings import VARIABLES, Settings, read, split_image, why_not
+from tests.e2e.stack import refuse_what_cannot_start
+from tests.stack.manifests import ROOT, kubectl, pods
+from tests.stack.pod_security import violations
+from tests.stack.postgres_server import has_postgres, program
+
+VERSIONS = ("1.31", "1.36")
+IMAGE = "registry.example:5000/team/cnn-jobs:0.1.0"
+OWN_S3 = {
+    "artifacts_destination": "s3://bucket/prefix",
+    "s3_endpoint_url": "http://s3.example:9000",
+    "aws_access_key_id": "key",
+    "aws_secret_access_key": "secret",
+}
+CLUSTERS = {
+    "plain": Settings(image=IMAGE),
+    "images": Settings(
+        image=IMAGE,
+        mlflow_image="m:1",
+        postgres_image="p:2",
+        store_image="s@sha256:" + "a" * 64,
+        storage_class="fast",
+        store_command="moto_server -H 0.0.0.0 -p 8333",
+    ),
+    "own": Settings(image=IMAGE, backend_store_uri="postgresql+psycopg://me:word@db.example:5433/mlflow", **OWN_S3),
+    "volume": Settings(image=IMAGE, artifacts_destination="volume", postgres_plain=True, postgres_user=101),
+}
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[Any]]:
+    """Every object of every overlay, as 'kubectl apply -k' would send it."""
+    found = {}
+    for name, settings in CLUSTERS.items():
+        folder = overlay.write(tmp_path_factory.mktemp(name), settings)
+        found[name] = list(yaml.safe_load_all(kubectl("kustomize", str(folder))))
+    return found
+
+
+def find(objects: list[Any], kind: str, name: str) -> Any:
+    (found,) = [each for each in objects if (each["kind"], each["metadata"]["name"]) == (kind, name)]
+    return found
+
+
+def container(objects: list[Any], kind: str, name: str) -> Any:
+    return find(objects, kind, name)["spec"]["template"]["spec"]["containers"][0]
+
+
+@pytest.mark.parametrize("name", CLUSTERS)
+def test_an_overlay_is_valid_and_restricted_and_in_its_namespace(built: dict[str, list[Any]], name: str) -> None:
+    for thing in [*built[name], overlay.secret(CLUSTERS[name])]:
+        for version in VERSIONS:
+            kubernetes_validate.validate(thing, version, strict=True)
+        if thing["kind"] == "Namespace":
+            assert thing["metadata"]["name"] == "cnn-jobs-e2e"
+            assert thing["metadata"]["labels"][overlay.LABEL] == "true"
+        else:
+            assert thing["metadata"]["namespace"] == "cnn-jobs-e2e", thing["metadata"]
+    assert [violation for pod in pods(built[name]) for violation in violations(pod.spec)] == []
+    (subject,) = find(built[name], "RoleBinding", "cnn-jobs-submit")["subjects"]
+    assert subject["namespace"] == "cnn-jobs-e2e"
+
+
+@pytest.mark.parametrize("name", CLUSTERS)
+def test_it_fits_a_node_with_two_cpus_and_admits_its_own_name(built: dict[str, list[Any]], name: str) -> None:
+    standing = [pod for pod in pods(built[name]) if not pod.owner.startswith("CronJob/")]
+    wanted = [each["resources"]["requests"]["cpu"] for pod in standing for each in pod.containers]
+    assert sum(int(cpu.removesuffix("m")) for cpu in wanted) <= 500
+    (hosts,) = [each for each in container(built[name], "Deployment", "mlflow")["args"] if "allowed-hosts" in each]
+    allowed = hosts.partition("=")[2].split(", ")
+    assert {"mlflow:*", "mlflow.cnn-jobs-e2e.svc.cluster.local:*", "127.0.0.1:*", "$(POD_IP):*"} <= set(allowed)
+    assert "mlflow.cnn-jobs" not in allowed
+    assert find(built[name], "ConfigMap", "cnn-jobs")["data"]["CNN_JOBS_DATA"] == "shapes"
+    assert all(each["spec"]["suspend"] for each in built[name] if each["kind"] == "CronJob")
+
+
+@pytest.mark.parametrize("name", CLUSTERS)
+def test_the_secret_has_every_key_that_a_pod_needs(built: dict[str, list[Any]], name: str) -> None:
+    given = overlay.secret(CLUSTERS[name])["stringData"]
+    for pod in pods(built[name]):
+        for each in (each for box in pod.containers for each in box.get("env", [])):
+            reference = each.get("valueFrom", {}).get("secretKeyRef", {})
+            assert not reference or reference.get("optional") or reference["key"] in given, (pod.owner, reference)
+    assert given["MLFLOW_BACKEND_STORE_URI"].startswith("postgresql+psycopg://")
+
+
+def test_images_and_storage_classes_are_those_that_were_named(built: dict[str, list[Any]]) -> None:
+    images = {each["image"] for pod in pods(built["images"]) for each in pod.containers}
+    assert images == {IMAGE, "m:1", "p:2", "s@sha256:" + "a" * 64}
+    store = container(built["images"], "StatefulSet", "store")
+    assert store["command"] == ["moto_server", "-H", "0.0.0.0", "-p", "8333"]
+    assert "args" not in store
+    assert store["readinessProbe"]["tcpSocket"] == {"port": "s3"}
+    for thing in built["images"]:
+        for claim in (
+            [thing]
+            if thing["kind"] == "PersistentVolumeClaim"
+            else thing.get("spec", {}).get("volumeClaimTemplates", [])
+        ):
+            assert claim["spec"]["storageClassName"] == "fast"
+    assert {each["image"] for pod in pods(built["plain"]) for each in pod.containers} >= {IMAGE, "postgres:18.4"}
+
+
+def test_what_the_user_brings_is_left_out_and_can_be_reached(built: dict[str, list[Any]]) -> None:
+    objects = built["own"]
+    names = {(each["kind"], each["metadata"]["name"]) for each in objects}
+    assert not {each for each in names if each[1] in ("postgres", "store", "store-bucket")}
+    ports = {
+        name: [
+            port["port"] for rule in find(objects, "NetworkPolicy", name)["spec"]["egress"] for port in rule["ports"]
+        ]
+        for name in ("mlflow", "mlflow-gc", "mlflow-to-s3")
+    }
+    assert 5433 in ports["mlflow"]
+    assert 5433 in ports["mlflow-gc"]
+    assert ports["mlflow-to-s3"] == [9000]
+    given = overlay.secret(CLUSTERS["own"])["stringData"]
+    assert (given["AWS_ACCESS_KEY_ID"], given["MLFLOW_S3_ENDPOINT_URL"]) == ("key", "http://s3.example:9000")
+
+
+def test_the_volume_in_place_of_s3_is_mounted_where_artifacts_go(built: dict[str, list[Any]]) -> None:
+    box = container(built["volume"], "Deployment", "mlflow")
+    (mount,) = [each for each in box["volumeMounts"] if each["name"] == "artifacts"]
+    assert overlay.secret(CLUSTERS["volume"])["stringData"]["MLFLOW_ARTIFACTS_DESTINATION"] == mount["mountPath"]
+    assert find(built["volume"], "PersistentVolumeClaim", "mlflow-artifacts")
+    postgres = find(built["volume"], "StatefulSet", "postgres")["spec"]["template"]["spec"]
+    assert postgres["securityContext"]["runAsUser"] == postgres["securityContext"]["fsGroup"] == 101
+    assert postgres["containers"][0]["command"] == ["sh", "-ec", overlay.PLAIN_POSTGRES]
+
+
+@pytest.mark.integration
+@pytest.mark.skipif(not has_postgres() or os.geteuid() != 0, reason="needs PostgreSQL, and root to become its user")
+def test_the_script_for_an_image_without_an_entrypoint_makes_the_database_once(tmp_path: Path) -> None:
+    import psycopg
+
+    port = free_port()
+    home = Path("/tmp") / f"cnn-jobs-plain-{port}"  # not below pytest's own folder, which this user may not enter
+    home.mkdir()
+    os.chown(home, 65534, 65534)
+    script = overlay.PLAIN_POSTGRES.replace("/var/lib/postgresql", str(home)).replace("/var/run/postgresql", str(home))
+    script = script.replace("/tmp/password", f"{home}/password").replace("'*'", f"127.0.0.1 -p {port}")
+    env = {"PATH": f"{Path(program('initdb')).parent}:/usr/bin:/bin", "POSTGRES_PASSWORD": "of-a-test"}
+
+    def ask(text: str) -> Any:
+        try:
+            with psycopg.connect(f"postgresql://mlflow:of-a-test@127.0.0.1:{port}/mlflow", autocommit=True) as own:
+                return own.execute(text).fetchone()
+        except psycopg.OperationalError:
+            return None
+
+    try:
+        for question in ("create table kept (n int); select 1", "select count(*) from kept"):
+            words = ["sh", "-ec", script]
+            process = subprocess.Popen(words, env=env, cwd=home, user=65534, group=65534, extra_groups=[])
+            try:
+                until(lambda question=question: ask("select 1"))
+                if question.startswith("create"):
+                    with psycopg.connect(
+                        f"postgresql://mlflow:of-a-test@127.0.0.1:{port}/mlflow", autocommit=True
+                    ) as own:
+                        own.execute("create table kept (n int)")
+                else:
+                    assert ask(question) == (0,)
+            finally:
+                process.terminate()
+                process.wait(30)
+    finally:
+        shutil.rmtree(home)
+
+
+@pytest.mark.parametrize(
+    ("image", "parts"),
+    [
+        ("cnn-jobs:0.1.0", ("cnn-jobs", "0.1.0", "")),
+        ("r.example:5000/a/b:1", ("r.example:5000/a/b", "1", "")),
+        ("r.example:5000/a/b", ("r.example:5000/a/b", "", "")),
+        ("b:1@sha256:ab", ("b", "1", "sha256:ab")),
+        ("b@sha256:ab", ("b", "", "sha256:ab")),
+    ],
+)
+def test_the_parts_of_an_image(image: str, parts: tuple[str, str, str]) -> None:
+    assert split_image(image) == parts
+
+
+def test_without_a_cluster_or_an_image_it_says_so() -> None:
+    assert why_not({}).startswith("KUBECONFIG and E2E_IMAGE not set")
+    assert why_not({"KUBECONFIG": "x"}).startswith("E2E_IMAGE not set")
+    assert why_not({"KUBECONFIG": "x", "E2E_IMAGE": IMAGE}) == ""
+
+
+@pytest.mark.parametrize(
+    ("more", "words"),
+    [
+        ({"E2E_IMAGE": "cnn-jobs"}, "no tag"),
+        ({"E2E_MLFLOW_IMAGE": "mlflow"}, "E2E_MLFLOW_IMAGE is 'mlflow', but needs a tag"),
+        ({"E2E_ARTIFACTS_DESTINATION": "/mnt"}, "must be s3://"),
+        ({"E2E_ARTIFACTS_DESTINATION": "s3://bucket"}, "E2E_AWS_ACCESS_KEY_ID"),
+        ({"E2E_BACKEND_STORE_URI": "sqlite:////x.db"}, "must look like postgresql"),
+        ({"E2E_PATIENCE": "much"}, "must be a number"),
+        ({"E2E_NAMSPACE": "x"}, "E2E_NAMSPACE: no such setting"),
+        ({"E2E_REQUIRE_NETWORK_POLICY": "yes"}, "must be 0 or 1"),
+    ],
+)
+def test_settings_that_cannot_be_meant_are_refused(more: dict[str, str], words: str) -> None:
+    with pytest.raises(Exception, match=words):
+        read({"E2E_IMAGE": IMAGE, **more})
+
+
+def test_settings_are_read_and_each_is_in_the_manual() -> None:
+    given = {"E2E_IMAGE": IMAGE, "E2E_PATIENCE": "2", "E2E_POSTGRES_PLAIN": "1", "E2E_POSTGRES_USER": "101"}
+    assert read(given) == Settings(image=IMAGE, patience=2.0, postgres_plain=True, postgres_user=101)
+    manual = (ROOT / "docs/e2e.md").read_text()
+    assert [name for name in VARIABLES if f"`{name}`" not in manual] == []
+
+
+@pytest.mark.parametrize("name", ["task2", "task2-seeds", "report", "task2-ddp"])
+def test_a_job_made_small_is_valid_and_asks_for_little(name: str, tmp_path: Path) -> None:
+    if name not in {plan.name for plan in all_plans()}:
+        pytest.skip(f"there is no Job {name} yet")
+    objects = jobs.render(Cluster("team-a"), Settings(image=IMAGE, namespace="team-a"), tmp_path, name)
+    job = jobs.small(objects[0], arguments=("--epochs", "2"), env={"CNN_JOBS_LR": "0.1"}, backoffLimit=0)
+    if "backoffLimitPerIndex" not in job["spec"]:
+        assert refusals(job) == []
+    for version in VERSIONS:
+        kubernetes_validate.validate(job, version, strict=True)
+    (box,) = job["spec"]["template"]["spec"]["containers"]
+    assert (box["resources"]["requests"]["cpu"], box["image"]) == ("250m", IMAGE)
+    assert {"name": "CNN_JOBS_LR", "value": "0.1"} in box["env"]
+    assert box["args"][-2:] == ["--epochs", "2"]
+    assert {each["metadata"]["namespace"] for each in objects} == {"team-a"}
+
+
+@pytest.mark.skipif("submit" not in COMMANDS, reason="there is no 'cnn-jobs submit' yet")
+def test_what_submit_prints_can_be_made_small() -> None:
+    words = ("submit", "task2", "--set", "epochs=1", "--seed", "7", "--gpu", "0", "--image", IMAGE)
+    printed = yaml.safe_load(Cluster("team-a").program(*words, "--namespace", "team-a", "--dry-run"))
+    assert refusals(jobs.small(printed)) == []
+    for command in ("status", "logs", "cancel"):
+        Cluster("team-a").program(command, "--help")
+
+
+def test_a_probe_is_valid_and_restricted() -> None:
+    pod = network.probe(CLUSTERS["plain"], "probe", "training", {"mlflow": ("10.0.0.1", 5000)}, {})
+    kubernetes_validate.validate(pod, VERSIONS[0], strict=True)
+    assert violations(pod["spec"]) == []
+
+
+def test_a_probe_tells_what_it_reaches_from_what_it_does_not() -> None:
+    import socket
+
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        there, gone = server.getsockname(), ("127.0.0.1", free_port())
+        code = network.PROBE.replace("time.sleep(10)", "").replace("time.sleep(5)", "")
+        words = [sys.executable, "-c", code, json.dumps({"a": there, "b": gone}), json.dumps({"c": there, "d": gone})]
+        said = subprocess.run([*words, "1"], capture_output=True, text=True, check=True, timeout=60).stdout
+    found = json.loads(said.partition("found ")[2])
+    assert found == {"a": "reached", "b": "ConnectionRefusedError", "c": "reached", "d": "ConnectionRefusedError"}
+
+
+def test_a_wait_asks_again_over_trouble_and_ends(capsys: pytest.CaptureFixture[str]) -> None:
+    cluster, answers = Cluster("nowhere", patience=1.0), iter([AssertionError("busy"), None, "there"])
+
+    def question() -> str | None:
+        answer = next(answers)
+        if isinstance(answer, AssertionError):
+            raise answer
+        return answer
+
+    assert cluster.wait("a pod", question, 30) == "there"
+    assert "waiting for a pod (at most 30 s)" in capsys.readouterr().out
+    with pytest.raises(AssertionError, match="a pod: not within 0 s"):
+        cluster.wait("a pod", lambda: None, 0)
+
+
+def test_a_pod_that_can_never_start_ends_the_wait() -> None:
+    waiting = {"reason": "ErrImageNeverPull", "message": "not here"}
+    pod = {"metadata": {"name": "x"}, "status": {"containerStatuses": [{"state": {"waiting": waiting}}]}}
+    with pytest.raises(Hopeless, match="not here"):
+        refuse_what_cannot_start(pod)
+    refuse_what_cannot_start({"metadata": {"name": "x"}, "status": {}})
+
+
+def test_logs_and_conditions_are_read_as_they_come() -> None:
+    log = 'no json\n{"message": "training, at most 9 steps", "step": 3, "steps": 9}\n[1]\n{"other": 1}\n'
+    (line,) = jobs.lines(log)
+    assert (line["step"], line["steps"]) == (3, 9)
+    failed = {"type": "Failed", "status": "True", "reason": "PodFailurePolicy"}
+    assert jobs.condition({"status": {"conditions": [{"type": "FailureTarget", "status": "True"}, failed]}}) == (
+        "Failed",
+        "PodFailurePolicy",
+    )
+    assert jobs.condition({}) == ("", "")
