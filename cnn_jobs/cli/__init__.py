@@ -27,6 +27,10 @@ COMMANDS = {
     "reproduce": ("reproduce", "Train again what a run recorded, and compare."),
     "doctor": ("doctor", "Check data, MLflow, credentials, device and disk; say what to do."),
     "manifests": ("manifests", "Write the Kubernetes Jobs from the registry, or check them."),
+    "submit": ("submit", "Run a task on a Kubernetes cluster, as a new Job."),
+    "status": ("status", "Show Jobs, their pods and their MLflow runs in a table."),
+    "logs": ("logs", "Show the log of a Job's pods, or follow it to the Job's end."),
+    "cancel": ("cancel", "Stop a Job and say so in MLflow."),
     "data": ("data", "Stage and check data sets."),
 }
 
