@@ -40,7 +40,7 @@ class Cluster:
 
     def create_job(self, manifest: Object) -> Object:
         """The Job as the cluster has it then, with its UID."""
-        return self._json(self._batch.create_namespaced_job, self.namespace, manifest)
+        return self._json(self._batch.create_namespaced_job, self.namespace, _with_quantities_as_text(manifest))
 
     def jobs(self) -> list[Object]:
         """All Jobs of this program, the newest first."""
@@ -163,6 +163,15 @@ def explain(status: int, message: str, namespace: str, host: str) -> CnnJobsErro
     if status == 429 or status >= 500:
         return ClusterError(f"the cluster at {host} failed ({status}: {message}); try again")
     return ClusterRefusalError(f"the cluster at {host} answered {status}: {message}")
+
+
+def _with_quantities_as_text(manifest: Object) -> Object:
+    """``cpu: 2`` as ``cpu: "2"``, which is the same to the API; the client's newer versions take only text."""
+    content: Object = json.loads(json.dumps(manifest))
+    for container in content["spec"]["template"]["spec"]["containers"]:
+        for amounts in container["resources"].values():
+            amounts.update({name: str(amount) for name, amount in amounts.items()})
+    return content
 
 
 def _configure(context: str) -> tuple[Any, Any]:
