@@ -10,7 +10,9 @@ import click
 from cnn_jobs import __version__
 from cnn_jobs.cli.telling import tell
 from cnn_jobs.errors import CnnJobsError
-from cnn_jobs.monitoring import logs
+
+# Not as 'logs': this package has a command of that name, whose import would take its place.
+from cnn_jobs.monitoring import logs as log_format
 from cnn_jobs.monitoring.stacks import show_stacks
 
 # Command to its module in this package, and the line that 'cnn-jobs --help' shows of it.
@@ -70,7 +72,7 @@ def cli() -> None:
 
 def main() -> None:
     """Runs the command line; a known error is one line on stderr and its own exit code."""
-    logs.configure(logs.format_of_environment())
+    log_format.configure(log_format.format_of_environment())
     show_stacks()
     try:
         cli()

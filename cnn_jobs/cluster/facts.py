@@ -79,7 +79,7 @@ def _state(job: Mapping[str, Any]) -> tuple[str, str, bool]:
     if "Complete" in conditions:
         return "complete", "", True
     if failed := conditions.get("Failed"):
-        return f"failed ({failed.get('reason', '')})", failed.get("message", ""), True
+        return "failed", ": ".join(failed[name] for name in ("reason", "message") if failed.get(name)), True
     if failing := conditions.get("FailureTarget"):
         return "failing", failing.get("message", ""), False
     if spec.get("suspend"):
@@ -112,7 +112,7 @@ def pod_facts(pod: Mapping[str, Any], container: str) -> PodFacts:
         index=None if index is None else int(index),
         text=text,
         message=" ".join(message.split()),
-        started=bool(ended or state.get("running")),
+        started=bool(ended) or "running" in state,
         ended=bool(ended) or status.get("phase") in ("Succeeded", "Failed"),
     )
 

@@ -151,11 +151,11 @@ class Follower:
             followed.over = True
 
     def _tell_why_nothing_comes(self, pods: Sequence[PodFacts], state: JobFacts | None) -> None:
-        if state is None or state.over or any(not each.over for each in self._reading.values()):
-            return
         waiting = [pod for pod in pods if not pod.started and not pod.ended]
+        if state is None or state.over or len(waiting) < len([pod for pod in pods if not pod.ended]):
+            return
         why = "; ".join(f"{pod.name}: {pod.text}{f' ({pod.message})' if pod.message else ''}" for pod in waiting)
-        self._tell(f"waiting for a pod of Job {state.name}: {why or state.state}")
+        self._tell(f"waiting for a pod of Job {state.name}: {why or (state.state if not pods else 'the last one has ended')}")
 
     def _tell(self, text: str) -> None:
         """Once, until it changes."""

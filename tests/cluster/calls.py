@@ -29,7 +29,7 @@ class Called:
 def call(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> Called:
     """``cnn-jobs arguments``, with everything that ``main`` makes of an error."""
     monkeypatch.setattr("sys.argv", ["cnn-jobs", *arguments])
-    monkeypatch.setattr("cnn_jobs.cli.logs.configure", lambda form: None)
+    monkeypatch.setattr("cnn_jobs.cli.log_format.configure", lambda form: None)
     monkeypatch.setattr("cnn_jobs.cli.show_stacks", lambda: None)
     out, err = io.StringIO(), io.StringIO()
     code = 0

@@ -213,9 +213,7 @@ def test_a_job_is_made_as_it_is_shown(api: FakeApi, monkeypatch: pytest.MonkeyPa
 
 
 @pytest.mark.parametrize("which", [each for each in SUBMITS if each not in ("elsewhere", "in a queue")])
-def test_the_client_changes_nothing_of_what_is_sent(
-    which: str, api: FakeApi, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_client_changes_nothing_of_what_is_sent(which: str, api: FakeApi, monkeypatch: pytest.MonkeyPatch) -> None:
     assert submit(monkeypatch, *SUBMITS[which]).code == 0
     (job,) = api.jobs.values()
     del job["spec"]["selector"]
