@@ -86,7 +86,8 @@ def _state(job: Mapping[str, Any]) -> tuple[str, str, bool]:
         queue = (metadata.get("labels") or {}).get(QUEUE_LABEL, "")
         return (f"waits in queue {queue}" if queue else "suspended"), "", False
     done = f", {status.get('succeeded') or 0} of {spec.get('completions')} done" if _many(spec) else ""
-    if status.get("ready"):
+    # Without a word on it (Kubernetes before 1.24) what is active counts as ready.
+    if status.get("ready", status.get("active")):
         return f"running{done}", "", False
     return (f"starting{done}" if status.get("active") else f"waiting{done}"), "", False
 

@@ -155,7 +155,8 @@ class Follower:
         if state is None or state.over or len(waiting) < len([pod for pod in pods if not pod.ended]):
             return
         why = "; ".join(f"{pod.name}: {pod.text}{f' ({pod.message})' if pod.message else ''}" for pod in waiting)
-        self._tell(f"waiting for a pod of Job {state.name}: {why or (state.state if not pods else 'the last one has ended')}")
+        why = why or ("the last one has ended" if pods else state.state)
+        self._tell(f"waiting for a pod of Job {state.name}: {why}")
 
     def _tell(self, text: str) -> None:
         """Once, until it changes."""

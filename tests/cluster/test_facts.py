@@ -29,6 +29,7 @@ def job(*, indexed: bool = False, suspend: bool = False, queue: str = "", delete
         (job(), "waiting", "", False),
         (job(active=1, ready=0), "starting", "", False),
         (job(active=1, ready=1), "running", "", False),
+        (job(active=1), "running", "", False),
         (job(indexed=True, active=3, ready=2, succeeded=2), "running, 2 of 5 done", "", False),
         (job(suspend=True), "suspended", "", False),
         (job(suspend=True, queue="night"), "waits in queue night", "", False),

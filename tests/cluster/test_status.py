@@ -95,10 +95,8 @@ def test_runs_are_found_by_the_jobs_uid_in_any_experiment(
     assert "task2-seeds index 1: made by the test" in done.stdout
     assert f"task2: {mlflow_uri} run {recorder.run_id}" in done.stdout
     api.finish_job("task2-seeds", "Failed", reason="FailedIndexes")
-    again = status(monkeypatch, "task2-seeds")
-    assert (
-        "task2-seeds index 1: RUNNING in MLflow, but its Job is over; 'cnn-jobs reap' sets that right" in again.stdout
-    )
+    told = status(monkeypatch, "task2-seeds").stdout
+    assert "task2-seeds index 1: RUNNING in MLflow, but its Job is over; 'cnn-jobs reap' sets that right" in told
 
 
 def test_mlflow_that_is_away_takes_nothing_but_the_runs(api: FakeApi, monkeypatch: pytest.MonkeyPatch) -> None:
