@@ -14,6 +14,7 @@ from cnn_jobs.cli.pod_options import command_of, pod_options
 from cnn_jobs.cluster.settings import Settings, check_name
 from cnn_jobs.cluster.submit import Request, as_yaml, manifest, plan_for, with_runs
 from cnn_jobs.errors import UserError
+from cnn_jobs.monitoring.logs import plain_stdout
 from cnn_jobs.recipe import FIELD_NAMES
 from cnn_jobs.series import Planned, plan
 from cnn_jobs.tasks import get_task
@@ -64,7 +65,7 @@ def submit(
     """
     request = _request(task, seed, seeds, sweep, pairs, **given)
     if dry_run:
-        click.echo(as_yaml(manifest(request)), nl=False)
+        click.echo(as_yaml(manifest(request)), nl=False, file=plain_stdout())
         return
     from cnn_jobs.cluster.client import Cluster
     from cnn_jobs.cluster.facts import job_facts
