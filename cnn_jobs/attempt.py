@@ -17,7 +17,7 @@ from cnn_jobs.lock import RunLock
 from cnn_jobs.run import Run
 from cnn_jobs.tracking import look_up
 from cnn_jobs.tracking.cursor import CursorFile
-from cnn_jobs.tracking.joining import check_role, may_take_over, runs_of_key, wait_until_still
+from cnn_jobs.tracking.joining import check_cancelled, check_role, may_take_over, runs_of_key, wait_until_still
 from cnn_jobs.tracking.journal import Journal
 from cnn_jobs.tracking.journal_format import Entry
 from cnn_jobs.tracking.left_behind import LeftBehind, attempt_record, read_left_behind
@@ -75,7 +75,8 @@ def open_attempt(run: Run, header: RunHeader, say: Say) -> Attempt:
     """Takes the run's folder, looks the run up, and finds the newest checkpoint of it.
 
     Raises ``AnotherAttemptError`` (exit 1) where another process has the run, ``CheckpointMismatchError`` (exit 2)
-    where the key stands for something else or ``--resume must`` finds nothing.
+    where the key stands for something else or ``--resume must`` finds nothing, ``CancelledRunError`` (exit 2) where the
+    run was cancelled.
     """
     lock = RunLock(run.folder)
     for leftover in run.folder.rglob("*.partial"):  # of a write that a kill cut short
@@ -106,13 +107,20 @@ def _open(run: Run, header: RunHeader, lock: RunLock, journal: Journal, say: Say
     budget_s = LOOK_UP_S if left.mark else look_up_budget_s()
     found, known = _look_up(remote, header, say, budget_s) if run.options.run_key else (None, True)
     number = max(left.mark.number if left.mark else 0, found.attempt if found else 0) + 1
-    mark = AttemptMark(uuid.uuid4().hex[:12], number, left.attempt_ids, replaces_any=run.options.key_from_job)
+    mark = AttemptMark(
+        uuid.uuid4().hex[:12],
+        number,
+        left.attempt_ids,
+        replaces_any=run.options.key_from_job,
+        revives=run.options.resume == "must",
+    )
     attempt = Attempt(remote, journal, header, mark, left, entries, found, lock)
     if found:
         check_role(run.key, found.tags, "", f"run {found.run_id} in MLflow")
         _check_header(run, found.tags, f"run {found.run_id} in MLflow")
         if attempt.finished:
             return attempt
+        check_cancelled(run.key, found, mark)
         attempt.mark = _wait_for_turn(remote, header, found, mark, say)
     known = _find_checkpoint(run, attempt, say) and known
     if run.options.resume == "must" and attempt.checkpoint is None:

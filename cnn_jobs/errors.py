@@ -111,6 +111,18 @@ class AnotherAttemptError(CnnJobsError):
     """Another process trains this run."""
 
 
+class ClusterError(CnnJobsError):
+    """Kubernetes did not answer, or not now what was asked."""
+
+
+class ClusterRefusalError(UserError):
+    """Kubernetes understood, and will not, however often it is asked."""
+
+
+class CancelledRunError(UserError):
+    """The run was cancelled: nobody goes on with it by accident."""
+
+
 class CheckpointMismatchError(UserError):
     """A checkpoint is of another recipe or data set, or there is none where one must be."""
 

@@ -73,7 +73,8 @@ def _below_parent(
 ) -> tuple[list[RunResult], list[CnnJobsError]]:
     with stop.deferred():
         folder, any_before = options.state_dir / header.run_key, options.key_from_job
-        parent = PlainRun(folder, options.tracking_uri, header, replaces_any=any_before, reopens=True)
+        revives = options.resume == "must"
+        parent = PlainRun(folder, options.tracking_uri, header, replaces_any=any_before, reopens=True, revives=revives)
     try:
         with stop.deferred():
             parent.recorder.start(CONTACT_S, stop.requested)

@@ -81,6 +81,13 @@ def plan(recipe: Recipe, seeds: str = "", sweeps: Sequence[str] = ()) -> list[Pl
     return planned
 
 
+def pick(planned: Sequence[Planned], point: int) -> Planned:
+    """The run of this number, counted from 0: what an index of an Indexed Job trains. Raises ``UserError``."""
+    if point >= len(planned):
+        raise UserError(f"--point is {point}, but --seeds and --sweep give {len(planned)} runs, counted from 0")
+    return planned[point]
+
+
 def run_all(
     planned: Sequence[Planned],
     run_one: Callable[[Planned], Result],

@@ -10,7 +10,9 @@ import click
 from cnn_jobs import __version__
 from cnn_jobs.cli.telling import tell
 from cnn_jobs.errors import CnnJobsError, StoppedError
-from cnn_jobs.monitoring import logs
+
+# Not as 'logs': this package has a command of that name, whose import would take its place.
+from cnn_jobs.monitoring import logs as log_format
 from cnn_jobs.monitoring.stacks import show_stacks
 from cnn_jobs.stop import end_on_sigterm
 
@@ -28,6 +30,10 @@ COMMANDS = {
     "reproduce": ("reproduce", "Train again what a run recorded, and compare."),
     "doctor": ("doctor", "Check data, MLflow, credentials, device and disk; say what to do."),
     "manifests": ("manifests", "Write the Kubernetes Jobs from the registry, or check them."),
+    "submit": ("submit", "Run a task on a Kubernetes cluster, as a new Job."),
+    "status": ("status", "Show Jobs, their pods and their MLflow runs in a table."),
+    "logs": ("logs", "Show the log of a Job's pods, or follow it to the Job's end."),
+    "cancel": ("cancel", "Stop a Job and say so in MLflow."),
     "data": ("data", "Stage and check data sets."),
 }
 
@@ -67,7 +73,7 @@ def cli() -> None:
 
 def main() -> None:
     """Runs the command line; a known error is one line on stderr and its own exit code."""
-    logs.configure(logs.format_of_environment())
+    log_format.configure(log_format.format_of_environment())
     show_stacks()
     end_on_sigterm()
     try:

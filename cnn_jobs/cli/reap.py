@@ -25,6 +25,6 @@ def reap(experiment: str, missing_ok: bool) -> None:
         return
     listing = table("Run", "Key", "Attempt", "Now", unbroken=4)
     for each in watched:
-        now = "FAILED (lost)" if each.lost else each.status
+        now = {"FAILED": "FAILED (lost)", "KILLED": "KILLED (cancelled)"}.get(each.status, each.status)
         listing.add_row(each.run.name, each.run.tags["cnn_jobs.run_key"], str(each.run.attempt), now)
     console().print(listing)

@@ -16,7 +16,7 @@ from cnn_jobs.monitoring import logs
 from cnn_jobs.monitoring.watch import MonitoringOptions, watched
 from cnn_jobs.process import keep_freed_memory, limit_spinning
 from cnn_jobs.recipe import FIELD_NAMES
-from cnn_jobs.series import exit_code, plan
+from cnn_jobs.series import exit_code, pick, plan
 from cnn_jobs.stop import StopRequest
 from cnn_jobs.tasks import Task, get_task
 from cnn_jobs.watcher import Watcher, Watchers
@@ -32,6 +32,12 @@ from cnn_jobs.watcher import Watcher, Watchers
 @recipe_options
 @option("seeds", default="", help="Several seeds, one run after another: 0-4 or 0,2,5-7.")
 @option("sweep", multiple=True, metavar="FIELD=V1,V2", help="Values of a recipe field; repeated, a grid.")
+@option(
+    "point",
+    type=click.IntRange(min=0),
+    default=None,
+    help="Of the runs that --seeds and --sweep give only this one, counted from 0.",
+)
 @option("device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", help="Where to train.")
 @option("threads", type=click.IntRange(min=0), default=0, help="CPU threads; 0: as many as this process may use.")
 @option("fast", is_flag=True, default=False, help="On CUDA, faster arithmetic that does not repeat bit for bit.")
@@ -83,7 +89,7 @@ from cnn_jobs.watcher import Watcher, Watchers
     help="Whether the state directory outlives this process: then what MLflow lacks can be sent later (exit code 75).",
 )
 @monitoring_options
-def train(task: str, data: str, seeds: str, sweep: tuple[str, ...], **given: Any) -> None:
+def train(task: str, data: str, seeds: str, sweep: tuple[str, ...], point: int | None, **given: Any) -> None:
     """Train TASK and keep the run in MLflow. 'cnn-jobs tasks' lists the tasks.
 
     \b
@@ -100,14 +106,13 @@ def train(task: str, data: str, seeds: str, sweep: tuple[str, ...], **given: Any
     entry = get_task(task)
     seen = MonitoringOptions(**{field.name: given.pop(field.name) for field in dataclasses.fields(MonitoringOptions)})
     with watched(entry.name, seen, stop, lambda text: click.echo(f"warning: {text}", err=True), tell) as monitor:
-        sys.exit(_train(entry, data, seeds, sweep, given, monitor, stop))
+        sys.exit(_train(entry, data, (seeds, sweep, point), given, monitor, stop))
 
 
 def _train(
     entry: Task,
     data: str,
-    seeds: str,
-    sweep: Sequence[str],
+    series: tuple[str, Sequence[str], int | None],
     given: dict[str, Any],
     monitor: Watcher,
     stop: StopRequest,
@@ -117,7 +122,10 @@ def _train(
         check_run_key(given["run_key"])
     changes = {name: given.pop(name) for name in FIELD_NAMES}
     recipe = dataclasses.replace(entry.recipe, **{k: v for k, v in changes.items() if v is not None})
+    seeds, sweep, point = series
     planned = plan(recipe, seeds, sweep)
+    if point is not None:
+        planned = [pick(planned, point)]
     for item in planned:
         entry.check(item.recipe)
 

@@ -34,15 +34,16 @@ class Settings:
 
     def __post_init__(self) -> None:
         _check_image(self.image)
-        _check_name("--namespace", self.namespace, "namespaces")
+        check_name("--namespace", self.namespace, "namespaces")
         for flag, claim in (("--state-claim", self.state_claim), ("--data-claim", self.data_claim)):
             if claim:
-                _check_name(flag, claim, "persistentvolumeclaims")
+                check_name(flag, claim, "persistentvolumeclaims")
         if self.gpus < 0:
             raise UserError(f"--gpu is {self.gpus}, but must be 0 or more; 0 trains on CPUs")
 
 
-def _check_name(flag: str, name: str, kind: str) -> None:
+def check_name(flag: str, name: str, kind: str) -> None:
+    """Raises ``UserError`` (exit 2) for what is no DNS label."""
     if not re.fullmatch(DNS_LABEL, name):
         raise UserError(
             f"{flag} is '{name}', but must be 1 to 63 lower-case letters, digits or '-', the first and last no '-'; "

@@ -77,6 +77,12 @@ def adopt_libraries() -> None:
             logger.propagate = True
 
 
+def plain_stdout() -> TextIO:
+    """Standard output as the process was given it, for what other programs read: a manifest says
+    ``automountServiceAccountToken: false``, which is no secret."""
+    return _behind(sys.stdout)
+
+
 def _behind(stream: TextIO) -> TextIO:
     """The stream as it was before this module came."""
     return stream.behind if isinstance(stream, _JsonStream | _Redacting) else stream

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 
-from cnn_jobs.errors import AnotherAttemptError, CheckpointMismatchError
+from cnn_jobs.errors import AnotherAttemptError, CancelledRunError, CheckpointMismatchError
 from cnn_jobs.tracking.records import AttemptMark, RunHeader
 from cnn_jobs.tracking.remote import OutageError, Remote, RemoteRun
 
@@ -54,6 +54,13 @@ def check_role(key: str, tags: Mapping[str, str], role: str, where: str) -> None
         raise CheckpointMismatchError(
             f"run {key}: {where} is {names.get(found, found)}, this command is of {names[role]}; use another --run-key"
         )
+
+
+def check_cancelled(key: str, run: RemoteRun, mark: AttemptMark) -> None:
+    """Raises ``CancelledRunError`` (exit 2: a Job starts no other pod) where the run was cancelled, and is not this
+    attempt's own already."""
+    if run.cancelled and run.status != "FINISHED" and run.attempt_id != mark.id and not mark.revives:
+        raise CancelledRunError(f"run {key} was cancelled; use another --run-key, or go on with it by --resume must")
 
 
 def attempt_tags(mark: AttemptMark) -> dict[str, str]:
@@ -106,8 +113,9 @@ def claim(remote: Remote, header: RunHeader, run: RemoteRun, mark: AttemptMark) 
     """Makes ``mark`` the attempt that has ``run``; returns both as they are then, the number above all before it.
 
     Raises ``AnotherAttemptError`` where the run is finished (and ``mark`` does not reopen it), or another process
-    claimed it in the same moment.
+    claimed it in the same moment; ``CancelledRunError`` where it was cancelled.
     """
+    check_cancelled(header.run_key, run, mark)
     closed = run.status == "FINISHED" and not mark.reopens
     if run.attempt_id != mark.id:
         if closed:
@@ -117,7 +125,7 @@ def claim(remote: Remote, header: RunHeader, run: RemoteRun, mark: AttemptMark) 
         mark = replace(mark, number=max(mark.number, run.attempt + 1))
         tags = {**attempt_tags(mark), "cnn_jobs.heartbeat": str(run.heartbeat + 1), "cnn_jobs.reason": ""}
         remote.set_tags(run.run_id, tags)
-    if run.status != "RUNNING" and not closed:
+    if run.status != "RUNNING" and not closed and not (run.cancelled and run.attempt_id == mark.id):
         remote.set_status(run.run_id, "RUNNING")
     return check_claim(remote, header, run, mark), mark
 

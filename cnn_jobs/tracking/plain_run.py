@@ -21,17 +21,24 @@ class PlainRun:
     """A recorder with what it stands on. ``close`` it, however it ended."""
 
     def __init__(
-        self, folder: Path, tracking_uri: str, header: RunHeader, *, replaces_any: bool = False, reopens: bool = False
+        self,
+        folder: Path,
+        tracking_uri: str,
+        header: RunHeader,
+        *,
+        replaces_any: bool = False,
+        reopens: bool = False,
+        revives: bool = False,
     ) -> None:
-        """``replaces_any`` and ``reopens``: see ``AttemptMark``. Raises ``AnotherAttemptError`` where another process
-        has the folder, ``CheckpointMismatchError`` where it is of something else."""
+        """``replaces_any``, ``reopens``, ``revives``: see ``AttemptMark``. Raises ``AnotherAttemptError`` where another
+        process has the folder, ``CheckpointMismatchError`` where it is of something else."""
         remote = Remote(tracking_uri)
         self._lock = RunLock(folder)
         try:
             self._journal = Journal(folder / JOURNAL, after=CursorFile(folder).highest())
             left = read_left_behind(self._journal.entries)
             number = left.mark.number + 1 if left.mark else 1
-            mark = AttemptMark(uuid.uuid4().hex[:12], number, left.attempt_ids, replaces_any, reopens)
+            mark = AttemptMark(uuid.uuid4().hex[:12], number, left.attempt_ids, replaces_any, reopens, revives)
             if left.header:
                 check_role(header.run_key, left.header.tags, header.tags.get("cnn_jobs.role", ""), str(folder))
                 header = replace(left.header, experiment=header.experiment)

@@ -50,21 +50,26 @@ def reap(
     for run_id, before in first.items():
         now = second.get(run_id)
         still = now is not None and (now.attempt_id, now.heartbeat) == (before.attempt_id, before.heartbeat)
+        again = None
         if still:
             # Once more, right before: it may have ended by itself while others were looked at.
             again = remote.get(run_id)
             still = again is not None and again.status == "RUNNING" and again.heartbeat == before.heartbeat
-        if still:
-            _set_lost(remote, before, still_s)
-        watched.append(Watched(before, still, "FAILED" if still else "RUNNING" if now else "ended meanwhile"))
+        status = _set_ended(remote, again or before, still_s) if still else "RUNNING" if now else "ended meanwhile"
+        watched.append(Watched(before, status == "FAILED", status))
     return watched
 
 
-def _set_lost(remote: Remote, run: RemoteRun, still_s: float) -> None:
+def _set_ended(remote: Remote, run: RemoteRun, still_s: float) -> str:
+    """FAILED, lost; but KILLED where it was cancelled and killed before it could say so. Returns that status."""
+    if run.cancelled:
+        remote.set_status(run.run_id, "KILLED", now_ms())
+        return "KILLED"
     reason = f"no sign of life from attempt {run.attempt} for {still_s:.0f} s: its process is gone, or out of reach"
     # The tags first: a heartbeat that comes now sees RUNNING and leaves them; the next one sees FAILED and sets both.
     remote.set_tags(run.run_id, {"cnn_jobs.state": "lost", "cnn_jobs.reason": reason})
     remote.set_status(run.run_id, "FAILED", now_ms())
+    return "FAILED"
 
 
 def _running(remote: Remote, experiment: str) -> list[RemoteRun]:

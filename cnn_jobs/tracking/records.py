@@ -15,6 +15,9 @@ CLOCK_METRICS = ("train/images_per_second", "trunk/seconds", "attempt/", "ledger
 # Uploads of the latest state alternate between two names: one that is cut off leaves the other whole.
 CHECKPOINT_SLOTS = ("checkpoints/last.pt", "checkpoints/alternate.pt")
 
+# The ``cnn_jobs.state`` that 'cnn-jobs cancel' sets and attempts keep.
+CANCELLED = "cancelled"
+
 LARGEST = sys.float_info.max
 Identity = tuple[str, int, float | str | None]
 
@@ -75,6 +78,8 @@ class AttemptMark:
     replaces_any: bool = False
     # May go on with a run that is FINISHED: a series that gets more runs.
     reopens: bool = False
+    # May go on with a run that was cancelled: somebody asked for just that.
+    revives: bool = False
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,7 @@ from cnn_jobs.tracking.connection import (
     kind_of,
     without_password,
 )
-from cnn_jobs.tracking.records import DatasetInput, Metric, RunHeader
+from cnn_jobs.tracking.records import CANCELLED, DatasetInput, Metric, RunHeader
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -76,6 +76,16 @@ class RemoteRun:
         return self.tags.get("cnn_jobs.attempt_id", "")
 
     @property
+    def state(self) -> str:
+        """``cnn_jobs.state``, "" for none."""
+        return self.tags.get("cnn_jobs.state", "")
+
+    @property
+    def cancelled(self) -> bool:
+        """Whether somebody cancelled it; it may be running still, or FINISHED before it heard of that."""
+        return self.state == CANCELLED
+
+    @property
     def heartbeat(self) -> int:
         """The counter that a living attempt moves."""
         text = self.tags.get("cnn_jobs.heartbeat", "0")
@@ -126,6 +136,15 @@ class Remote:
     def running(self, experiment: str) -> list[RemoteRun]:
         """Active runs of an experiment whose status is RUNNING."""
         return self._search(experiment, "attributes.status = 'RUNNING'")
+
+    def of_job(self, uid: str) -> list[RemoteRun]:
+        """Active runs of any experiment whose key a Kubernetes Job of this UID gave, by key; twins the oldest first."""
+
+        def search(client: MlflowClient) -> list[RemoteRun]:
+            ids = [each.experiment_id for each in client.search_experiments(max_results=1000)]
+            return _all_runs(client, ids, f"tags.`cnn_jobs.run_key` LIKE '{uid}%'") if ids else []
+
+        return sorted(self.call(search), key=lambda run: (run.tags["cnn_jobs.run_key"], run.start_ms, run.run_id))
 
     def create(self, header: RunHeader, tags: Mapping[str, str]) -> None:
         """Makes the run, and the experiment where it is missing."""
@@ -241,15 +260,7 @@ class Remote:
     def _search(self, experiment: str, condition: str) -> list[RemoteRun]:
         def search(client: MlflowClient) -> list[RemoteRun]:
             found = client.get_experiment_by_name(experiment)
-            runs: list[RemoteRun] = []
-            token: str | None = None
-            while found:
-                page = client.search_runs([found.experiment_id], condition, max_results=1000, page_token=token)
-                runs += map(_remote_run, page)
-                token = page.token
-                if not token:
-                    break
-            return runs
+            return _all_runs(client, [found.experiment_id], condition) if found else []
 
         return self.call(search)
 
@@ -260,6 +271,17 @@ class Remote:
 
             self._made = MlflowClient(self.uri)
         return self._made
+
+
+def _all_runs(client: MlflowClient, experiment_ids: list[str], condition: str) -> list[RemoteRun]:
+    runs: list[RemoteRun] = []
+    token: str | None = None
+    while True:
+        page = client.search_runs(experiment_ids, condition, max_results=1000, page_token=token)
+        runs += map(_remote_run, page)
+        token = page.token
+        if not token:
+            return runs
 
 
 def _remote_run(run: Run) -> RemoteRun:

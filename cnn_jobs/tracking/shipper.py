@@ -16,7 +16,16 @@ from cnn_jobs.tracking.journal import Reader
 from cnn_jobs.tracking.journal_format import Entry
 from cnn_jobs.tracking.known_rows import KnownRows
 from cnn_jobs.tracking.outbox import Outbox
-from cnn_jobs.tracking.records import CHECKPOINT_SLOTS, AttemptMark, DatasetInput, Ending, Identity, Metric, RunHeader
+from cnn_jobs.tracking.records import (
+    CANCELLED,
+    CHECKPOINT_SLOTS,
+    AttemptMark,
+    DatasetInput,
+    Ending,
+    Identity,
+    Metric,
+    RunHeader,
+)
 from cnn_jobs.tracking.rejected import RejectedRecords
 from cnn_jobs.tracking.remote import METRICS_PER_CALL, RefusalError, Remote, RemoteRun
 
@@ -102,6 +111,11 @@ class Shipper:
         now = joining.check_claim(self._remote, self._header, run, self.mark)
         if self._replay and now.status == "FINISHED":
             return  # whatever a later attempt, which found nothing to do, left in the journal
+        if now.cancelled and ending.status == "KILLED":
+            # Who cancelled it said why; this attempt only obeys.
+            told = now.tags.get("cnn_jobs.reason", "")
+            both = told if ending.reason in told else f"{told}; {ending.reason}"
+            ending = replace(ending, state=CANCELLED, reason=both.removeprefix("; "))
         tags = {"cnn_jobs.state": ending.state, "cnn_jobs.reason": ending.reason[:1000], LEDGER_TAG: self._ledger()}
         if "mlflow.parentRunId" not in now.tags:  # made while the parent could not be
             tags |= joining.parent_tag(self._remote, self._header)
@@ -142,7 +156,7 @@ class Shipper:
             return
         now = joining.check_claim(self._remote, self._header, run, self.mark)
         tags = {"cnn_jobs.heartbeat": str(now.heartbeat + 1), LEDGER_TAG: self._ledger()}
-        if now.status != "RUNNING":  # taken for lost while it could not be heard
+        if now.status != "RUNNING" and not now.cancelled:  # taken for lost while it could not be heard
             self._remote.set_status(run.run_id, "RUNNING")
             tags |= {"cnn_jobs.state": "running", "cnn_jobs.reason": ""}
         self._remote.set_tags(run.run_id, {name: text for name, text in tags.items() if text or name in now.tags})

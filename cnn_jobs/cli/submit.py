@@ -1,0 +1,132 @@
+"""``cnn-jobs submit``: a task, as a new Job on a cluster."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import click
+
+from cnn_jobs.cli.cluster_options import cluster_options, next_command
+from cnn_jobs.cli.options import option
+from cnn_jobs.cli.pod_options import command_of, pod_options
+from cnn_jobs.cluster.settings import Settings, check_name
+from cnn_jobs.cluster.submit import Request, as_yaml, manifest, plan_for, with_runs
+from cnn_jobs.errors import UserError
+from cnn_jobs.monitoring.logs import plain_stdout
+from cnn_jobs.recipe import FIELD_NAMES
+from cnn_jobs.series import Planned, plan
+from cnn_jobs.tasks import get_task
+
+
+@click.command(context_settings={"show_default": True})
+@click.argument("task")
+@option("seed", default=None, type=click.IntRange(min=0), show_default="the task's", help="Seed of the one run.")
+@option("seeds", default="", help="Several seeds, a pod each: 0-4 or 0,2,5-7.")
+@option("sweep", multiple=True, metavar="FIELD=V1,V2", help="Values of a recipe field; repeated, a grid, a pod each.")
+@click.option(
+    "--set",
+    "pairs",
+    multiple=True,
+    metavar="FIELD=VALUE",
+    help="Any option of the pod's command: epochs=3, data=shapes.",
+)
+@option("gpu", type=click.IntRange(min=0), default=Settings.gpus, help="GPUs of a pod; 0 trains on CPUs.")
+@option("queue", default="", metavar="NAME", help="Queue of Kueue (a LocalQueue) in which the Job waits for its turn.")
+@option(
+    "state_volume",
+    default="",
+    show_default="none: a folder that goes with the pod",
+    metavar="PVC",
+    help="PersistentVolumeClaim for the state of a training, which then outlives its pods.",
+)
+@option("image", default=Settings.image, metavar="NAME:TAG", help="Container image; 'latest' is refused.")
+@cluster_options
+@click.option("--dry-run", is_flag=True, help="Print the Job for 'kubectl create -f -', and ask no cluster.")
+def submit(
+    task: str,
+    seed: int | None,
+    seeds: str,
+    sweep: tuple[str, ...],
+    pairs: tuple[str, ...],
+    context: str,
+    *,
+    dry_run: bool,
+    **given: Any,
+) -> None:
+    """Run TASK on a Kubernetes cluster, as a new Job with a name of its own.
+
+    \b
+    TASK is a task, or any other Job of 'cnn-jobs manifests': prepare-data,
+    doctor, report, task4b, task4c. Each call is a new run; the pods of its Job
+    go on with it. Several seeds or a grid are one Job with a pod a run, and
+    each trains what 'cnn-jobs train' with the same options would train.
+    """
+    request = _request(task, seed, seeds, sweep, pairs, **given)
+    if dry_run:
+        click.echo(as_yaml(manifest(request)), nl=False, file=plain_stdout())
+        return
+    from cnn_jobs.cluster.client import Cluster
+    from cnn_jobs.cluster.facts import job_facts
+    from cnn_jobs.cluster.submit import submit as send
+
+    namespace = request.settings.namespace
+    job = job_facts(send(Cluster(namespace, context), request))
+    click.echo(f"Job {job.name} is made in namespace {namespace}")
+    if job.records:
+        for index in range(job.indexes) or [None]:
+            label = f"  {request.labels[index]}" if index is not None and request.labels else ""
+            click.echo(f"Run key {job.run_key(index)}{label}")
+    for name in ("status", "logs -f", "cancel"):
+        click.echo(f"  {next_command(name, job.name, namespace, context)}")
+
+
+def _request(
+    task: str,
+    seed: int | None,
+    seeds: str,
+    sweep: Sequence[str],
+    pairs: Sequence[str],
+    *,
+    state_volume: str,
+    queue: str,
+    gpu: int,
+    **given: str,
+) -> Request:
+    """Everything that can be refused is refused here, before a cluster hears of it."""
+    if state_volume:
+        check_name("--state-volume", state_volume, "persistentvolumeclaims")
+    if queue:
+        check_name("--queue", queue, "localqueues")
+    settings = Settings(gpus=gpu, state_claim=state_volume, **given)
+    chosen = plan_for(task, settings)
+    no_series = chosen.component != "training" or chosen.indexes > 0
+    if no_series and (seed is not None or seeds or sweep):
+        what = f"{chosen.indexes} seeds already" if chosen.indexes else "no training"
+        raise UserError(f"--seed, --seeds and --sweep are for a task; '{task}' is {what}; leave them out")
+    if seed is not None:
+        pairs = [*pairs, f"seed={seed}"]
+    options, values = pod_options(command_of(chosen.args), pairs)
+    if no_series:
+        if chosen.indexes and "seed" in values:
+            raise UserError(f"--set seed: in '{task}' the seed is the pod's index; use the task alone and --seed")
+        planned = _planned(chosen.task, values, "", ()) if chosen.component == "training" else []
+        return Request(plan=dataclasses.replace(chosen, args=(*chosen.args, *options)), settings=settings, queue=queue)
+    planned = _planned(task, values, seeds, sweep)
+    labels = tuple(each.label for each in planned) if len(planned) > 1 else ()
+    return Request(
+        plan=with_runs(chosen, options, seeds, sweep, planned), settings=settings, queue=queue, labels=labels
+    )
+
+
+def _planned(task: str, values: dict[str, Any], seeds: str, sweep: Sequence[str]) -> list[Planned]:
+    """What the pods will train, each recipe checked."""
+    entry = get_task(task)
+    if "seed" in values and (seeds or any(each.partition("=")[0].strip() == "seed" for each in sweep)):
+        raise UserError("--seed and --seeds (or --sweep seed=...) say the same; use one of them")
+    changes = {name: value for name, value in values.items() if name in FIELD_NAMES}
+    planned = plan(dataclasses.replace(entry.recipe, **changes), seeds, sweep)
+    for each in planned:
+        entry.check(each.recipe)
+    return planned

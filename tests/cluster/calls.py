@@ -1,0 +1,41 @@
+"""The command line, called in this process as a user calls it."""
+
+from __future__ import annotations
+
+import io
+from contextlib import redirect_stderr, redirect_stdout
+from dataclasses import dataclass
+
+import pytest
+
+from cnn_jobs.cli import main
+
+
+@dataclass(frozen=True)
+class Called:
+    """What came of it."""
+
+    code: int
+    stdout: str
+    stderr: str
+
+    @property
+    def error(self) -> str:
+        """The only line on stderr."""
+        (line,) = self.stderr.splitlines()
+        return line
+
+
+def call(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> Called:
+    """``cnn-jobs arguments``, with everything that ``main`` makes of an error."""
+    monkeypatch.setattr("sys.argv", ["cnn-jobs", *arguments])
+    monkeypatch.setattr("cnn_jobs.cli.log_format.configure", lambda form: None)
+    monkeypatch.setattr("cnn_jobs.cli.show_stacks", lambda: None)
+    out, err = io.StringIO(), io.StringIO()
+    code = 0
+    with redirect_stdout(out), redirect_stderr(err):
+        try:
+            main()
+        except SystemExit as end:
+            code = end.code if isinstance(end.code, int) else int(bool(end.code))
+    return Called(code, out.getvalue(), err.getvalue())

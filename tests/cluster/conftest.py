@@ -1,0 +1,19 @@
+"""A cluster for tests: the fake API server, and the file that names it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.cluster.fake_api import FakeApi, fake_api
+
+
+@pytest.fixture
+def api(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeApi]:
+    """The server; ``KUBECONFIG`` names it."""
+    monkeypatch.delenv("KUBERNETES_SERVICE_HOST", raising=False)
+    with fake_api() as server:
+        monkeypatch.setenv("KUBECONFIG", str(server.kubeconfig(tmp_path / "kubeconfig")))
+        yield server

@@ -1,0 +1,272 @@
+"""``cnn-jobs submit``: what it asks of a cluster, and what it refuses before it asks."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from typing import Any
+
+import kubernetes_validate
+import pytest
+import yaml
+
+from cnn_jobs.cli.pod_options import DECIDED, command_of
+from cnn_jobs.cluster.manifest import job as manifest_of
+from cnn_jobs.cluster.plans import all_plans
+from cnn_jobs.cluster.settings import Settings
+from cnn_jobs.cluster.submit import ALPHABET, LONGEST_NAME
+from cnn_jobs.recipe import FIELD_NAMES
+from cnn_jobs.series import pick, plan
+from cnn_jobs.tasks import TASKS, get_task
+from tests.cluster.calls import Called, call
+from tests.cluster.fake_api import FakeApi
+from tests.cluster.job_files import DOCUMENTS, ROOT, container_of, env_of, pod_of
+from tests.cluster.job_rules import refusals
+from tests.cluster.test_commands import context_of, in_the_pod
+from tests.cluster.test_schema import VERSIONS
+
+GRID = ("--sweep", "lr=1e-3,1e-4", "--sweep", "batch_size=32,64", "--seeds", "0,3")
+SUBMITS: dict[str, tuple[str, ...]] = {
+    "one run": ("task2",),
+    "with options": ("task2", "--set", "epochs=3", "--set", "fast=true", "--set", "data=shapes", "--seed", "4"),
+    "on CPUs, with state that stays": ("task3e", "--gpu", "0", "--state-volume", "runs"),
+    "seeds": ("task2", "--seeds", "0-4"),
+    "some seeds": ("task2", "--seeds", "3,5-6"),
+    "one of some": ("task2", "--seeds", "3"),
+    "a grid": ("task2", *GRID),
+    "in a queue": ("task4a", "--queue", "cnn-jobs"),
+    "elsewhere": ("task2", "--image", "registry.example/x:2", "--namespace", "team-a"),
+    "seeds of a file": ("task2-seeds",),
+    "a report": ("report", "--set", "experiment=autumn"),
+    "the data": ("prepare-data",),
+    "pictures": ("task4b",),
+    "a doctor": ("doctor", "--gpu", "0"),
+}
+
+
+def submit(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> Called:
+    return call(monkeypatch, "submit", *arguments)
+
+
+def dry(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> dict[str, Any]:
+    monkeypatch.setenv("KUBECONFIG", "/nowhere")  # no cluster is asked
+    done = submit(monkeypatch, *arguments, "--dry-run")
+    assert (done.code, done.stderr) == (0, "")
+    (job,) = yaml.safe_load_all(done.stdout)
+    assert isinstance(job, dict)
+    return job
+
+
+def with_text(job: dict[str, Any]) -> dict[str, Any]:
+    """Quantities as the API server gives them back."""
+    for amounts in container_of(job)["resources"].values():
+        amounts.update({name: str(amount) for name, amount in amounts.items()})
+    return job
+
+
+@pytest.mark.parametrize("which", SUBMITS)
+def test_a_dry_run_is_a_job_that_kubernetes_takes(which: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    job = dry(monkeypatch, *SUBMITS[which])
+    assert refusals(job) == []
+    for version in VERSIONS:
+        kubernetes_validate.validate(job, version, strict=True)
+    context_of(job)
+
+
+def test_kubectl_reads_a_dry_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    # By a process of its own, whose output goes through what keeps secrets out of it.
+    arguments = ["submit", "task2", *GRID, "--queue", "q", "--dry-run"]
+    dry_run = [sys.executable, "-m", "cnn_jobs", *arguments]
+    text = subprocess.run(dry_run, capture_output=True, text=True, check=True).stdout
+    (job,) = yaml.safe_load_all(text)
+    assert job["spec"] == dry(monkeypatch, *arguments[1:-1])["spec"]
+    assert job["spec"]["template"]["spec"]["automountServiceAccountToken"] is False
+    command = ["kubectl", "label", "--local", "-f", "-", "a=b", "-o", "name"]
+    done = subprocess.run(command, input=text, capture_output=True, text=True, check=True)
+    assert re.fullmatch(r"job.batch/task2-\w{5}\n?(job.batch/task2-\w{5} labeled\n?)?", done.stdout), done.stdout
+
+
+def test_one_run_is_the_file_under_a_name_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    first, second = dry(monkeypatch, "task2"), dry(monkeypatch, "task2")
+    names = [each["metadata"].pop("name") for each in (first, second)]
+    assert len(set(names)) == 2
+    assert all(re.fullmatch(f"task2-[{ALPHABET}]{{5}}", name) for name in names)
+    expected = DOCUMENTS["task2-job.yaml"]
+    assert first == second == {**expected, "metadata": {k: v for k, v in expected["metadata"].items() if k != "name"}}
+
+
+def test_every_name_leaves_room_for_its_pods(monkeypatch: pytest.MonkeyPatch) -> None:
+    for each in all_plans():
+        name = dry(monkeypatch, each.name)["metadata"]["name"]
+        assert len(name) <= LONGEST_NAME
+        assert len(f"{name}-9999-x7k2p") <= 63
+
+
+def test_options_reach_the_program(monkeypatch: pytest.MonkeyPatch) -> None:
+    job = dry(monkeypatch, *SUBMITS["with options"], "--set", "checkpoint_every=30", "--set", "run-name=a b")
+    params = context_of(job).params
+    assert (params["epochs"], params["fast"], params["data"], params["seed"]) == (3, True, "shapes", 4)
+    assert (params["checkpoint_every"], params["run_name"], params["device"]) == (30.0, "a b", "cuda")
+    off = context_of(dry(monkeypatch, "task2", "--set", "fast=false")).params
+    assert off["fast"] is False
+
+
+def test_seeds_from_0_are_the_file_of_seeds(monkeypatch: pytest.MonkeyPatch) -> None:
+    job, expected = dry(monkeypatch, "task2", "--seeds", "0-4"), DOCUMENTS["task2-seeds-job.yaml"]
+    assert job["spec"] == expected["spec"]
+
+
+@pytest.mark.parametrize("which", ["a grid", "some seeds"])
+def test_each_index_trains_what_train_would_train(which: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    task, *arguments = SUBMITS[which]
+    job = dry(monkeypatch, task, *arguments)
+    train = command_of(("train", "task2"))
+    with train.make_context("train", [task, *arguments]) as context:
+        planned = plan(get_task(task).recipe, context.params["seeds"], context.params["sweep"])
+    assert job["spec"]["completions"] == job["spec"]["parallelism"] == len(planned)
+    assert len({each.recipe for each in planned}) == len(planned)
+    in_the_pod(job, monkeypatch)
+    for index, expected in enumerate(planned):
+        monkeypatch.setenv("CNN_JOBS_POINT", str(index))
+        params = context_of(job).params
+        recipe = pick(plan(get_task(task).recipe, params["seeds"], params["sweep"]), params["point"])
+        assert recipe == expected
+    env = {each["name"]: each for each in container_of(job)["env"]}
+    path = env["CNN_JOBS_POINT"]["valueFrom"]["fieldRef"]["fieldPath"]
+    assert path == "metadata.annotations['batch.kubernetes.io/job-completion-index']"
+
+
+def test_one_seed_is_a_plain_job(monkeypatch: pytest.MonkeyPatch) -> None:
+    job = dry(monkeypatch, "task2", "--seeds", "3")
+    assert "completionMode" not in job["spec"]
+    assert "CNN_JOBS_POINT" not in env_of(job)
+    assert context_of(job).params["seeds"] == "3"
+
+
+def test_a_queue_is_a_label_and_a_job_that_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+    job = dry(monkeypatch, "task2", "--queue", "night")
+    assert (job["metadata"]["labels"]["kueue.x-k8s.io/queue-name"], job["spec"]["suspend"]) == ("night", True)
+    assert "kueue.x-k8s.io/queue-name" not in job["spec"]["template"]["metadata"]["labels"]
+    assert "suspend" not in dry(monkeypatch, "task2")["spec"]
+
+
+def test_gpu_and_volume_are_those_that_were_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    job = dry(monkeypatch, "task2", "--gpu", "0", "--state-volume", "runs")
+    volumes = {each["name"]: each for each in pod_of(job)["volumes"]}
+    assert volumes["state"]["persistentVolumeClaim"] == {"claimName": "runs"}
+    assert "nvidia.com/gpu" not in container_of(job)["resources"]["limits"]
+    assert context_of(job).params["device"] == "cpu"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("task9",), "'task9' is nothing to submit; there are prepare-data, doctor, task2, "),
+        (("task2", "--set", "epoch=3"), "--set is 'epoch=3', but must be FIELD=VALUE with a field of augmentation, "),
+        (("task2", "--set", "epochs"), "--set is 'epochs', but must be FIELD=VALUE"),
+        (("task2", "--set", "epochs=x"), "--set epochs=x: 'x' is not a valid integer"),
+        (("task2", "--set", "optimizer=x"), "--set optimizer=x: 'x' is not one of 'sgd', 'adam'"),
+        (("task2", "--set", "epochs=0"), "epochs is 0, but must be at least 1"),
+        (("task2", "--set", "lr=1", "--set", "lr=2"), "--set names lr twice"),
+        (("task2", "--set", "device=cpu"), "--set device=cpu: device cannot be set here, --gpu decides it"),
+        (("task2", "--sweep", "lr=0,1"), "lr is 0.0, but must be a finite number above 0"),
+        (("task2", "--sweep", "speed=1"), "--sweep is 'speed=1', but must be FIELD=VALUE,..."),
+        (("task2", "--seed", "1", "--seeds", "0-4"), "--seed and --seeds (or --sweep seed=...) say the same"),
+        (("task2", "--seeds", "4-0"), "--seeds is '4-0'"),
+        (("task2", "--seeds", "0-20000"), "--seeds and --sweep give 20001 runs, but a Job has at most 10000"),
+        (("report", "--seed", "1"), "--seed, --seeds and --sweep are for a task; 'report' is no training"),
+        (("task2-seeds", "--seeds", "0-9"), "--seed, --seeds and --sweep are for a task; 'task2-seeds' is 5 seeds"),
+        (("task2-seeds", "--set", "seed=3"), "--set seed: in 'task2-seeds' the seed is the pod's index"),
+        (("task2", "--image", "x"), "--image is 'x', which has no tag"),
+        (("task2", "--namespace", "A"), "--namespace is 'A'"),
+        (("task2", "--state-volume", "A"), "--state-volume is 'A'"),
+        (("task2", "--queue", "A b"), "--queue is 'A b'"),
+    ],
+)
+def test_what_can_never_work_is_refused_before_a_cluster_hears_of_it(
+    arguments: tuple[str, ...], message: str, api: FakeApi, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for more in ((), ("--dry-run",)):
+        done = submit(monkeypatch, *arguments, *more)
+        assert (done.code, done.stdout) == (2, "")
+        assert done.error.startswith(f"error: {message}")
+    assert api.calls == []
+
+
+def test_every_option_of_train_can_be_set_or_has_a_reason_why_not() -> None:
+    params = {each.name for each in command_of(("train", "task2")).params} - {"task"}
+    assert set(FIELD_NAMES) <= params
+    assert {name for name in DECIDED if name in params} == params & set(DECIDED)
+    assert params - set(DECIDED) >= {"data", "experiment", "run_name", "checkpoint_every", "threads", "trunk_cache"}
+
+
+def test_a_job_is_made_as_it_is_shown(api: FakeApi, monkeypatch: pytest.MonkeyPatch) -> None:
+    done = submit(monkeypatch, "task2", "--set", "epochs=3")
+    assert (done.code, done.stderr) == (0, "")
+    ((name, job),) = api.jobs.items()
+    assert done.stdout.splitlines() == [
+        f"Job {name} is made in namespace cnn-jobs",
+        f"Run key {job['metadata']['uid']}",
+        f"  cnn-jobs status {name}",
+        f"  cnn-jobs logs -f {name}",
+        f"  cnn-jobs cancel {name}",
+    ]
+    shown = dry(monkeypatch, "task2", "--set", "epochs=3")
+    sent = {**job, "spec": {k: v for k, v in job["spec"].items() if k != "selector"}}
+    assert sent["spec"] == with_text(shown)["spec"]
+    assert sent["metadata"]["labels"] == shown["metadata"]["labels"]
+
+
+@pytest.mark.parametrize("which", [each for each in SUBMITS if each not in ("elsewhere", "in a queue")])
+def test_the_client_changes_nothing_of_what_is_sent(which: str, api: FakeApi, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert submit(monkeypatch, *SUBMITS[which]).code == 0
+    (job,) = api.jobs.values()
+    del job["spec"]["selector"]
+    assert job["spec"] == with_text(dry(monkeypatch, *SUBMITS[which]))["spec"]
+
+
+def test_a_grid_has_a_key_for_each_run(api: FakeApi, monkeypatch: pytest.MonkeyPatch) -> None:
+    lines = submit(monkeypatch, "task2", "--sweep", "lr=1e-3,1e-4", "--context", "here").stdout.splitlines()
+    ((name, job),) = api.jobs.items()
+    uid = job["metadata"]["uid"]
+    assert lines[1:3] == [f"Run key {uid}-0  lr0.001", f"Run key {uid}-1  lr0.0001"]
+    assert lines[3] == f"  cnn-jobs status {name} --context here"
+
+
+def test_a_job_without_a_run_of_its_own_has_no_key(api: FakeApi, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert "Run key" not in submit(monkeypatch, "report").stdout
+
+
+def test_a_name_that_is_taken_is_not_the_end(api: FakeApi, monkeypatch: pytest.MonkeyPatch) -> None:
+    api.fail("POST", "/jobs", 409, 'jobs.batch "task2-x" already exists', "AlreadyExists", times=2)
+    assert submit(monkeypatch, "task2").code == 0
+    api.fail("POST", "/jobs", 409, 'jobs.batch "task2-x" already exists', "AlreadyExists", times=3)
+    done = submit(monkeypatch, "task2")
+    assert done.code == 1
+    assert "already exists" in done.error
+
+
+def test_a_queue_needs_kueue(api: FakeApi, monkeypatch: pytest.MonkeyPatch) -> None:
+    done = submit(monkeypatch, "task2", "--queue", "q")
+    assert (done.code, api.jobs) == (2, {})
+    assert done.error.startswith("error: --queue: this cluster has no Kueue")
+    api.groups.append("kueue.x-k8s.io")
+    assert submit(monkeypatch, "task2", "--queue", "q").code == 0
+    (job,) = api.jobs.values()
+    assert (job["spec"]["suspend"], job["metadata"]["labels"]["kueue.x-k8s.io/queue-name"]) == (True, "q")
+
+
+def test_the_registry_has_a_submit_for_every_task() -> None:
+    assert set(TASKS) <= {each.name for each in all_plans()}
+    assert manifest_of(all_plans()[0], Settings())["kind"] == "Job"
+
+
+def test_neither_torch_nor_mlflow_nor_kubernetes_is_imported_for_a_dry_run() -> None:
+    script = (
+        "import sys; from cnn_jobs.cli.submit import submit\n"
+        "submit(['task2', '--dry-run'], standalone_mode=False)\n"
+        "print(sorted({'torch', 'mlflow', 'kubernetes', 'matplotlib'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "[]"
