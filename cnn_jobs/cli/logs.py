@@ -19,8 +19,8 @@ INTERRUPTED = 130
 @click.command(context_settings={"show_default": True})
 @click.argument("job")
 @click.option(
-    "-f",
     "--follow",
+    "-f",
     is_flag=True,
     envvar=env_name("follow"),
     show_envvar=True,

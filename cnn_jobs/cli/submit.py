@@ -25,13 +25,7 @@ from cnn_jobs.tasks import get_task
 @option("seed", default=None, type=click.IntRange(min=0), show_default="the task's", help="Seed of the one run.")
 @option("seeds", default="", help="Several seeds, a pod each: 0-4 or 0,2,5-7.")
 @option("sweep", multiple=True, metavar="FIELD=V1,V2", help="Values of a recipe field; repeated, a grid, a pod each.")
-@click.option(
-    "--set",
-    "pairs",
-    multiple=True,
-    metavar="FIELD=VALUE",
-    help="Any option of the pod's command: epochs=3, data=shapes.",
-)
+@option("set", multiple=True, metavar="FIELD=VALUE", help="Any option of the pod's command: epochs=3, data=shapes.")
 @option("gpu", type=click.IntRange(min=0), default=Settings.gpus, help="GPUs of a pod; 0 trains on CPUs.")
 @option("queue", default="", metavar="NAME", help="Queue of Kueue (a LocalQueue) in which the Job waits for its turn.")
 @option(
@@ -43,13 +37,12 @@ from cnn_jobs.tasks import get_task
 )
 @option("image", default=Settings.image, metavar="NAME:TAG", help="Container image; 'latest' is refused.")
 @cluster_options
-@click.option("--dry-run", is_flag=True, help="Print the Job for 'kubectl create -f -', and ask no cluster.")
+@option("dry_run", is_flag=True, default=False, help="Print the Job for 'kubectl create -f -', and ask no cluster.")
 def submit(
     task: str,
     seed: int | None,
     seeds: str,
     sweep: tuple[str, ...],
-    pairs: tuple[str, ...],
     context: str,
     *,
     dry_run: bool,
@@ -63,7 +56,8 @@ def submit(
     go on with it. Several seeds or a grid are one Job with a pod a run, and
     each trains what 'cnn-jobs train' with the same options would train.
     """
-    request = _request(task, seed, seeds, sweep, pairs, **given)
+    # 'set' is a built-in's name.
+    request = _request(task, seed, seeds, sweep, given.pop("set"), **given)
     if dry_run:
         click.echo(as_yaml(manifest(request)), nl=False, file=plain_stdout())
         return

@@ -37,7 +37,8 @@ class LineFilter:
                 self._first = line
             position += 1
             stamp, text = _parts(line)
-            if rotated and stamp is not None and stamp <= self._latest:
+            # Without a time it is the node's word that the log is gone with its container.
+            if rotated and (stamp is None or stamp <= self._latest):
                 self._given = position
                 continue
             if position <= self._given:

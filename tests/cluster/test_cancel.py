@@ -83,7 +83,7 @@ def test_a_job_that_never_began_and_one_that_is_over(
 
 @pytest.mark.parametrize(("uri", "code", "told"), [
     ("", 2, "MLFLOW_TRACKING_URI is not set, and MLflow has to hear of it: kubectl -n cnn-jobs port-forward"),
-    (unused_address(), 1, "nothing was stopped. 'kubectl -n cnn-jobs delete job task2' stops it without a word"),
+    ("away", 1, "nothing was stopped. 'kubectl -n cnn-jobs delete job task2' stops it without a word"),
 ])  # fmt: skip
 def test_nothing_is_stopped_that_mlflow_could_not_hear_of(
     uri: str, code: int, told: str, api: FakeApi, monkeypatch: pytest.MonkeyPatch
@@ -92,7 +92,7 @@ def test_nothing_is_stopped_that_mlflow_could_not_hear_of(
 
     monkeypatch.setattr(JobRuns.__init__, "__defaults__", (0.5,))
     if uri:
-        monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", unused_address())
     api.run_pod(api.add_job(DOCUMENTS["task2-job.yaml"]))
     done = cancel(monkeypatch, "task2")
     assert (done.code, done.stdout) == (code, "")

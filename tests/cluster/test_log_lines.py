@@ -52,6 +52,13 @@ def test_half_a_line_is_none_until_no_more_comes() -> None:
     assert list(lines.read([LOG[:-1]], whole=True)) == TEXTS[-1:]
 
 
+def test_the_nodes_word_that_a_log_is_gone_is_no_line_of_it() -> None:
+    lines = LineFilter()
+    assert list(lines.read([LOG], whole=False)) == TEXTS
+    assert list(lines.read([b"unable to retrieve container logs for containerd://20b5"], whole=True)) == []
+    assert list(lines.read([LOG, b"2026-11-25T14:00:09Z more\n"], whole=True)) == ["more"]
+
+
 def test_a_log_that_the_node_has_rotated_goes_on_after_the_last_time() -> None:
     lines = LineFilter()
     assert list(lines.read([LOG], whole=False)) == TEXTS
