@@ -66,7 +66,8 @@ USER 10001:10001
 WORKDIR /tmp
 ARG VARIANT
 ARG VERSION=0.1.0
-RUN --mount=type=bind,source=k8s/image/check.py,target=/tmp/check.py python /tmp/check.py "$VERSION" "$VARIANT"
+RUN --mount=type=tmpfs,target=/tmp --mount=type=bind,source=k8s/image/check.py,target=/opt/check.py \
+    python /opt/check.py "$VERSION" "$VARIANT"
 # Last, for they change with every commit. The lineage of a run reads them: there is no .git here.
 ARG BASE
 ARG GIT_COMMIT=

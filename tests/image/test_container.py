@@ -36,7 +36,13 @@ def base() -> None:
 
 
 @pytest.fixture(scope="module")
-def jobs(base: None) -> str:
+def commit() -> str:
+    """Of the checkout, before the build."""
+    return call("git", "rev-parse", "HEAD").strip()
+
+
+@pytest.fixture(scope="module")
+def jobs(base: None, commit: str) -> str:
     build("image")
     return JOBS
 
@@ -58,7 +64,7 @@ def state(tmp_path: Path) -> Path:
     return folder
 
 
-def test_it_trains_where_only_tmp_and_state_can_be_written(jobs: str, state: Path) -> None:
+def test_it_trains_where_only_tmp_and_state_can_be_written(jobs: str, commit: str, state: Path) -> None:
     options = (f"--volume={state}:/state", "--env=MLFLOW_TRACKING_URI=sqlite:////state/mlflow.db")
     said = run(jobs, "train", "task2", "--data", "shapes", "--epochs", "1", "--run-key", "in-an-image", options=options)
     assert re.search(r"task2-seed0: 84 steps in \d+ s", said)
@@ -67,7 +73,7 @@ def test_it_trains_where_only_tmp_and_state_can_be_written(jobs: str, state: Pat
         assert database.execute("select status from runs").fetchall() == [("FINISHED",)]
         tags = dict(database.execute("select key, value from tags"))
     label = inspect(jobs)["Labels"]["org.opencontainers.image.revision"]
-    assert tags["mlflow.source.git.commit"] == label == call("git", "rev-parse", "HEAD").strip()
+    assert tags["mlflow.source.git.commit"] == label == commit
 
 
 def test_the_root_is_read_only_and_nobody_is_root(jobs: str, server: str) -> None:
