@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 import shutil
 import sqlite3
 import subprocess
@@ -18,12 +19,14 @@ import pytest
 
 from cnn_jobs import __version__
 from tests.conftest import free_port, until
-from tests.image.containers import BASE, RUN, USER, build, call, copy_tree, inspect, layers, python, run
-from tests.image.locks import ROOT
+from tests.image.containers import BASE, BUILD_FLAGS, RUN, USER, build, call, copy_tree, inspect, layers, python, run
+from tests.image.locks import CUDA, ROOT, read
+from tests.image.package_index import wheel
 from tests.stack.manifests import STACK
 from tests.stack.mlflow_pod import command, container_of
 
 pytestmark = [pytest.mark.image, pytest.mark.timeout(3600)]
+PLATFORM = "manylinux_2_28_x86_64"
 JOBS, SERVER = f"cnn-jobs:{__version__}", "cnn-jobs-mlflow:3.17.2-1"
 
 
@@ -152,6 +155,26 @@ def test_a_data_set_that_is_baked_in_is_the_default(jobs: str, tmp_path: Path, s
         assert data == "/opt/data/prepared.npz"
     finally:
         call("buildah", "rmi", "localhost/cnn-jobs-test:data")
+
+
+def test_the_cpu_variant_takes_torch_from_its_own_index_by_digest(base: None, tmp_path: Path, index: str) -> None:
+    """Its first stage: the rest is the same. Empty wheels stand for torch's, which lie where no test may look."""
+    tree, version = copy_tree(tmp_path), read(CUDA)["torch"].version
+    tags = [f"torch=={version}+cpu \\\n    --hash=sha256:{wheel(tmp_path, 'torch', f'{version}+cpu', PLATFORM)}\n"]
+    lock = tree / "k8s/image/torch-cpu.txt"
+    lock.write_text("".join(tags))
+    flags = ["--isolation=chroot", "--pull-never", "--target=torch", *shlex.split(BUILD_FLAGS)]
+    words = ["buildah", "build", *flags, "--build-arg=VARIANT=cpu", f"--build-arg=TORCH_INDEX={index}"]
+    call(*words, "--tag=cnn-jobs-test:cpu", ".", cwd=tree)
+    try:
+        found = run("cnn-jobs-test:cpu", "/opt/venv/lib/python3.11/site-packages", options=("--entrypoint=ls",))
+        assert found.split() == [f"torch-{version}+cpu.dist-info"]
+    finally:
+        call("buildah", "rmi", "localhost/cnn-jobs-test:cpu")
+    lock.write_text(lock.read_text().replace("sha256:", "sha256:0")[:-2] + "\n")
+    ran = subprocess.run([*words, "."], cwd=tree, capture_output=True, text=True, timeout=300)
+    assert ran.returncode != 0
+    assert "DO NOT MATCH THE HASHES" in ran.stdout + ran.stderr
 
 
 @pytest.fixture
