@@ -27,6 +27,8 @@ from tests.stack.mlflow_pod import command, container_of
 
 pytestmark = [pytest.mark.image, pytest.mark.timeout(3600)]
 PLATFORM = "manylinux_2_28_x86_64"
+# Without anything mounted at /tmp.
+RUN_PLAIN = [option for option in RUN[3:] if option != "--tmpfs=/tmp"]
 JOBS, SERVER = f"cnn-jobs:{__version__}", "cnn-jobs-mlflow:3.17.2-1"
 
 
@@ -95,6 +97,9 @@ print(os.getuid(), os.getgid(), os.environ["PYTHONUNBUFFERED"])
     for image in (jobs, server):
         assert python(image, code).split() == [str(USER), str(USER), "1"]
         assert inspect(image)["Config"]["User"] == f"{USER}:{USER}"
+        # Where nothing is mounted there, and a tmpfs takes its mode from it.
+        seen = call("podman", "run", "--rm", *RUN_PLAIN, "--entrypoint=stat", f"localhost/{image}", "-c%a %u", "/tmp")
+        assert seen.split() == ["1777", "0"]
 
 
 def test_nearly_every_module_has_its_bytecode(jobs: str) -> None:
