@@ -66,7 +66,9 @@ USER 10001:10001
 WORKDIR /tmp
 ARG VARIANT
 ARG VERSION=0.1.0
-RUN --mount=type=bind,source=k8s/image/check.py,target=/tmp/check.py python /tmp/check.py "$VERSION" "$VARIANT"
+# No tmpfs for /tmp here: buildah 1.28 would leave the image without the folder.
+RUN --mount=type=bind,source=k8s/image/check.py,target=/opt/check.py \
+    python /opt/check.py "$VERSION" "$VARIANT" && rm -rf /tmp/*
 # Last, for they change with every commit. The lineage of a run reads them: there is no .git here.
 ARG BASE
 ARG GIT_COMMIT=
@@ -85,7 +87,7 @@ FROM image AS image-with-data
 ARG DATA_FILE
 COPY ${DATA_FILE:-LICENSE} /opt/data/prepared.npz
 ENV CNN_JOBS_DATA=/opt/data/prepared.npz
-RUN ["cnn-jobs", "data", "verify", "/opt/data/prepared.npz"]
+RUN cnn-jobs data verify "$CNN_JOBS_DATA" && rm -rf /tmp/*
 
 # One of the two stages above, no image of a registry.
 # hadolint ignore=DL3006

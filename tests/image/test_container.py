@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 import shutil
 import sqlite3
 import subprocess
@@ -18,12 +19,16 @@ import pytest
 
 from cnn_jobs import __version__
 from tests.conftest import free_port, until
-from tests.image.containers import BASE, RUN, USER, build, call, copy_tree, inspect, layers, python, run
-from tests.image.locks import ROOT
+from tests.image.containers import BASE, BUILD_FLAGS, RUN, USER, build, call, copy_tree, inspect, layers, python, run
+from tests.image.locks import CUDA, ROOT, read
+from tests.image.package_index import wheel
 from tests.stack.manifests import STACK
 from tests.stack.mlflow_pod import command, container_of
 
 pytestmark = [pytest.mark.image, pytest.mark.timeout(3600)]
+PLATFORM = "manylinux_2_28_x86_64"
+# Without anything mounted at /tmp.
+RUN_PLAIN = [option for option in RUN[3:] if option != "--tmpfs=/tmp"]
 JOBS, SERVER = f"cnn-jobs:{__version__}", "cnn-jobs-mlflow:3.17.2-1"
 
 
@@ -36,7 +41,13 @@ def base() -> None:
 
 
 @pytest.fixture(scope="module")
-def jobs(base: None) -> str:
+def commit() -> str:
+    """Of the checkout, before the build."""
+    return call("git", "rev-parse", "HEAD").strip()
+
+
+@pytest.fixture(scope="module")
+def jobs(base: None, commit: str) -> str:
     build("image")
     return JOBS
 
@@ -58,7 +69,7 @@ def state(tmp_path: Path) -> Path:
     return folder
 
 
-def test_it_trains_where_only_tmp_and_state_can_be_written(jobs: str, state: Path) -> None:
+def test_it_trains_where_only_tmp_and_state_can_be_written(jobs: str, commit: str, state: Path) -> None:
     options = (f"--volume={state}:/state", "--env=MLFLOW_TRACKING_URI=sqlite:////state/mlflow.db")
     said = run(jobs, "train", "task2", "--data", "shapes", "--epochs", "1", "--run-key", "in-an-image", options=options)
     assert re.search(r"task2-seed0: 84 steps in \d+ s", said)
@@ -67,7 +78,7 @@ def test_it_trains_where_only_tmp_and_state_can_be_written(jobs: str, state: Pat
         assert database.execute("select status from runs").fetchall() == [("FINISHED",)]
         tags = dict(database.execute("select key, value from tags"))
     label = inspect(jobs)["Labels"]["org.opencontainers.image.revision"]
-    assert tags["mlflow.source.git.commit"] == label == call("git", "rev-parse", "HEAD").strip()
+    assert tags["mlflow.source.git.commit"] == label == commit
 
 
 def test_the_root_is_read_only_and_nobody_is_root(jobs: str, server: str) -> None:
@@ -86,6 +97,9 @@ print(os.getuid(), os.getgid(), os.environ["PYTHONUNBUFFERED"])
     for image in (jobs, server):
         assert python(image, code).split() == [str(USER), str(USER), "1"]
         assert inspect(image)["Config"]["User"] == f"{USER}:{USER}"
+        # Where nothing is mounted there, and a tmpfs takes its mode from it.
+        seen = call("podman", "run", "--rm", *RUN_PLAIN, "--entrypoint=stat", f"localhost/{image}", "-c%a %u", "/tmp")
+        assert seen.split() == ["1777", "0"]
 
 
 def test_nearly_every_module_has_its_bytecode(jobs: str) -> None:
@@ -103,7 +117,7 @@ print(len(files), sum(pathlib.Path(importlib.util.cache_from_source(str(p))).exi
 def test_nothing_of_the_build_stays(jobs: str, server: str) -> None:
     code = """
 import pathlib, shutil
-names = ["/etc/pip.conf", "/locks", "/wheel", "/source", "/opt/pip", "/root/.cache"]
+names = ["/etc/pip.conf", "/locks", "/wheel", "/source", "/opt/pip", "/opt/check.py"]
 print([name for name in names if pathlib.Path(name).exists()], shutil.which("gcc"))
 """
     for image in (jobs, server):
@@ -146,6 +160,26 @@ def test_a_data_set_that_is_baked_in_is_the_default(jobs: str, tmp_path: Path, s
         assert data == "/opt/data/prepared.npz"
     finally:
         call("buildah", "rmi", "localhost/cnn-jobs-test:data")
+
+
+def test_the_cpu_variant_takes_torch_from_its_own_index_by_digest(base: None, tmp_path: Path, index: str) -> None:
+    """Its first stage: the rest is the same. Empty wheels stand for torch's, which lie where no test may look."""
+    tree, version = copy_tree(tmp_path), read(CUDA)["torch"].version
+    tags = [f"torch=={version}+cpu \\\n    --hash=sha256:{wheel(tmp_path, 'torch', f'{version}+cpu', PLATFORM)}\n"]
+    lock = tree / "k8s/image/torch-cpu.txt"
+    lock.write_text("".join(tags))
+    flags = ["--isolation=chroot", "--pull-never", "--target=torch", *shlex.split(BUILD_FLAGS)]
+    words = ["buildah", "build", *flags, "--build-arg=VARIANT=cpu", f"--build-arg=TORCH_INDEX={index}"]
+    call(*words, "--tag=cnn-jobs-test:cpu", ".", cwd=tree)
+    try:
+        found = run("cnn-jobs-test:cpu", "/opt/venv/lib/python3.11/site-packages", options=("--entrypoint=ls",))
+        assert found.split() == [f"torch-{version}+cpu.dist-info"]
+    finally:
+        call("buildah", "rmi", "localhost/cnn-jobs-test:cpu")
+    lock.write_text(lock.read_text().replace("sha256:", "sha256:0")[:-2] + "\n")
+    ran = subprocess.run([*words, "."], cwd=tree, capture_output=True, text=True, timeout=300)
+    assert ran.returncode != 0
+    assert "DO NOT MATCH THE HASHES" in ran.stdout + ran.stderr
 
 
 @pytest.fixture

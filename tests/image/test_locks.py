@@ -3,15 +3,9 @@
 from __future__ import annotations
 
 import configparser
-import hashlib
 import re
 import subprocess
 import sys
-import threading
-import zipfile
-from collections.abc import Iterator
-from functools import partial
-from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -19,6 +13,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 from tests.image.locks import CPU, CUDA, FOLDER, LOCKS, PACKAGES, ROOT, SERVER, entries, read
+from tests.image.package_index import wheel
 
 OF_TORCH = re.compile(r"torch(vision)?|triton|nvidia-.*|cuda-.*")
 
@@ -88,41 +83,6 @@ def test_the_locks_of_both_variants_name_the_same_torch() -> None:
         name: cuda[name].version.public for name in ("torch", "torchvision")
     }
     assert {each.version.local for each in cpu.values()} == {"cpu"}
-
-
-def wheel(folder: Path, name: str, version: str, platform: str) -> str:
-    """A wheel without anything in it; its digest."""
-    escaped = version.replace("+", "%2B")
-    path = folder / f"{name}-{version}-cp311-cp311-{platform}.whl"
-    with zipfile.ZipFile(path, "w") as archive:
-        info = f"{name}-{version}.dist-info"
-        archive.writestr(
-            f"{info}/METADATA", f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\nRequires-Dist: six\n"
-        )
-        archive.writestr(f"{info}/WHEEL", f"Wheel-Version: 1.0\nRoot-Is-Purelib: false\nTag: cp311-cp311-{platform}\n")
-        archive.writestr(f"{info}/RECORD", "")
-    digest = hashlib.sha256(path.read_bytes()).hexdigest()
-    page = folder / name
-    page.mkdir(exist_ok=True)
-    link = f"{name}-{escaped}-cp311-cp311-{platform}.whl"
-    with (page / "index.html").open("a") as out:
-        out.write(f'<a href="../{link}#sha256={digest}">{path.name}</a><br/>\n')
-    return digest
-
-
-@pytest.fixture
-def index(tmp_path: Path) -> Iterator[str]:
-    """Stands for PyTorch's index: its layout, and wheels of the two packages that are asked of it."""
-
-    class Quiet(SimpleHTTPRequestHandler):
-        def log_message(self, *_: object) -> None:
-            pass
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=str(tmp_path)))
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield f"http://127.0.0.1:{server.server_port}/"
-    server.shutdown()
-    server.server_close()
 
 
 def lock_cpu(index: str, folder: Path) -> subprocess.CompletedProcess[str]:
