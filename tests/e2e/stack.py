@@ -106,8 +106,8 @@ class Stack:
 
 
 def refuse_what_cannot_start(pod: Object) -> None:
-    """Raises ``Hopeless`` for an image that is not there, or a pod that the kubelet cannot make."""
+    """Raises ``Hopeless`` for an image that is not there and will not be pulled."""
     for each in pod.get("status", {}).get("containerStatuses", []):
         waiting = each.get("state", {}).get("waiting", {})
-        if waiting.get("reason") in ("ErrImageNeverPull", "InvalidImageName", "CreateContainerConfigError"):
+        if waiting.get("reason") in ("ErrImageNeverPull", "InvalidImageName"):
             raise Hopeless(f"pod {pod['metadata']['name']}: {waiting}")
