@@ -64,7 +64,7 @@ def kustomization(settings: Settings) -> Object:
             _image(name, getattr(settings, field)) for field, name in MADE_BY.items() if getattr(settings, field)
         ],
         "patches": [
-            *_namespace_patches(settings),
+            *_common_patches(),
             *_small_patches(settings),
             *_database_patches(settings),
             *_artifact_patches(settings),
@@ -85,14 +85,9 @@ def _set(path: str, value: object, operation: str = "replace") -> Object:
     return {"op": operation, "path": path, "value": value}
 
 
-def _namespace_patches(settings: Settings) -> list[Object]:
-    # MLflow compares the whole Host header, in which the namespace stands.
-    names = [f"mlflow.{settings.namespace}{end}" for end in ("", ".svc", ".svc.cluster.local")]
-    hosts = ["mlflow", *names, "localhost", "127.0.0.1", "$(POD_IP)", "[$(POD_IP)]"]
-    allowed = ", ".join(f"{host}, {host}:*" for host in hosts)
+def _common_patches() -> list[Object]:
     return [
         _patch("Namespace", "cnn-jobs", _set(f"/metadata/labels/{LABEL.replace('/', '~1')}", "true", "add")),
-        _patch("Deployment", "mlflow", _set("/spec/template/spec/containers/0/args/3", f"--allowed-hosts={allowed}")),
         _patch(
             "ConfigMap",
             "cnn-jobs",

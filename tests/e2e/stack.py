@@ -43,7 +43,6 @@ class Stack:
             self.ready("statefulset", "postgres")
         if self.settings.store_in_cluster:
             self.ready("statefulset", "store")
-            cluster.wait("the bucket", self._has_bucket, 300)
         self.ready("deployment", "mlflow")
 
     def announcement(self) -> str:
@@ -66,11 +65,6 @@ class Stack:
             return bool(status.get("readyReplicas") == 1 and status.get("updatedReplicas", 1) == 1)
 
         self.cluster.wait(f"{kind} {name}", there, seconds)
-
-    def _has_bucket(self) -> bool:
-        # The Job deletes itself some minutes after it is done.
-        job = self.cluster.find("job", "store-bucket")
-        return job is None or bool(job.get("status", {}).get("succeeded"))
 
     def scale_mlflow(self, replicas: int) -> None:
         """Away, or back and ready."""
@@ -106,8 +100,8 @@ class Stack:
 
 
 def refuse_what_cannot_start(pod: Object) -> None:
-    """Raises ``Hopeless`` for an image that is not there, or a pod that the kubelet cannot make."""
+    """Raises ``Hopeless`` for an image that is not there and will not be pulled."""
     for each in pod.get("status", {}).get("containerStatuses", []):
         waiting = each.get("state", {}).get("waiting", {})
-        if waiting.get("reason") in ("ErrImageNeverPull", "InvalidImageName", "CreateContainerConfigError"):
+        if waiting.get("reason") in ("ErrImageNeverPull", "InvalidImageName"):
             raise Hopeless(f"pod {pod['metadata']['name']}: {waiting}")
