@@ -29,7 +29,7 @@ METADATA := setup.cfg pyproject.toml
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help setup local-run local-stop local-status test test-all e2e image-test lint format bench manifests image mlflow-image
+.PHONY: help setup local-run local-stop local-status test test-all image-test e2e lint format bench manifests image mlflow-image
 .PHONY: image-push lock lock-cpu clean
 
 help: ## this list
