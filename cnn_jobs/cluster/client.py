@@ -36,6 +36,7 @@ class Cluster:
         self.host = str(configuration.host)
         api = client.ApiClient(configuration)
         self._batch, self._core, self._groups = client.BatchV1Api(api), client.CoreV1Api(api), client.ApisApi(api)
+        self._version = client.VersionApi(api)
         self._delete_options = client.V1DeleteOptions
 
     def create_job(self, manifest: Object) -> Object:
@@ -90,6 +91,11 @@ class Cluster:
         """Whether the cluster serves this group of the API, of a controller that may be installed or not."""
         groups = self._json(self._groups.get_api_versions)["groups"]
         return any(each["name"] == name for each in groups)
+
+    def version(self) -> tuple[int, int]:
+        """The cluster's major and minor version; some say ``31+``."""
+        found = self._json(self._version.get_code)
+        return int(found["major"]), int(found["minor"].rstrip("+"))
 
     def _pieces(self, response: Any) -> Iterator[bytes]:
         from urllib3.exceptions import HTTPError

@@ -24,6 +24,9 @@ LONGEST_NAME = 50
 # Kubernetes takes 100,000 indexes, and of these at most 10,000 at a time.
 MOST_RUNS = 10_000
 KUEUE = "kueue.x-k8s.io"
+# The first whose schemas the manifests are held against. One of before drops a field that it does not know, in silence:
+# podFailurePolicy, podReplacementPolicy, completionMode.
+OLDEST = (1, 31)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,6 +91,7 @@ def as_yaml(job: Object) -> str:
 
 def submit(cluster: Cluster, request: Request) -> Object:
     """Makes the Job; returns it as the cluster has it. Raises as ``Cluster``."""
+    _check_version(cluster)
     if request.queue:
         _check_kueue(cluster)
     for left in (2, 1, 0):
@@ -101,6 +105,17 @@ def submit(cluster: Cluster, request: Request) -> Object:
             name = job["metadata"]["name"]
             raise ClusterError(f"{error}; if it was made all the same, 'cnn-jobs status {name}' shows it") from error
     raise AssertionError("not reached")
+
+
+def _check_version(cluster: Cluster) -> None:
+    """Else a run that can never work would be tried again, and two attempts of one run could train side by side."""
+    with contextlib.suppress(ClusterRefusalError):
+        major, minor = cluster.version()
+        if (major, minor) < OLDEST:
+            raise UserError(
+                f"the cluster is Kubernetes {major}.{minor}, which drops what these Jobs rely on (podFailurePolicy, "
+                f"podReplacementPolicy); use one of {OLDEST[0]}.{OLDEST[1]} or later"
+            )
 
 
 def _check_kueue(cluster: Cluster) -> None:

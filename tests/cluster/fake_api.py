@@ -50,6 +50,7 @@ class FakeApi:
         self.tokens: list[str] = []
         self.faults: list[tuple[Callable[[str, str], bool], int, Object]] = []
         self.groups = ["apps", "batch"]
+        self.version = ("1", "36")
         self.on_delete: Callable[[Object], object] = self._forget
         self.delete_options: list[Object] = []
         self.news = threading.Condition()
@@ -221,6 +222,10 @@ class _Handler(BaseHTTPRequestHandler):
         if parts.path.rstrip("/") == "/apis":
             groups = [{"name": name, "versions": [], "preferredVersion": None} for name in api.groups]
             self._answer(200, {"kind": "APIGroupList", "apiVersion": "v1", "groups": groups})
+            return
+        if parts.path.rstrip("/") == "/version":
+            major, minor = api.version
+            self._answer(200, {"major": major, "minor": minor, "gitVersion": f"v{major}.{minor}.0"})
             return
         found = _PATH.fullmatch(parts.path)
         assert found, self.path

@@ -70,7 +70,6 @@ def test_nobody_there_is_exit_code_1(
     done = call(monkeypatch, *command)
     assert (done.code, done.stdout) == (1, "")
     assert f"the cluster at {api.url} does not answer" in done.error
-    assert ("if it was made all the same, 'cnn-jobs status task2-" in done.error) == (command[0] == "submit")
 
 
 def test_a_server_that_hangs_up_may_have_made_the_job(
@@ -81,6 +80,11 @@ def test_a_server_that_hangs_up_may_have_made_the_job(
     with socket.create_server(("127.0.0.1", 0)) as server:
 
         def hang_up() -> None:
+            version = b'{"major": "1", "minor": "36"}'
+            head = f"HTTP/1.1 200 OK\r\nContent-Length: {len(version)}\r\nConnection: close\r\n\r\n"
+            with server.accept()[0] as asked:
+                asked.recv(65536)
+                asked.sendall(head.encode() + version)
             server.accept()[0].close()
 
         threading.Thread(target=hang_up, daemon=True).start()

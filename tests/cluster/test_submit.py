@@ -247,6 +247,17 @@ def test_a_name_that_is_taken_is_not_the_end(api: FakeApi, monkeypatch: pytest.M
     assert "already exists" in done.error
 
 
+@pytest.mark.parametrize(("minor", "code"), [("20", 2), ("30", 2), ("31+", 0)])
+def test_a_cluster_that_would_drop_fields_in_silence_is_refused(
+    api: FakeApi, monkeypatch: pytest.MonkeyPatch, minor: str, code: int
+) -> None:
+    api.version = ("1", minor)
+    done = submit(monkeypatch, "task2")
+    assert (done.code, len(api.jobs)) == (code, code == 0)
+    if code:
+        assert f"the cluster is Kubernetes 1.{minor}, which drops" in done.error
+
+
 def test_a_queue_needs_kueue(api: FakeApi, monkeypatch: pytest.MonkeyPatch) -> None:
     done = submit(monkeypatch, "task2", "--queue", "q")
     assert (done.code, api.jobs) == (2, {})
