@@ -100,7 +100,7 @@ def test_every_service_is_hardened_and_has_a_healthcheck_or_an_end(found: dict[s
 OWNERS = {
     "postgres": (STACK, "StatefulSet/postgres"),
     "store": (STORE, "StatefulSet/store"),
-    "bucket": (STORE, "Job/store-bucket"),
+    "bucket": (STORE, "Deployment/mlflow", "initContainers"),
     "mlflow": (STACK, "Deployment/mlflow"),
 }
 
@@ -115,7 +115,7 @@ def test_it_runs_what_the_stack_on_kubernetes_runs(found: dict[str, Service], na
     assert [w for w in words if not w.startswith(hosts)] == [w for w in expected if not w.startswith(hosts)]
     named = {each["name"] for each in container["env"]}
     # The addresses of a pod and of an Ingress; the region of a bucket elsewhere.
-    assert named - set(service["environment"]) <= {"POD_IP", "INGRESS_HOSTS", "AWS_DEFAULT_REGION"}
+    assert named - set(service["environment"]) <= {"POD_IP", "POD_NAMESPACE", "INGRESS_HOSTS", "AWS_DEFAULT_REGION"}
     assert set(service["environment"]) - named <= {"HOME"}
     for each in container["env"]:
         if "value" in each and each["name"] in service["environment"]:
@@ -134,7 +134,7 @@ def test_the_settings_are_those_of_the_secret_in_the_documentation(found: dict[s
 
 def test_the_users_of_the_other_images_are_those_of_the_stack(found: dict[str, Service]) -> None:
     for name in ("postgres", "store"):
-        folder, owner = OWNERS[name]
+        folder, owner = OWNERS[name][:2]
         (pod,) = (pod for pod in pods(build(folder)) if pod.owner == owner)
         context = pod.spec["securityContext"]
         assert found[name]["user"] == f"{context['runAsUser']}:{context['runAsGroup']}"
