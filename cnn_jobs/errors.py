@@ -80,6 +80,14 @@ class InterruptedRunError(CnnJobsError):
             self.exit_code = CONTINUE
 
 
+class PeerLostError(InterruptedRunError):
+    """Another process of a distributed training is gone, or was not heard of for too long: this one cannot go on."""
+
+
+class RendezvousError(CnnJobsError):
+    """The processes of a distributed training did not find each other in time."""
+
+
 class NotShippedError(CnnJobsError):
     """The training is done, but MLflow does not have all of it; ``kept``: what is missing outlives this process."""
 
