@@ -109,9 +109,11 @@ def header(plan: Plan, settings: Settings) -> str:
     kubectl = f"kubectl -n {settings.namespace}"
     several = plan.indexes or plan.processes > 1
     pods = f"-l batch.kubernetes.io/job-name={plan.name} --prefix" if several else f"job/{plan.name}"
+    untried = "Training on several GPUs (NCCL, SyncBatchNorm) was not run so far: docs/distributed.md."
     lines = [
         f"{plan.title}.",
         "",
+        *([untried, ""] if plan.processes > 1 else []),
         "Rendered by 'cnn-jobs manifests render' from the registry of tasks: do not edit it, for 'cnn-jobs manifests",
         "check' refuses what differs. docs/kubernetes-jobs.md says what can be set without editing.",
         "",

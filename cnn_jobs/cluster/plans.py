@@ -105,7 +105,7 @@ def _distributed(task: str) -> Plan:
     return replace(
         one,
         name=f"{task}-ddp",
-        title=f"{one.title}: one run, {PROCESSES} processes on as many nodes or GPUs",
+        title=f"{one.title}: {PROCESSES} processes",
         args=(*one.args, "--world-size", str(PROCESSES)),
         needs=with_shared_memory(one.needs),
         # Of all pods together: one that fails by itself counts, one that lost another does not once it has progress.

@@ -214,6 +214,7 @@ def test_processes_of_one_run_find_each_other(name: str) -> None:
     assert ports[port["targetPort"]] == port["port"] == int(env_of(job)["MASTER_PORT"])
     pods = {"batch.kubernetes.io/job-name": own}
     assert service["spec"]["selector"] == policy["spec"]["podSelector"]["matchLabels"] == pods
+    assert "was not run so far: docs/distributed.md" in (FOLDER / name).read_text()
     # The run is finished when rank 0 says so, and no sooner.
     assert spec["successPolicy"] == {"rules": [{"succeededIndexes": "0"}]}
 

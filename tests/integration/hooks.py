@@ -296,11 +296,14 @@ def before_step(step: int, action: Callable[[], object]) -> None:
 
 def wait_for_shipping(step: int) -> None:
     """Before that step, until MLflow has a checkpoint: what the other processes know of the progress is then known."""
+    _note_recorders()
     before_step(step, _shipped)
 
 
 def ship_then_signal_in_step(step: int, name: str) -> None:
     """``wait_for_shipping``, and the signal after the others have had the time to hear of it."""
+
+    _note_recorders()
 
     def act() -> None:
         _shipped()
@@ -310,12 +313,22 @@ def ship_then_signal_in_step(step: int, name: str) -> None:
     before_step(step, act)
 
 
-def _shipped() -> None:
-    import gc
+_recorders: list[Any] = []
 
+
+def _note_recorders() -> None:
     from cnn_jobs.tracking.recorder import JournalRecorder
 
-    (recorder,) = [each for each in gc.get_objects() if isinstance(each, JournalRecorder)]
+    real = JournalRecorder.start
+
+    def start(self: Any, *args: Any) -> None:
+        _recorders.append(self)
+        real(self, *args)
+
+    JournalRecorder.start = start  # type: ignore[method-assign]
+
+
+def _shipped() -> None:
     end = time.monotonic() + 60
-    while not recorder.checkpoints_sent and time.monotonic() < end:
+    while not _recorders[0].checkpoints_sent and time.monotonic() < end:
         time.sleep(0.05)
