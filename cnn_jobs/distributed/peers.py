@@ -12,7 +12,15 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from cnn_jobs.distributed.board import Board, stay_on_loopback
 from cnn_jobs.distributed.world import World
-from cnn_jobs.errors import CONTINUE, CnnJobsError, InterruptedRunError, PeerLostError, RendezvousError, UserError
+from cnn_jobs.errors import (
+    CONTINUE,
+    CnnJobsError,
+    DivergedError,
+    InterruptedRunError,
+    PeerLostError,
+    RendezvousError,
+    UserError,
+)
 from cnn_jobs.stop import StopRequest
 
 if TYPE_CHECKING:  # the command line meets the others while torch is imported
@@ -143,7 +151,7 @@ class Company:
 
     # -- the end ---------------------------------------------------------------------------------------------------
 
-    def end(self, code: int, text: str) -> None:
+    def end(self, code: int, text: str, *, diverged: bool = False) -> None:
         """Tells the others; rank 0 also waits until they have heard it, or a few seconds.
 
         What can never work is told to those, too, who have yet to come: for a little longer.
@@ -151,7 +159,8 @@ class Company:
         never = code == UserError.exit_code
         limit = time.monotonic() + (EARLY_FAREWELL_S if never else FAREWELL_S)
         if self.world.rank:
-            self.board.publish(**({"heard_end": True} if self.end_word() else {"failed": {"code": code, "text": text}}))
+            failed = {"code": code, "text": text, "diverged": diverged}
+            self.board.publish(**({"heard_end": True} if self.end_word() else {"failed": failed}))
         else:
             self.board.publish(end={"code": code, "text": text, "saved": code == CONTINUE or self.saved()})
         while time.monotonic() < limit and not self._is_told(never):
@@ -213,7 +222,8 @@ def _compare(ours: Facts, theirs: Facts, rank: int) -> None:
 
 def _failed(rank: int, word: Mapping[str, Any]) -> CnnJobsError:
     if word["code"] == UserError.exit_code:
-        return UserError(f"rank {rank}: {word['text']}")
+        kind = DivergedError if word.get("diverged") else UserError
+        return kind(f"rank {rank}: {word['text']}")
     return PeerLostError(f"lost rank {rank}: {word['text']}")
 
 
@@ -238,5 +248,5 @@ def company(world: World, stop: StopRequest) -> Iterator[Company]:
         code = error.exit_code if isinstance(error, CnnJobsError) else 1
         text = str(error) if isinstance(error, CnnJobsError) else f"{type(error).__name__}: {error}"
         with stop.deferred(), contextlib.suppress(Exception):
-            peers.end(code, " ".join(text.split()))
+            peers.end(code, " ".join(text.split()), diverged=isinstance(error, DivergedError))
         raise

@@ -220,10 +220,14 @@ class ProcessGroup:
             try:
                 work.wait(POLL)
                 return
-            except RuntimeError as error:
-                self._check()
-                if work.is_completed():  # else only the time was up
-                    self._lost(error)
+            except RuntimeError:
+                if work.is_completed():
+                    break
+                self._check()  # only the time was up
+        try:
+            work.wait()  # how it was completed: perhaps well, in the moment after
+        except RuntimeError as error:
+            self._lost(error)
 
     def _wait_on_cuda(self, work: Any) -> None:
         """Asks in place of waiting: a wait for what never comes ends with the process."""

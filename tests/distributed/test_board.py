@@ -11,7 +11,7 @@ from cnn_jobs.distributed import peers as peers_module
 from cnn_jobs.distributed.board import Board, is_loopback, listen
 from cnn_jobs.distributed.peers import Company
 from cnn_jobs.distributed.world import World
-from cnn_jobs.errors import InterruptedRunError, PeerLostError, RendezvousError, UserError
+from cnn_jobs.errors import DivergedError, InterruptedRunError, PeerLostError, RendezvousError, UserError
 from cnn_jobs.stop import StopRequest
 from tests.conftest import free_port, until
 
@@ -88,6 +88,10 @@ def test_an_error_that_can_never_work_is_passed_on_and_others_are_a_loss(both: l
     both[1].board.publish(failed={"code": 2, "text": "bad data"})
     until(lambda: both[0].said(1, "failed")["code"] == 2)
     with pytest.raises(UserError, match="rank 1: bad data"):
+        both[0].check()
+    both[1].board.publish(failed={"code": 2, "text": "a loss of nan", "diverged": True})
+    until(lambda: both[0].said(1, "failed").get("diverged"))
+    with pytest.raises(DivergedError, match="rank 1: a loss of nan"):
         both[0].check()
 
 
