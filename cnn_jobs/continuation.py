@@ -25,9 +25,7 @@ def state_of(run: Run, attempt: Attempt) -> TrainState:
     saved = attempt.checkpoint
     if saved and not run.options.threads:
         run.threads = saved["machine"]["threads"]
-    configure_arithmetic(run.threads, fast=run.options.fast)
-    weights = run.weights.tensors if run.weights else None
-    state = new_state(run.task.network, run.recipe, run.image, len(run.dataset.classes), run.placement, weights)
+    state = fresh_state(run)
     if saved:
         try:
             state.load_state_dict(saved)
@@ -37,6 +35,13 @@ def state_of(run: Run, attempt: Attempt) -> TrainState:
                 "use another --run-key, or the version that it was started with"
             ) from error
     return state
+
+
+def fresh_state(run: Run) -> TrainState:
+    """The state before the first step, on the run's threads."""
+    configure_arithmetic(run.threads, fast=run.options.fast)
+    weights = run.weights.tensors if run.weights else None
+    return new_state(run.task.network, run.recipe, run.image, len(run.dataset.classes), run.placement, weights)
 
 
 def cost_book_of(run: Run, attempt: Attempt) -> CostBook:
@@ -73,7 +78,8 @@ def record_beginning(
     known = attempt.entries[-1].seq if attempt.entries else 0
     if attempt.fetched or attempt.journal.damage or saved["journal_seq"] > known:
         run_record.record_history(state, recorder)
-    before, now = saved["machine"], run_record.machine(run, plan)
+    # Of a checkpoint that does not say so, one process.
+    before, now = {"processes": 1, **saved["machine"]}, run_record.machine(run, plan)
     changed = [f"{name} {before[name]} -> {now[name]}" for name in now if before.get(name) != now[name]]
     if changed:
         words = f"attempt {attempt.mark.number} went on at step {state.step} with other {', '.join(changed)}"

@@ -53,9 +53,10 @@ class CostBook:
 
     def useful(self) -> dict[str, float]:
         """What led to the present state; goes into a checkpoint."""
+        own = self.own
         return {
-            "steps": self.useful_steps + self.own.steps,
-            "device_seconds": self.useful_device_seconds + self.own.device_seconds - self.own.repeated_seconds,
+            "steps": self.useful_steps + own.steps,
+            "device_seconds": self.useful_device_seconds + own.device_seconds - own.devices * own.repeated_seconds,
         }
 
     def totals(self) -> dict[str, float]:

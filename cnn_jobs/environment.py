@@ -19,16 +19,19 @@ def in_pod() -> bool:
     return bool(os.environ.get("KUBERNETES_SERVICE_HOST"))
 
 
-def job_run_key() -> str:
-    """The run key that a Kubernetes Job gives: its UID, and the completion index where it has one; "" elsewhere."""
+def job_run_key(*, shared: bool = False) -> str:
+    """The run key that a Kubernetes Job gives: its UID, and the completion index where it has one; "" elsewhere.
+
+    ``shared``: all pods of the Job train one run, so that the index is none of its key.
+    """
     uid = os.environ.get("CNN_JOBS_JOB_UID", "")
-    index = os.environ.get("JOB_COMPLETION_INDEX", "")
+    index = "" if shared else os.environ.get("JOB_COMPLETION_INDEX", "")
     return f"{uid}-{index}" if uid and index else uid
 
 
-def job_group() -> str:
-    """One word for the runs of an Indexed Job, its UID; "" elsewhere."""
-    return os.environ.get("CNN_JOBS_JOB_UID", "") if os.environ.get("JOB_COMPLETION_INDEX") else ""
+def job_group(*, shared: bool = False) -> str:
+    """One word for the runs of an Indexed Job, its UID; "" elsewhere, and where its pods train one run (``shared``)."""
+    return os.environ.get("CNN_JOBS_JOB_UID", "") if os.environ.get("JOB_COMPLETION_INDEX") and not shared else ""
 
 
 def pod_tags() -> dict[str, str]:

@@ -94,6 +94,14 @@ class StoppedError(SystemExit):
         return self.message
 
 
+class PeerLostError(InterruptedRunError):
+    """Another process of a distributed training is gone, or was not heard of for too long: this one cannot go on."""
+
+
+class RendezvousError(CnnJobsError):
+    """The processes of a distributed training did not find each other in time."""
+
+
 class NotShippedError(CnnJobsError):
     """The work is done, but MLflow does not have all of it; ``kept``: what is missing outlives this process."""
 

@@ -6,13 +6,12 @@ import time
 
 from cnn_jobs import continuation, endings, outputs, run_record
 from cnn_jobs.attempt import Attempt, open_attempt
-from cnn_jobs.data.batches import ImageSet, Parts, TrainingData, place_on_device
+from cnn_jobs.data.batches import ImageSet, Parts, TrainingData
 from cnn_jobs.data.dataset import Dataset
-from cnn_jobs.errors import CONTINUE, CnnJobsError, InterruptedRunError, NotShippedError
+from cnn_jobs.distributed.peers import Alone, Peers
+from cnn_jobs.errors import CONTINUE, CnnJobsError, InterruptedRunError, NotShippedError, PeerLostError
 from cnn_jobs.files import make_folder
-from cnn_jobs.models.describe import describe
-from cnn_jobs.models.weights import open_weights
-from cnn_jobs.process import claim_start
+from cnn_jobs.preparation import facts_of, prepare
 from cnn_jobs.recipe import Recipe
 from cnn_jobs.reporting import description
 from cnn_jobs.run import JobOptions, Run, RunResult
@@ -23,8 +22,7 @@ from cnn_jobs.tasks import Task
 from cnn_jobs.tracking.left_behind import last_metrics
 from cnn_jobs.tracking.recorder import LAST_WORDS_S, JournalRecorder
 from cnn_jobs.tracking.records import RunHeader, now_ms
-from cnn_jobs.training.device import available_threads, select_device
-from cnn_jobs.training.loop import Ending, train, validation_batches
+from cnn_jobs.training.loop import Ending, train
 from cnn_jobs.training.recorder import Recorders
 from cnn_jobs.training.state import TrainState
 from cnn_jobs.trunk_features import FeaturePlan, features_of_run, plan_features
@@ -37,23 +35,25 @@ FAILURE_DEADLINE_S = 60.0
 
 
 def run_task(
-    task: Task, recipe: Recipe, options: JobOptions, dataset: Dataset, watcher: Watcher, stop: StopRequest
+    task: Task,
+    recipe: Recipe,
+    options: JobOptions,
+    dataset: Dataset,
+    watcher: Watcher,
+    stop: StopRequest,
+    peers: Peers | None = None,
 ) -> RunResult:
     """Trains one run, or goes on with it, and leaves it in MLflow, FINISHED with everything in it.
 
-    A run that is FINISHED already is only read back. Any other end raises: the run is then FAILED or, after a signal,
+    ``peers``: the other processes of a distributed training, of which this one is rank 0. A run that is FINISHED
+    already is only read back. Any other end raises: the run is then FAILED or, after a signal or the loss of a process,
     KILLED, with the reason in a tag.
     """
     # All that can be refused is looked at before MLflow hears of the run: a mistake leaves no run behind.
     stop.release()
-    task.check(recipe)
-    placement = select_device(options.device, fast=options.fast)
-    threads, weights = options.threads or available_threads(), open_weights(recipe.weights)
-    run = Run(task, recipe, options, dataset, placement, threads, claim_start(), weights)
-    data = place_on_device(dataset, recipe, task.transform, placement.device, placement.memory_format)
-    describe(task.network, run.image, len(dataset.classes))
-    steps = data.steps_per_epoch(recipe.batch_size)
-    validation_batches(steps, recipe, len(data.train))
+    peers = peers or Alone()
+    run, data, steps = prepare(task, recipe, options, dataset, peers.world)
+    peers.join(facts_of(run))
     header = RunHeader(options.experiment, run.key, run.name, now_ms(), run_record.first_tags(run), options.parent_key)
     state = endings.FINISHED
     try:
@@ -64,7 +64,7 @@ def run_task(
             if attempt.finished:
                 stop.hold()
                 return finished_result(run, attempt, steps)
-            return _Job(run, attempt, data, watcher, stop).run(steps)
+            return _Job(run, attempt, data, watcher, stop, peers).run(steps)
         finally:
             attempt.close()
     except BaseException as error:
@@ -79,10 +79,20 @@ def run_task(
 class _Job:
     """The parts of one attempt, and the order in which they act."""
 
-    def __init__(self, run: Run, attempt: Attempt, data: Parts[ImageSet], watcher: Watcher, stop: StopRequest) -> None:
+    def __init__(
+        self,
+        run: Run,
+        attempt: Attempt,
+        data: Parts[ImageSet],
+        watcher: Watcher,
+        stop: StopRequest,
+        peers: Peers,
+    ) -> None:
         self.task_run, self.attempt, self.images, self.watcher, self.stop = run, attempt, data, watcher, stop
+        self.peers = peers
         self.start_step = attempt.checkpoint["step"] if attempt.checkpoint else 0
         self.step = self.start_step
+        self.saver: CheckpointSaver | None = None
         self.plan: FeaturePlan | None = None
         self.book = continuation.cost_book_of(run, attempt)
         self.recorder = JournalRecorder(
@@ -94,6 +104,7 @@ class _Job:
             ledger=self.book.as_json,
             on_tick=self.book.write,
         )
+        peers.saved = self._saved
 
     def run(self, steps: int) -> RunResult:
         """Everything from the first record to the run's status."""
@@ -143,14 +154,17 @@ class _Job:
         with stop.deferred():
             continuation.record_beginning(run, self.attempt, state, recorder, self.watcher.warn, self.plan)
         stop.check()
-        saver = CheckpointSaver(run, state, recorder, self.attempt.journal, self.book, self.plan)
+        saver = self.saver = CheckpointSaver(run, state, recorder, self.attempt.journal, self.book, self.plan)
         data = self._features(state)
+        group = self.peers.start(run.threads, run.placement.device)
         with stop.deferred():
             try:
+                group.adopt(state)
                 ending = train(
                     state,
                     data,
                     run.recipe,
+                    group=group,
                     recorder=Recorders(recorder, self.watcher),
                     ledger=run.ledger,
                     should_stop=lambda: stop.requested() or recorder.failure is not None,
@@ -158,6 +172,11 @@ class _Job:
                     save_due=saver.due,
                     on_save=saver.save,
                 )
+                group.close(state)
+            except PeerLostError:
+                if run.placement.device.type == "cpu":  # elsewhere a step that was broken off may have left its marks
+                    saver.save_and_ship(state)
+                raise
             finally:
                 self.step = state.step
             if ending is Ending.INTERRUPTED:
@@ -254,4 +273,5 @@ class _Job:
         if not run.options.state_outlives_process:
             return self.step > self.start_step and (recorder.delivered or recorder.checkpoints_sent > 0)
         on_disk = self.plan is not None and self.plan.mode == "disk" and run.ledger.feature_seconds > 0
-        return self.step > self.start_step or on_disk
+        kept_step = self.saver.saved_step if self.saver else self.step
+        return kept_step > self.start_step or on_disk

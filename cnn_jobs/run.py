@@ -69,6 +69,8 @@ class Run:
     key: str = ""
     saved_at: float = 0.0  # the last checkpoint of this attempt, in seconds of the epoch
     ledger: Ledger = field(default_factory=Ledger)
+    processes: int = 1
+    backend: str = ""  # that the processes talk by, "" for one alone
 
     def __post_init__(self) -> None:
         self.key = self.key or self.options.run_key or uuid.uuid4().hex[:16]

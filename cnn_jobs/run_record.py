@@ -48,6 +48,7 @@ def record_attempt(run: Run, recorder: JournalRecorder, plan: FeaturePlan | None
             "cnn_jobs.device": lineage.device_name(run.placement.device),
             "cnn_jobs.threads": run.threads,
             "cnn_jobs.deterministic": not run.options.fast,
+            **({"cnn_jobs.world_size": run.processes, "cnn_jobs.backend": run.backend} if run.backend else {}),
             **pod_tags(),
         }
     )
@@ -117,6 +118,7 @@ def machine(run: Run, plan: FeaturePlan | None = None) -> dict[str, Any]:
         "device": lineage.device_name(run.placement.device),
         "torch": lineage.version_of("torch"),
         "threads": run.threads,
+        "processes": run.processes,
     }
 
 

@@ -11,6 +11,7 @@ from typing import Any
 
 from cnn_jobs import endings
 from cnn_jobs.data.dataset import Dataset
+from cnn_jobs.distributed.peers import Peers
 from cnn_jobs.environment import look_up_budget_s
 from cnn_jobs.errors import CONTINUE, CnnJobsError, InterruptedRunError, NotShippedError
 from cnn_jobs.job import CONTACT_S, FAILURE_DEADLINE_S, run_task
@@ -37,16 +38,19 @@ def run_series(
     watcher: Watcher,
     stop: StopRequest,
     report_error: Callable[[str], None],
+    peers: Peers | None = None,
 ) -> tuple[list[RunResult], list[CnnJobsError]]:
     """Runs what is planned; returns what finished and what did not. Several get a parent run that holds them.
 
-    ``report_error`` takes a line for each of several runs that fails, when it does.
+    ``peers``, of one run alone: the other processes that train it. ``report_error`` takes a line for each of several
+    runs that fails, when it does.
     The parent trains nothing: its tag ``cnn_jobs.role`` is ``parent``, and it is FINISHED when all its runs are. The
     runs' keys are the parent's and their labels, so that the same key goes on with the whole series.
     """
     if len(planned) == 1:
         # Its error is the command's own, told by whoever called.
-        return run_all(planned, lambda item: _one(task, item, options, dataset, watcher, stop), lambda line: None)
+        alone = partial(_one, task, options=options, dataset=dataset, watcher=watcher, stop=stop, peers=peers)
+        return run_all(planned, alone, lambda line: None)
     key = options.run_key or uuid.uuid4().hex[:16]
     name = options.run_name or f"{task.name}-{len(planned)}-runs"
     header = RunHeader(options.experiment, key, name, now_ms(), _parent_tags(task, planned, key))
@@ -159,12 +163,13 @@ def _one(
     watcher: Watcher,
     stop: StopRequest,
     series_key: str = "",
+    peers: Peers | None = None,
 ) -> RunResult:
     if item.label:
         options = replace(options, run_name=f"{options.run_name or task.name}-{item.label}")
     if series_key:
         options = replace(options, run_key=f"{series_key}-{re.sub(r'[^A-Za-z0-9._-]', '_', item.label)}")
-    return run_task(task, item.recipe, options, dataset, watcher, stop)
+    return run_task(task, item.recipe, options, dataset, watcher, stop, peers)
 
 
 def _parent_tags(task: Task, planned: Sequence[Planned], key: str) -> dict[str, str]:

@@ -32,6 +32,7 @@ class CheckpointSaver:
         self._run, self._recorder, self._journal, self._book = run, recorder, journal, book
         self._folder = run.folder / "checkpoints"
         self._saved = time.monotonic()
+        self.saved_step = 0  # by this attempt
         self._identity = {**run.identity(), "recipe": run.recipe.as_dict(), "machine": run_record.machine(run, plan)}
         if state.frozen:
             self._identity["frozen"] = run_record.frozen_file(state.frozen)
@@ -48,7 +49,7 @@ class CheckpointSaver:
         content = {**state.state_dict(), **self._identity, **own}
         path = save_checkpoint(self._folder / "last.pt", content, keep=self._folder / "previous.pt")
         self._book.write()
-        self._saved, self._run.saved_at = time.monotonic(), time.time()
+        self._saved, self._run.saved_at, self.saved_step = time.monotonic(), time.time(), state.step
         return path
 
     def after_validation(self, state: TrainState) -> None:

@@ -78,7 +78,8 @@ def render_command(jobs: tuple[str, ...], out: Path, **given: Any) -> None:
 
     \b
     A JOB is a task (task2: one run), a task and '-seeds' (task2-seeds: five runs
-    that differ in the seed), prepare-data, doctor or report.
+    that differ in the seed), task2-ddp or task4a-ddp (one run, two processes),
+    prepare-data, doctor or report.
     """
     from cnn_jobs.cluster.plans import choose
     from cnn_jobs.cluster.render import write_files

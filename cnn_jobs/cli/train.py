@@ -5,21 +5,27 @@ from __future__ import annotations
 import dataclasses
 import sys
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from cnn_jobs.cli.options import monitoring_options, option, recipe_options, state_dir_option
 from cnn_jobs.cli.telling import tell
+from cnn_jobs.distributed.peers import Company, company
+from cnn_jobs.distributed.world import RENDEZVOUS_TIMEOUT_S, World, default_size, world_of
 from cnn_jobs.environment import check_run_key, default_ship_deadline_s, in_pod, job_group, job_run_key
+from cnn_jobs.errors import CnnJobsError, UserError
 from cnn_jobs.monitoring import logs
 from cnn_jobs.monitoring.watch import MonitoringOptions, watched
 from cnn_jobs.process import keep_freed_memory, limit_spinning
-from cnn_jobs.recipe import FIELD_NAMES
-from cnn_jobs.series import exit_code, pick, plan
+from cnn_jobs.recipe import FIELD_NAMES, Recipe
+from cnn_jobs.series import Planned, exit_code, pick, plan
 from cnn_jobs.stop import StopRequest
 from cnn_jobs.tasks import Task, get_task
 from cnn_jobs.watcher import Watcher, Watchers
+
+if TYPE_CHECKING:  # torch is imported when the options are known to be good
+    from cnn_jobs.run import JobOptions
 
 
 @click.command(context_settings={"show_default": True})
@@ -39,6 +45,20 @@ from cnn_jobs.watcher import Watcher, Watchers
     help="Of the runs that --seeds and --sweep give only this one, counted from 0.",
 )
 @option("device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", help="Where to train.")
+@option(
+    "world_size",
+    type=click.IntRange(min=1),
+    default=lambda: default_size(),
+    show_default="WORLD_SIZE, else 1",
+    is_eager=True,  # the run's key depends on it
+    help="Processes that train the run together, this one among them: docs/distributed.md.",
+)
+@option(
+    "rendezvous_timeout",
+    type=click.FloatRange(min=0),
+    default=RENDEZVOUS_TIMEOUT_S,
+    help="Seconds to wait for the other processes.",
+)
 @option("threads", type=click.IntRange(min=0), default=0, help="CPU threads; 0: as many as this process may use.")
 @option("fast", is_flag=True, default=False, help="On CUDA, faster arithmetic that does not repeat bit for bit.")
 @option(
@@ -50,7 +70,7 @@ from cnn_jobs.watcher import Watcher, Watchers
 @option("experiment", default="cnn-jobs", help="Experiment in MLflow.")
 @option(
     "group",
-    default=lambda: job_group(),
+    default=lambda: job_group(shared=_shared()),
     show_default="in an Indexed Job its UID, else the run's key",
     help="One word for runs that were started together.",
 )
@@ -58,8 +78,8 @@ from cnn_jobs.watcher import Watcher, Watchers
 @state_dir_option
 @option(
     "run_key",
-    default=lambda: job_run_key(),
-    show_default="in a Kubernetes Job its UID and index, else a new one",
+    default=lambda: job_run_key(shared=_shared()),
+    show_default="in a Kubernetes Job its UID and index (with --world-size, its UID), else a new one",
     help="Name of the run for those who go on with it.",
 )
 @option(
@@ -104,9 +124,27 @@ def train(task: str, data: str, seeds: str, sweep: tuple[str, ...], point: int |
     limit_spinning()
     keep_freed_memory()
     entry = get_task(task)
+    world = world_of(given.pop("world_size"), given.pop("rendezvous_timeout"))
     seen = MonitoringOptions(**{field.name: given.pop(field.name) for field in dataclasses.fields(MonitoringOptions)})
-    with watched(entry.name, seen, stop, lambda text: click.echo(f"warning: {text}", err=True), tell) as monitor:
-        sys.exit(_train(entry, data, (seeds, sweep, point), given, monitor, stop))
+    if world.rank:  # the run's figures are rank 0's
+        seen = dataclasses.replace(seen, metrics_port=0, pushgateway="")
+    logs.tell_context("world", lambda: {"rank": world.rank} if world.distributed else {})
+    say = _Speaker(world)
+    with watched(
+        entry.name, seen, stop, lambda text: say(f"warning: {text}"), lambda error: tell(error, say)
+    ) as monitor:
+        sys.exit(_train(entry, data, (seeds, sweep, point), given, monitor, stop, world, say))
+
+
+class _Speaker:
+    """Lines on stderr, which say whose they are where several processes write."""
+
+    def __init__(self, world: World) -> None:
+        self._world = world
+
+    def __call__(self, line: str) -> None:
+        word, colon, rest = line.partition(": ")
+        click.echo(f"{word}: {self._world.name}: {rest}" if self._world.distributed and colon else line, err=True)
 
 
 def _train(
@@ -116,8 +154,11 @@ def _train(
     given: dict[str, Any],
     monitor: Watcher,
     stop: StopRequest,
+    world: World,
+    say: _Speaker,
 ) -> int:
     """Everything that was asked for; the exit code."""
+    key_of_job = job_run_key(shared=world.distributed)
     if given["run_key"]:
         check_run_key(given["run_key"])
     changes = {name: given.pop(name) for name in FIELD_NAMES}
@@ -126,38 +167,88 @@ def _train(
     planned = plan(recipe, seeds, sweep)
     if point is not None:
         planned = [pick(planned, point)]
+    if world.distributed and len(planned) > 1:
+        raise UserError(f"--world-size {world.size} trains one run; start a command for each seed or value")
     for item in planned:
         entry.check(item.recipe)
+        world.check_batch(item.recipe.batch_size)
 
+    def options() -> JobOptions:
+        from cnn_jobs.run import JobOptions
+        from cnn_jobs.tracking.connection import tracking_uri
+
+        return JobOptions(
+            tracking_uri=tracking_uri(),
+            ship_deadline_s=given.pop("ship_deadline"),
+            checkpoint_every_s=given.pop("checkpoint_every"),
+            state_outlives_process=given.pop("durable_state"),
+            key_from_job=given["run_key"] == key_of_job != "",
+            **given,
+        )
+
+    if not world.distributed:
+        return exit_code(_run(entry, planned, options(), data, monitor, stop, say))
+    with company(world, stop) as peers:
+        if world.rank:
+            _follow(entry, planned[0].recipe, options(), data, monitor, stop, peers)
+            errors: list[CnnJobsError] = []
+        else:
+            errors = _run(entry, planned, options(), data, monitor, stop, say, peers)
+        peers.end(exit_code(errors), str(errors[0]) if errors else "finished")
+    return exit_code(errors)
+
+
+def _run(
+    entry: Task,
+    planned: Sequence[Planned],
+    options: JobOptions,
+    data: str,
+    monitor: Watcher,
+    stop: StopRequest,
+    say: _Speaker,
+    peers: Company | None = None,
+) -> list[CnnJobsError]:
+    """Trains, and tells what came of it; the errors, one for each run that did not finish."""
     from cnn_jobs.cli.console import watcher
     from cnn_jobs.cli.results import how_to_go_on, print_results
     from cnn_jobs.data.sources import open_dataset
-    from cnn_jobs.run import JobOptions
     from cnn_jobs.run_series import run_series
-    from cnn_jobs.tracking.connection import tracking_uri
 
     logs.adopt_libraries()
-    options = JobOptions(
-        tracking_uri=tracking_uri(),
-        ship_deadline_s=given.pop("ship_deadline"),
-        checkpoint_every_s=given.pop("checkpoint_every"),
-        state_outlives_process=given.pop("durable_state"),
-        key_from_job=given["run_key"] == job_run_key() != "",
-        **given,
-    )
     dataset = open_dataset(data)
-
-    def report_error(line: str) -> None:
-        click.echo(f"error: {line}", err=True)
-
     # The monitor first: what the others say of a moment carries its step.
     watchers = Watchers(monitor, watcher())
-    results, errors = run_series(entry, planned, options, dataset, watchers, stop, report_error)
+    results, errors = run_series(
+        entry, planned, options, dataset, watchers, stop, lambda line: say(f"error: {line}"), peers
+    )
     stop.hold()  # what is left is to say what came of it
     print_results(entry, results, options, synthetic=dataset.synthetic)
     if errors and len(planned) == 1:
-        click.echo(f"error: {errors[0]}", err=True)
+        say(f"error: {errors[0]}")
     for error in errors:
         for note in [*getattr(error, "__notes__", ()), *how_to_go_on(error, options)]:
             click.echo(note, err=True)
-    return exit_code(errors)
+    return errors
+
+
+def _follow(
+    entry: Task,
+    recipe: Recipe,
+    options: JobOptions,
+    data: str,
+    monitor: Watcher,
+    stop: StopRequest,
+    peers: Company,
+) -> None:
+    """Trains with rank 0, which does all the rest."""
+    from cnn_jobs.cli.console import watcher
+    from cnn_jobs.data.sources import open_dataset
+    from cnn_jobs.follower import follow_task
+
+    logs.adopt_libraries()
+    follow_task(entry, recipe, options, open_dataset(data), Watchers(monitor, watcher()), stop, peers)
+
+
+def _shared() -> bool:
+    """Whether the processes of this command's Job train one run."""
+    return bool(click.get_current_context().params.get("world_size", 1) > 1)

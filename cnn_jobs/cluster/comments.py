@@ -42,6 +42,19 @@ _SEEDS_JOB = {
     "all of them ends each at its first attempt.",
 }
 
+_DDP_JOB = {
+    "spec.completions": "One process a pod, all of one run, whose batch they share. completions, parallelism and "
+    "--world-size are the same number.",
+    "spec.successPolicy": "Rank 0 records the run and ends with 0 when it is finished; nobody else is needed then.",
+    "spec.backoffLimit": "Of all pods together. One that lost another ends with 75 once there is progress: uncounted.",
+}
+_DDP_POD = {"subdomain": "Gives each pod a name below the Service's: NAME-0 is rank 0."}
+_SERVICE = {
+    "spec.clusterIP": "Headless: names of pods, no address of its own.",
+    "spec.publishNotReadyAddresses": "The pods look for each other before any of them is ready for anything.",
+}
+_POLICY = {"spec.ingress": "gloo and NCCL talk on ports that nobody knows beforehand: all, among the pods of this Job."}
+
 _POD = {
     "restartPolicy": "A pod an attempt: podFailurePolicy needs it.",
     "terminationGracePeriodSeconds": f"Nothing has to be saved. {_GRACE}",
@@ -77,6 +90,9 @@ _KEY = "All pods of this Job are attempts of one run, whose key this is."
 _KEY_OF_INDEX = (
     "With JOB_COMPLETION_INDEX, which Kubernetes sets, the key of a run: all pods of an index are its attempts."
 )
+_KEY_OF_ALL = "All pods of this Job train one run, whose key this is; JOB_COMPLETION_INDEX is the rank."
+_MASTER = "Rank 0 of this Job, by the Service below."
+_SHARED = "NCCL's buffers; the default is 64 MiB. Counts as memory."
 _METRICS = "k8s/monitoring/podmonitor.yaml scrapes the port of this name."
 _GUARANTEED = "Requests are limits: the pod is among the last to be evicted."
 _THREADS = (
@@ -98,10 +114,13 @@ _ARGS = {
 def header(plan: Plan, settings: Settings) -> str:
     """The first lines of a file: what it is, and how it is used."""
     kubectl = f"kubectl -n {settings.namespace}"
-    pods = f"-l batch.kubernetes.io/job-name={plan.name} --prefix" if plan.indexes else f"job/{plan.name}"
+    several = plan.indexes or plan.processes > 1
+    pods = f"-l batch.kubernetes.io/job-name={plan.name} --prefix" if several else f"job/{plan.name}"
+    untried = "Training on several GPUs (NCCL, SyncBatchNorm) was not run so far: docs/distributed.md."
     lines = [
         f"{plan.title}.",
         "",
+        *([untried, ""] if plan.processes > 1 else []),
         "Rendered by 'cnn-jobs manifests render' from the registry of tasks: do not edit it, for 'cnn-jobs manifests",
         "check' refuses what differs. docs/kubernetes-jobs.md says what can be set without editing.",
         "",
@@ -115,7 +134,7 @@ def header(plan: Plan, settings: Settings) -> str:
 
 def comments(plan: Plan, settings: Settings) -> Comments:
     """Path of a field (list items by their name, else by number) to the text above it."""
-    found = {**_JOB, **(_SEEDS_JOB if plan.indexes else {})}
+    found = {**_JOB, **(_SEEDS_JOB if plan.indexes else {}), **(_DDP_JOB if plan.processes > 1 else {})}
     if plan.component == "training":
         found |= _TRAINING_JOB
     elif plan.component in ("report", "interpret"):
@@ -124,6 +143,11 @@ def comments(plan: Plan, settings: Settings) -> Comments:
         found |= _DATA_JOB
     found |= _below(POD, _of_the_pod(plan, settings))
     return found | _below(f"{POD}.containers[{plan.container}]", _of_the_container(plan, settings))
+
+
+def comments_of(kind: str) -> Comments:
+    """Of an object that goes with the Job."""
+    return {"Service": _SERVICE, "NetworkPolicy": _POLICY}[kind]
 
 
 def _below(path: str, found: Comments) -> Comments:
@@ -139,6 +163,9 @@ def _of_the_pod(plan: Plan, settings: Settings) -> Comments:
         found["volumes[state]"] = _STATE_THAT_STAYS if settings.state_claim else _STATE_OF_RUN
     elif plan.keeps_state:
         found["volumes[state]"] = _STATE
+    if plan.processes > 1:
+        found |= _DDP_POD
+        found["volumes[shm]"] = _SHARED
     return found
 
 
@@ -146,6 +173,9 @@ def _of_the_container(plan: Plan, settings: Settings) -> Comments:
     found = {**_CONTAINER, "resources": f"{plan.needs.why} {_GUARANTEED}"}
     if plan.component == "training":
         found["env[CNN_JOBS_JOB_UID]"] = _KEY_OF_INDEX if plan.indexes else _KEY
+        if plan.processes > 1:
+            found["env[CNN_JOBS_JOB_UID]"] = _KEY_OF_ALL
+            found["env[MASTER_ADDR]"] = _MASTER
         found["ports"] = _METRICS
         found["resources"] += f" {_THREADS}"
     if plan.indexes:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from cnn_jobs import __version__
+from cnn_jobs.cluster.companions import companions
+from cnn_jobs.cluster.labels import labels_of
 from cnn_jobs.cluster.plans import Plan
 from cnn_jobs.cluster.pod import Manifest, pod_spec
 from cnn_jobs.cluster.settings import Settings
@@ -13,8 +14,8 @@ TTL_S = 86400
 
 
 def documents(plan: Plan, settings: Settings) -> list[Manifest]:
-    """All objects of a file; so far the Job alone."""
-    return [job(plan, settings)]
+    """All objects of a file: the Job, and what its pods find each other by where they train together."""
+    return [job(plan, settings), *(companions(plan, settings) if plan.processes > 1 else [])]
 
 
 def job(plan: Plan, settings: Settings) -> Manifest:
@@ -35,18 +36,15 @@ def job(plan: Plan, settings: Settings) -> Manifest:
     }
 
 
-def labels_of(plan: Plan) -> dict[str, str]:
-    """Of the Job and of its pods."""
-    return {
-        "app.kubernetes.io/name": "cnn-jobs",
-        "app.kubernetes.io/part-of": "cnn-jobs",
-        "app.kubernetes.io/component": plan.component,
-        "app.kubernetes.io/version": __version__,
-        **({"cnn-jobs/task": plan.task} if plan.task else {}),
-    }
-
-
 def _counts(plan: Plan) -> Manifest:
+    if plan.processes > 1:
+        return {
+            "completionMode": "Indexed",
+            "completions": plan.processes,
+            "parallelism": plan.processes,
+            "successPolicy": {"rules": [{"succeededIndexes": "0"}]},
+            "backoffLimit": plan.retries,
+        }
     if not plan.indexes:
         return {"backoffLimit": plan.retries}
     return {

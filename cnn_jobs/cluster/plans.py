@@ -5,12 +5,23 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
-from cnn_jobs.cluster.resources import INTERPRETATION, REPORT, SMALL_NETWORK, STAGING, Needs, needs_of
+from cnn_jobs.cluster.resources import (
+    INTERPRETATION,
+    REPORT,
+    SMALL_NETWORK,
+    STAGING,
+    Needs,
+    needs_of,
+    with_shared_memory,
+)
 from cnn_jobs.errors import UserError
 from cnn_jobs.tasks import INTERPRETATIONS, TASKS
 
 SUFFIX = "-job.yaml"
 SEEDS = 5
+# Trained by several processes, a pod each: one without BatchNorm, which gloo can do, and the largest.
+DISTRIBUTED = ("task2", "task4a")
+PROCESSES = 2
 HOUR_S = 3600
 
 
@@ -20,8 +31,8 @@ class Plan:
 
     ``component`` is training, report, data, doctor or interpret; ``task`` goes into a label. ``uses_device``: it takes
     ``--device`` and the GPUs that training has. ``data``: how the data volume is mounted, "" (not), read or write.
-    ``indexes``: above 0 an Indexed Job with ``index_variable`` set to each pod's index. ``deadline_s``: of the whole
-    Job, waiting for nodes included.
+    ``indexes``: above 0 an Indexed Job with ``index_variable`` set to each pod's index. ``processes``: above 1 an
+    Indexed Job whose pods train one run together. ``deadline_s``: of the whole Job, waiting for nodes included.
     """
 
     name: str
@@ -39,6 +50,7 @@ class Plan:
     env: tuple[tuple[str, str], ...] = ()
     indexes: int = 0
     index_variable: str = ""
+    processes: int = 1
 
     @property
     def file(self) -> str:
@@ -51,7 +63,8 @@ def all_plans() -> list[Plan]:
     singles = [_training(name) for name in TASKS]
     seeds = [_seeds(name) for name in TASKS]
     shown = [_interpretation(name) for name in INTERPRETATIONS]
-    return [_prepare_data(), _doctor(), *singles, *seeds, *shown, _report()]
+    together = [_distributed(name) for name in DISTRIBUTED]
+    return [_prepare_data(), _doctor(), *singles, *seeds, *together, *shown, _report()]
 
 
 def choose(names: Iterable[str], *, data_volume: bool = True) -> list[Plan]:
@@ -88,6 +101,20 @@ def _seeds(task: str) -> Plan:
     one = _training(task)
     title = f"{one.title}: seeds 0 to {SEEDS - 1}"
     return replace(one, name=f"{task}-seeds", title=title, indexes=SEEDS, index_variable="CNN_JOBS_SEED")
+
+
+def _distributed(task: str) -> Plan:
+    one = _training(task)
+    return replace(
+        one,
+        name=f"{task}-ddp",
+        title=f"{one.title}: {PROCESSES} processes",
+        args=(*one.args, "--world-size", str(PROCESSES)),
+        needs=with_shared_memory(one.needs),
+        # Of all pods together: one that fails by itself counts, one that lost another does not once it has progress.
+        retries=2 * one.retries,
+        processes=PROCESSES,
+    )
 
 
 def _interpretation(name: str) -> Plan:

@@ -12,6 +12,8 @@ Manifest = dict[str, Any]
 # The user of the image: a number, for Kubernetes cannot tell whether a name is root's.
 USER = 10001
 METRICS_PORT = 9090
+# torch's own choice of a port.
+RENDEZVOUS, RENDEZVOUS_PORT = "rendezvous", 29500
 # What a cluster sets for all Jobs: a ConfigMap and a Secret of this name, of the stack or of the user.
 SHARED = "cnn-jobs"
 # What prepare-data alone is told: logins for where the data comes from.
@@ -37,6 +39,7 @@ def pod_spec(plan: Plan, settings: Settings) -> Manifest:
             "fsGroupChangePolicy": "OnRootMismatch",
             "seccompProfile": {"type": "RuntimeDefault"},
         },
+        **({"subdomain": plan.name} if plan.processes > 1 else {}),
         **({"tolerations": tolerations} if _gpus(plan, settings) else {}),
         "containers": [_container(plan, settings)],
         "volumes": [volume for volume, _ in _volumes(plan, settings)],
@@ -61,6 +64,8 @@ def _container(plan: Plan, settings: Settings) -> Manifest:
     shared = {"name": SHARED, "optional": True}
     sources = [{"secretRef": {"name": SOURCES, "optional": True}}] if plan.data == "write" else []
     ports = [{"name": "metrics", "containerPort": METRICS_PORT, "protocol": "TCP"}]
+    if plan.processes > 1:
+        ports.append({"name": RENDEZVOUS, "containerPort": RENDEZVOUS_PORT, "protocol": "TCP"})
     return {
         "name": plan.container,
         "image": settings.image,
@@ -88,6 +93,7 @@ def _env(plan: Plan, settings: Settings) -> list[Manifest]:
         "CNN_JOBS_POD": "metadata.name",
         "CNN_JOBS_NODE": "spec.nodeName",
     }
+    master = {"MASTER_ADDR": f"{plan.name}-0.{plan.name}", "MASTER_PORT": str(RENDEZVOUS_PORT)}
     values = {
         "CNN_JOBS_CONTAINER_IMAGE": settings.image,
         **({"CNN_JOBS_STATE_DIR": STATE} if plan.keeps_state else {}),
@@ -97,6 +103,7 @@ def _env(plan: Plan, settings: Settings) -> list[Manifest]:
         "MPLCONFIGDIR": f"{SCRATCH}/matplotlib",
         "MLFLOW_ENABLE_PROXY_MULTIPART_DOWNLOAD": "false",
         "MLFLOW_ENABLE_PROXY_MULTIPART_UPLOAD": "false",
+        **(master if plan.processes > 1 else {}),
         **dict(plan.env),
     }
     return [
@@ -123,6 +130,10 @@ def _volumes(plan: Plan, settings: Settings) -> list[tuple[Manifest, Manifest]]:
         found.append((_claim("state", claim), {"name": "state", "mountPath": STATE}))
     elif plan.keeps_state:
         found.append(_empty("state", STATE, plan.needs.state_gib))
+    if plan.needs.shared_gib:
+        memory, mount = _empty("shm", "/dev/shm", plan.needs.shared_gib)
+        memory["emptyDir"] = {"medium": "Memory", **memory["emptyDir"]}
+        found.append((memory, mount))
     return [*found, _empty("tmp", SCRATCH, plan.needs.scratch_gib)]
 
 

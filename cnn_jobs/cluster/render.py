@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from cnn_jobs.cluster.comments import comments, header
+from cnn_jobs.cluster.comments import comments, comments_of, header
 from cnn_jobs.cluster.manifest import documents
 from cnn_jobs.cluster.plans import Plan
 from cnn_jobs.cluster.settings import Settings
@@ -17,7 +17,8 @@ def text_of(plan: Plan, settings: Settings) -> str:
     """A file, whole: the same plan and settings give the same text."""
     # The Job is the first of them, and has the comments.
     first, *others = documents(plan, settings)
-    parts = [to_yaml(first, comments(plan, settings)), *(to_yaml(each, {}) for each in others)]
+    parts = [to_yaml(first, comments(plan, settings))]
+    parts += [to_yaml(each, comments_of(each["kind"])) for each in others]
     return header(plan, settings) + "---\n".join(parts)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from cnn_jobs.models.spec import ResNet18
 from cnn_jobs.tasks import Task
@@ -10,12 +10,14 @@ from cnn_jobs.tasks import Task
 
 @dataclass(frozen=True, kw_only=True)
 class Needs:
-    """CPUs; memory, state directory and temporary files in GiB; ``why``: where the numbers come from."""
+    """CPUs; memory, state directory, temporary files and, as part of the memory, /dev/shm in GiB; ``why``: where the
+    numbers come from."""
 
     cpus: int = 2
     memory_gib: int
     state_gib: int = 1
     scratch_gib: int = 1
+    shared_gib: int = 0
     why: str
 
 
@@ -45,6 +47,12 @@ INTERPRETATION = Needs(memory_gib=2, why="torch, MLflow and matplotlib take 0.8 
 STAGING = Needs(
     cpus=1, memory_gib=2, why="torch and three copies of CIFAR-10, 185 MB each; what is staged goes to the data volume."
 )
+
+
+def with_shared_memory(needs: Needs, gib: int = 1) -> Needs:
+    """The same for a process among several: NCCL keeps buffers in /dev/shm, where a container has 64 MiB by default."""
+    why = f"{needs.why} {gib} GiB more for /dev/shm, which counts as memory."
+    return replace(needs, memory_gib=needs.memory_gib + gib, shared_gib=gib, why=why)
 
 
 def needs_of(task: Task) -> Needs:

@@ -41,6 +41,10 @@ class Examples(ABC):
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """What the network takes (B, ...) and labels (B,) int64 of the part's ``positions`` (B,)."""
 
+    @abstractmethod
+    def some(self, places: slice) -> Examples:
+        """The part's images at ``places``, as a part."""
+
     def stream(
         self, batches: Sequence[torch.Tensor], augmentation: str, generator_of: Callable[[int], torch.Generator]
     ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
@@ -93,6 +97,10 @@ class ImageSet(Examples):
             sizes = [len(positions) for positions in group]
             images, labels = self.batch(torch.cat(list(group)))
             yield from zip(torch.split(images, sizes), torch.split(labels, sizes), strict=True)
+
+    def some(self, places: slice) -> ImageSet:
+        """The part's images at ``places``."""
+        return replace(self, indices=self.indices[places])
 
     def whole(self) -> ImageSet:
         """All images of the data set that this is a part of."""

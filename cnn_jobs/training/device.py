@@ -22,8 +22,10 @@ class Placement:
     memory_format: torch.memory_format
 
 
-def select_device(wanted: str, *, fast: bool = False) -> Placement:
-    """``auto`` is CUDA where there is one, else the CPU. Raises ``DeviceError`` for CUDA where there is none.
+def select_device(wanted: str, *, fast: bool = False, index: int = 0) -> Placement:
+    """``auto`` is CUDA where there is one, else the CPU. Of several CUDA devices number ``index`` becomes the current.
+
+    Raises ``DeviceError`` for CUDA where there is none.
 
     channels_last is up to twice as fast on a CPU (docs/performance.md). On CUDA it is kept for ``fast``: the
     backward pass of overlapping max pooling adds atomically there.
@@ -31,6 +33,13 @@ def select_device(wanted: str, *, fast: bool = False) -> Placement:
     if wanted == "cuda" and not torch.cuda.is_available():
         raise DeviceError("device is cuda, but torch finds no CUDA device; use --device cpu or check the driver")
     name = "cuda" if wanted == "cuda" or (wanted == "auto" and torch.cuda.is_available()) else "cpu"
+    if name == "cuda" and index:
+        if index >= torch.cuda.device_count():
+            raise DeviceError(
+                f"LOCAL_RANK is {index}, but this machine has {torch.cuda.device_count()} CUDA devices; "
+                "start one process a device"
+            )
+        torch.cuda.set_device(index)
     channels_last = name == "cpu" or fast
     return Placement(torch.device(name), torch.channels_last if channels_last else torch.contiguous_format)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import torch
@@ -73,6 +73,10 @@ class FeatureSet(Examples):
             return features_of(self.trunk, pixels, self.precision), labels
         chosen = self.source.indices[positions]
         return self.store.read(chosen + self.first).to(self.device), self.labels[chosen]
+
+    def some(self, places: slice) -> FeatureSet:
+        """The part's features at ``places``."""
+        return replace(self, source=self.source.some(places))
 
 
 def features_of(trunk: Trunk, pixels: torch.Tensor, precision: str) -> torch.Tensor:

@@ -12,12 +12,13 @@ from enum import Enum
 import torch
 from torch.nn import functional as F
 
-from cnn_jobs.data.batches import TrainingData, augmentation_generator
+from cnn_jobs.data.batches import Examples, TrainingData, augmentation_generator
 from cnn_jobs.data.split import epoch_order
 from cnn_jobs.errors import RecipeError
 from cnn_jobs.recipe import Recipe
+from cnn_jobs.training.distributed import Group, OneProcess
 from cnn_jobs.training.early_stopping import should_stop_early
-from cnn_jobs.training.evaluation import EvaluationStoppedError, evaluate, precision_context
+from cnn_jobs.training.evaluation import Evaluation, EvaluationStoppedError, evaluate, precision_context
 from cnn_jobs.training.loss_log import LossLog, diverged
 from cnn_jobs.training.recorder import NullRecorder, Recorder
 from cnn_jobs.training.state import TrainState, Validation
@@ -35,7 +36,8 @@ class Ledger:
     """What one attempt spent: optimiser steps, and seconds of the device in training, in evaluation and in the frozen
     part's pass over the images.
 
-    ``repeated_seconds``: of that pass, what only made good what an earlier attempt had done.
+    ``repeated_seconds``: of that pass, what only made good what an earlier attempt had done. Of a distributed training
+    the seconds are rank 0's; it holds as many ``devices`` as there are processes, and ``device_seconds`` counts them.
     """
 
     steps: int = 0
@@ -43,11 +45,12 @@ class Ledger:
     evaluation_seconds: float = 0.0
     feature_seconds: float = 0.0
     repeated_seconds: float = 0.0
+    devices: int = 1
 
     @property
     def device_seconds(self) -> float:
-        """All together."""
-        return self.training_seconds + self.evaluation_seconds + self.feature_seconds
+        """All together, of all devices."""
+        return self.devices * (self.training_seconds + self.evaluation_seconds + self.feature_seconds)
 
 
 def train(
@@ -55,6 +58,7 @@ def train(
     data: TrainingData,
     recipe: Recipe,
     *,
+    group: Group | None = None,
     recorder: Recorder | None = None,
     ledger: Ledger | None = None,
     should_stop: Callable[[], bool] = lambda: False,
@@ -66,11 +70,12 @@ def train(
 
     That is asked before every step and validation, and between the batches of a validation, which is then done anew
     by whoever goes on. ``save_due`` is asked after every step; ``on_save`` and ``on_validation`` see all that is
-    recorded so far, and their time is nobody's training time.
-    Raises ``DivergedError`` at a loss that is not finite, on a CPU before it changes the weights, and ``RecipeError``
-    where the data does not fill one batch.
+    recorded so far, and their time is nobody's training time. Of several processes each has its own share of every
+    batch, by its ``group``; they do all their steps together, and stop together.
+    Raises ``DivergedError`` at a loss that is not finite, on a CPU before it changes the weights, ``RecipeError`` where
+    the data does not fill one batch, and ``PeerLostError`` where the group has lost one, before it changes the weights.
     """
-    recorder, ledger = recorder or NullRecorder(), ledger or Ledger()
+    group, recorder, ledger = group or OneProcess(), recorder or NullRecorder(), ledger or Ledger()
     steps = data.steps_per_epoch(recipe.batch_size)
     validate_after = validation_batches(steps, recipe, len(data.train))
     losses = LossLog(state, recorder, data.train.device)
@@ -79,7 +84,7 @@ def train(
 
     state.model.train()
     while state.epoch < recipe.epochs and not state.stopped_early:
-        if should_stop():
+        if group.stopping(should_stop()):
             losses.flush()
             stretch.book()
             return Ending.INTERRUPTED
@@ -88,7 +93,7 @@ def train(
             losses.flush()
             stretch.book()
             stretch.record_speed(recorder, recipe.batch_size, state.step)
-            if not validate(state, data, recipe, recorder, ledger, should_stop):
+            if not validate(state, data, recipe, recorder, ledger, should_stop, group):
                 return Ending.INTERRUPTED
             if state.batch == steps:  # every epoch ends in a validation
                 state.epoch, state.batch = state.epoch + 1, 0
@@ -97,14 +102,15 @@ def train(
             continue
 
         if state.batch == 0 or batches is None:
-            batches = _batches(state, data, recipe, steps)
+            batches = _batches(state, data, recipe, steps, group)
         images, labels = next(batches)
 
+        group.begin_step(recipe.seed, state.step)
         state.optimizer.zero_grad()
         with precision_context(recipe.precision, images.device):
             loss = F.cross_entropy(state.model(images), labels)
-        losses.add(loss.detach())
         loss.backward()  # type: ignore[no-untyped-call]
+        losses.add(group.reduce(state.model, loss.detach()))
         state.optimizer.step()
         state.step, state.batch = state.step + 1, state.batch + 1
         stretch.book(steps=1)
@@ -117,15 +123,22 @@ def train(
 
 
 def _batches(
-    state: TrainState, data: TrainingData, recipe: Recipe, steps: int
+    state: TrainState, data: TrainingData, recipe: Recipe, steps: int, group: Group
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """What is left of the epoch: order and augmentation are functions of the place in the training alone."""
+    """What is left of the epoch, of each batch the group's part: order and augmentation are functions of the place in
+    the training alone."""
     epoch, first = state.epoch, state.batch
     order = epoch_order(len(data.train), recipe.seed, epoch).to(data.train.device)
     left = torch.split(order[: steps * recipe.batch_size], recipe.batch_size)[first:]
-    return data.train.stream(
+    if recipe.augmentation == "none":
+        left = tuple(group.part(positions) for positions in left)
+    stream = data.train.stream(
         left, recipe.augmentation, lambda number: augmentation_generator(recipe.seed, epoch, first + number)
     )
+    if recipe.augmentation == "none":
+        return stream
+    # Its random numbers are of the whole batch: each process makes that, and takes its part.
+    return ((group.part(images), group.part(labels)) for images, labels in stream)
 
 
 def validate(
@@ -135,18 +148,21 @@ def validate(
     recorder: Recorder,
     ledger: Ledger,
     should_stop: Callable[[], bool] = lambda: False,
+    group: Group | None = None,
 ) -> bool:
     """Evaluates on the validation set, keeps the best weights and decides about early stopping.
 
-    Returns whether it was done: after a yes of ``should_stop`` the state is as it was before.
+    Returns whether it was done: after a yes of ``should_stop``, in any process, the state is as it was before.
     """
-    started = time.perf_counter()
+    started, group = time.perf_counter(), group or OneProcess()
+    share = group.share(data.validation)
     try:
-        result = evaluate(state.model, data.validation, recipe.precision, should_stop=should_stop)
-    except EvaluationStoppedError:
-        return False
+        part = _evaluate_or_stop(state, share, recipe, should_stop)
+        result = group.total(part, len(share))
     finally:
         ledger.evaluation_seconds += time.perf_counter() - started
+    if result is None:
+        return False
     if not math.isfinite(result.loss):
         raise diverged("validation", result.loss, state.step)
     state.note_validation(Validation(state.step, result.loss, result.accuracy))
@@ -154,6 +170,17 @@ def validate(
     state.stopped_early = should_stop_early(losses, recipe.early_stop_count)
     recorder.metrics({"val/loss": result.loss, "val/accuracy": result.accuracy}, state.step)
     return True
+
+
+def _evaluate_or_stop(
+    state: TrainState, images: Examples, recipe: Recipe, should_stop: Callable[[], bool]
+) -> Evaluation | None:
+    if not len(images):  # more processes than images
+        return Evaluation(0.0, 0.0, torch.empty(0))
+    try:
+        return evaluate(state.model, images, recipe.precision, should_stop=should_stop)
+    except EvaluationStoppedError:
+        return None
 
 
 def validation_batches(steps: int, recipe: Recipe, images: int) -> frozenset[int]:

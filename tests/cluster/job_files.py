@@ -10,7 +10,9 @@ import yaml
 ROOT = Path(__file__).resolve().parents[2]
 FOLDER = ROOT / "k8s"
 PATHS = sorted(FOLDER.glob("*-job.yaml"))
-DOCUMENTS: dict[str, dict[str, Any]] = {path.name: yaml.safe_load(path.read_text()) for path in PATHS}
+# Every object of a file; and the Job, which is the first.
+OBJECTS: dict[str, list[dict[str, Any]]] = {path.name: list(yaml.safe_load_all(path.read_text())) for path in PATHS}
+DOCUMENTS: dict[str, dict[str, Any]] = {name: objects[0] for name, objects in OBJECTS.items()}
 
 
 def pod_of(job: dict[str, Any]) -> dict[str, Any]:

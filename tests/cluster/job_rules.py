@@ -66,6 +66,8 @@ def _counts(spec: dict[str, Any], name: str) -> Iterator[str]:
             yield "the host name of the last index is too long"
     elif "backoffLimitPerIndex" in spec:
         yield "backoffLimitPerIndex without indexes"
+    if "successPolicy" in spec and spec.get("completionMode") != "Indexed":
+        yield "successPolicy without indexes"
     if "maxFailedIndexes" in spec and "backoffLimitPerIndex" not in spec:
         yield "maxFailedIndexes without backoffLimitPerIndex"
 

@@ -13,11 +13,13 @@ import pytest
 from click.core import ParameterSource
 
 from cnn_jobs.cli import COMMANDS, cli
+from cnn_jobs.cluster.plans import DISTRIBUTED, PROCESSES
 from cnn_jobs.data.sources import default_cache_dir
 from cnn_jobs.tasks import INTERPRETATIONS, TASKS
 from tests.cluster.job_files import DOCUMENTS, ROOT, container_of, env_of, pod_of
 
-TRAINING = [f"{task}{end}-job.yaml" for task in TASKS for end in ("", "-seeds")]
+TOGETHER = [f"{task}-ddp-job.yaml" for task in DISTRIBUTED]
+TRAINING = [*(f"{task}{end}-job.yaml" for task in TASKS for end in ("", "-seeds")), *TOGETHER]
 VARIABLES = sorted({(name, variable) for name, job in DOCUMENTS.items() for variable in env_of(job)})
 INDEX = "3"
 UID = "0c5ce1c2-4ba5-4bb2-8a3c-5b34bb1bcd33"
@@ -58,7 +60,7 @@ def in_the_pod(job: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("name", DOCUMENTS)
 def test_the_program_takes_the_arguments(name: str) -> None:
     context = context_of(DOCUMENTS[name])
-    task = name.removesuffix("-job.yaml").removesuffix("-seeds")
+    task = name.removesuffix("-job.yaml").removesuffix("-seeds").removesuffix("-ddp")
     if task in TASKS | INTERPRETATIONS:
         assert (context.command.name, context.params["task"]) == ("train" if task in TASKS else "interpret", task)
     for parameter in context.command.params:
@@ -81,7 +83,9 @@ def test_a_training_pod_trains_what_its_name_says(name: str, monkeypatch: pytest
     assert given["durable_state"] is False
     assert given["resume"] == "auto"
     assert given["ship_deadline"] == 3600
-    (port,) = container_of(DOCUMENTS[name])["ports"]
+    assert given["world_size"] == (PROCESSES if name in TOGETHER else 1)
+    assert given["group"] == (UID if seeds else "")
+    (port,) = [each for each in container_of(DOCUMENTS[name])["ports"] if each["name"] == "metrics"]
     assert (given["metrics_host"], given["metrics_port"]) == ("0.0.0.0", port["containerPort"])
 
 
@@ -171,6 +175,8 @@ def is_known(variable: str, command: click.Command) -> bool:
         from mlflow import environment_variables
 
         return str(getattr(getattr(environment_variables, variable, None), "name", "")) == variable
+    if variable.startswith("MASTER_"):
+        return variable in READ
     if variable.startswith("TORCH_"):
         import torch.hub
 
@@ -188,6 +194,14 @@ def test_a_variable_that_nobody_reads_is_found() -> None:
     train = context_of(DOCUMENTS["task2-job.yaml"]).command
     for variable in ("CNN_JOBS_SEED", "CNN_JOBS_JOB_UID", "MLFLOW_TRACKING_URI", "TORCH_HOME", "MPLCONFIGDIR", "HOME"):
         assert is_known(variable, train)
-    for variable in ("CNN_JOBS_SEEDS_", "CNN_JOBS_UID", "MLFLOW_TRACKING_URL", "TORCH_HOMES", "MPLCONFIG", "HOMES"):
+    for variable in (
+        "CNN_JOBS_SEEDS_",
+        "CNN_JOBS_UID",
+        "MASTER_HOST",
+        "MLFLOW_TRACKING_URL",
+        "TORCH_HOMES",
+        "MPLCONFIG",
+        "HOMES",
+    ):
         assert not is_known(variable, train)
     assert not is_known("CNN_JOBS_LAYER", train)  # of another command

@@ -17,7 +17,7 @@ from cnn_jobs.cluster.render import text_of
 from cnn_jobs.cluster.settings import Settings
 from cnn_jobs.cluster.yaml_text import item_path, key_path, to_yaml
 from cnn_jobs.errors import CnnJobsError, UserError
-from tests.cluster.job_files import DOCUMENTS, FOLDER, PATHS
+from tests.cluster.job_files import DOCUMENTS, FOLDER, OBJECTS, PATHS
 
 PLANS = {plan.file: plan for plan in all_plans()}
 Keys = tuple[Any, ...]
@@ -62,27 +62,37 @@ class File:
     """One file, compared after a change."""
 
     def __init__(self, name: str, folder: Path) -> None:
-        self.path, self.document = folder / name, DOCUMENTS[name]
+        self.path, self.objects = folder / name, OBJECTS[name]
         self.text, self.expected = text_of(PLANS[name], Settings()), documents(PLANS[name], Settings())
+
+    def places(self, *, whole: bool = False) -> Iterator[tuple[int, str, Keys, Any]]:
+        """Every value of every object, with the object's number; with ``whole`` the objects themselves, too."""
+        for number, content in enumerate(self.objects):
+            start = f"[{number}]" if number else ""
+            if whole:
+                yield number, start, (), content
+            yield from ((number, *place) for place in places(content, start))
 
     def lines_for(self, text: str) -> list[str]:
         self.path.write_text(text)
         return compare(self.path, self.text, self.expected)
 
-    def lines_after(self, change: Callable[[Any], object]) -> list[str]:
-        document = copy.deepcopy(self.document)
-        change(document)
-        return self.lines_for(to_yaml(document, {}))
+    def lines_after(self, number: int, change: Callable[[Any], object]) -> list[str]:
+        objects = copy.deepcopy(self.objects)
+        change(objects[number])
+        return self.lines_for("---\n".join(to_yaml(each, {}) for each in objects))
 
 
 @pytest.mark.parametrize("name", DOCUMENTS)
 def test_every_value_that_is_changed_is_found(name: str, tmp_path: Path) -> None:
     file, checked = File(name, tmp_path), 0
-    for path, keys, value in places(file.document):
+    for number, path, keys, value in file.places():
         if isinstance(value, dict | list):
             continue
         for other in changed(value):
-            (line,) = file.lines_after(lambda document, k=keys, o=other: parent_of(document, k).__setitem__(k[-1], o))
+            (line,) = file.lines_after(
+                number, lambda document, k=keys, o=other: parent_of(document, k).__setitem__(k[-1], o)
+            )
             assert line.startswith(
                 f"{file.path}: {path}: expected {value!r}, found {other!r}; 'cnn-jobs manifests render'"
             )
@@ -93,8 +103,8 @@ def test_every_value_that_is_changed_is_found(name: str, tmp_path: Path) -> None
 @pytest.mark.parametrize("name", DOCUMENTS)
 def test_every_field_or_item_that_is_deleted_is_found(name: str, tmp_path: Path) -> None:
     file = File(name, tmp_path)
-    for path, keys, _ in places(file.document):
-        lines = file.lines_after(lambda document, k=keys: parent_of(document, k).pop(k[-1]))
+    for number, path, keys, _ in file.places():
+        lines = file.lines_after(number, lambda document, k=keys: parent_of(document, k).pop(k[-1]))
         (line,) = lines
         if isinstance(keys[-1], str):
             assert f": {path}: expected " in line
@@ -106,13 +116,14 @@ def test_every_field_or_item_that_is_deleted_is_found(name: str, tmp_path: Path)
 @pytest.mark.parametrize("name", DOCUMENTS)
 def test_every_field_or_item_that_is_added_is_found(name: str, tmp_path: Path) -> None:
     file = File(name, tmp_path)
-    for path, keys, value in [("", (), file.document), *places(file.document)]:
+    for number, path, keys, value in file.places(whole=True):
         if isinstance(value, dict):
-            (line,) = file.lines_after(lambda document, k=keys: parent_of(document, (*k, "")).update(added=1))
+            (line,) = file.lines_after(number, lambda document, k=keys: parent_of(document, (*k, "")).update(added=1))
             assert f": {key_path(path, 'added')}: expected nothing, found 1; " in line
         elif isinstance(value, list):
             (line,) = file.lines_after(
-                lambda document, k=keys: parent_of(document, (*k, "")).append(parent_of(document, (*k, ""))[0])
+                number,
+                lambda document, k=keys: parent_of(document, (*k, "")).append(parent_of(document, (*k, ""))[0]),
             )
             assert f": {path}: expected [" in line
 

@@ -14,17 +14,18 @@ import yaml
 
 from cnn_jobs import __version__
 from cnn_jobs.cluster.drift import differences
-from cnn_jobs.cluster.plans import SEEDS, all_plans, choose
+from cnn_jobs.cluster.plans import DISTRIBUTED, PROCESSES, SEEDS, all_plans, choose
 from cnn_jobs.cluster.render import text_of, write_files
 from cnn_jobs.cluster.resources import RESNET, needs_of
 from cnn_jobs.cluster.settings import Settings
 from cnn_jobs.errors import CONTINUE, UserError
 from cnn_jobs.models.spec import ResNet18
 from cnn_jobs.tasks import INTERPRETATIONS, TASKS
-from tests.cluster.job_files import DOCUMENTS, FOLDER, PATHS, ROOT, container_of, env_of, pod_of
+from tests.cluster.job_files import DOCUMENTS, FOLDER, OBJECTS, PATHS, ROOT, container_of, env_of, pod_of
 from tests.cluster.job_rules import quantity
 
-TRAINING = [f"{task}{end}-job.yaml" for task in TASKS for end in ("", "-seeds")]
+TOGETHER = [f"{task}-ddp-job.yaml" for task in DISTRIBUTED]
+TRAINING = [*(f"{task}{end}-job.yaml" for task in TASKS for end in ("", "-seeds")), *TOGETHER]
 SEEDED = [name for name in TRAINING if name.endswith("-seeds-job.yaml")]
 OTHERS = [*(f"{name}-job.yaml" for name in INTERPRETATIONS), "report-job.yaml", "prepare-data-job.yaml"]
 WITH_GPU = [*TRAINING, "doctor-job.yaml"]
@@ -34,7 +35,7 @@ GPU = "nvidia.com/gpu"
 
 def test_there_is_a_file_for_every_task_its_seeds_and_what_goes_with_them_and_no_other() -> None:
     assert set(DOCUMENTS) == {*TRAINING, *OTHERS, "doctor-job.yaml"}
-    assert len(DOCUMENTS) == 2 * len(TASKS) + len(INTERPRETATIONS) + 3
+    assert len(DOCUMENTS) == 2 * len(TASKS) + len(DISTRIBUTED) + len(INTERPRETATIONS) + 3
 
 
 def test_the_files_are_what_the_registry_renders() -> None:
@@ -43,10 +44,13 @@ def test_the_files_are_what_the_registry_renders() -> None:
 
 @pytest.mark.parametrize("path", PATHS, ids=lambda path: path.name)
 def test_a_file_applies_on_its_own(path: Path) -> None:
-    (job,) = yaml.safe_load_all(path.read_text())
+    job, *others = OBJECTS[path.name]
     assert (job["apiVersion"], job["kind"]) == ("batch/v1", "Job")
-    assert f"{job['metadata']['name']}-job.yaml" == path.name
-    assert job["metadata"]["namespace"] == "cnn-jobs"
+    assert [each["kind"] for each in others] == (["Service", "NetworkPolicy"] if path.name in TOGETHER else [])
+    for each in OBJECTS[path.name]:
+        assert f"{each['metadata']['name']}-job.yaml" == path.name
+        assert each["metadata"]["namespace"] == "cnn-jobs"
+        assert each["metadata"]["labels"] == job["metadata"]["labels"]
 
 
 def test_no_two_files_make_the_same_job() -> None:
@@ -60,7 +64,9 @@ def test_a_file_is_for_people_too(path: Path) -> None:
     assert "do not edit" in path.read_text()
     assert max(map(len, lines)) <= 120
     assert all(line == line.rstrip() for line in lines)
-    assert [line.split(":")[0] for line in lines if re.match(r"\w", line)] == ["apiVersion", "kind", "metadata", "spec"]
+    assert [line.split(":")[0] for line in lines if re.match(r"\w", line)] == [
+        *["apiVersion", "kind", "metadata", "spec"] * len(OBJECTS[path.name])
+    ]
     # What a reader would ask has its answer above it: why, of each rule, too.
     for field, count in (("podReplacementPolicy: ", 1), ("podFailurePolicy:", 1), ("- action: ", 3), ("resources:", 1)):
         numbers = [number for number, line in enumerate(lines) if line.strip().startswith(field)]
@@ -138,7 +144,7 @@ def test_labels_say_what_it_is_and_are_those_of_the_pods(name: str) -> None:
     labels = dict(job["metadata"]["labels"])
     assert labels == job["spec"]["template"]["metadata"]["labels"]
     short = name.removesuffix("-job.yaml")
-    task = short.removesuffix("-seeds")
+    task = short.removesuffix("-seeds").removesuffix("-ddp")
     training, shown = name in TRAINING, short in INTERPRETATIONS
     assert labels.pop("cnn-jobs/task", None) == (task if training or shown else None)
     assert labels == {
@@ -179,10 +185,48 @@ def test_cpu_and_memory_are_asked_for_and_bounded_and_the_disk_has_room_for_the_
     resources = container_of(DOCUMENTS[name])["resources"]
     for what in ("cpu", "memory"):
         assert resources["requests"][what] == resources["limits"][what]
-    sizes = [each["emptyDir"]["sizeLimit"] for each in pod_of(DOCUMENTS[name])["volumes"] if "emptyDir" in each]
+    sizes = [each["emptyDir"]["sizeLimit"] for each in on_disk(DOCUMENTS[name])]
     assert quantity(resources["requests"]["ephemeral-storage"]) == sum(map(quantity, sizes))
     # docs/performance.md: the imports alone are 825 MB.
     assert quantity(resources["limits"]["memory"]) >= 2 * 825e6
+
+
+def on_disk(job: dict[str, Any]) -> list[dict[str, Any]]:
+    """Volumes on the node's disk."""
+    volumes = [each for each in pod_of(job)["volumes"] if "emptyDir" in each]
+    return [each for each in volumes if each["emptyDir"].get("medium") != "Memory"]
+
+
+@pytest.mark.parametrize("name", TOGETHER)
+def test_processes_of_one_run_find_each_other(name: str) -> None:
+    job, service, policy = OBJECTS[name]
+    spec, pod, own = job["spec"], pod_of(job), job["metadata"]["name"]
+    assert (spec["completionMode"], spec["completions"], spec["parallelism"]) == ("Indexed", PROCESSES, PROCESSES)
+    arguments = container_of(job)["args"]
+    assert arguments[arguments.index("--world-size") + 1] == str(PROCESSES)
+    # Rank 0 is index 0, by the name that a headless Service gives the pod of a subdomain.
+    assert env_of(job)["MASTER_ADDR"] == f"{own}-0.{pod['subdomain']}"
+    assert pod["subdomain"] == service["metadata"]["name"]
+    assert service["spec"]["clusterIP"] == "None"
+    assert service["spec"]["publishNotReadyAddresses"] is True
+    (port,) = service["spec"]["ports"]
+    ports = {each["name"]: each["containerPort"] for each in container_of(job)["ports"]}
+    assert ports[port["targetPort"]] == port["port"] == int(env_of(job)["MASTER_PORT"])
+    pods = {"batch.kubernetes.io/job-name": own}
+    assert service["spec"]["selector"] == policy["spec"]["podSelector"]["matchLabels"] == pods
+    assert "was not run so far: docs/distributed.md" in (FOLDER / name).read_text()
+    # The run is finished when rank 0 says so, and no sooner.
+    assert spec["successPolicy"] == {"rules": [{"succeededIndexes": "0"}]}
+
+
+@pytest.mark.parametrize("name", TOGETHER)
+def test_shared_memory_is_there_and_is_counted(name: str) -> None:
+    job, single = DOCUMENTS[name], DOCUMENTS[name.replace("-ddp", "")]
+    (shared,) = [each for each in pod_of(job)["volumes"] if each["name"] == "shm"]
+    assert shared["emptyDir"]["medium"] == "Memory"
+    assert {"name": "shm", "mountPath": "/dev/shm"} in container_of(job)["volumeMounts"]
+    ours, theirs = (quantity(container_of(each)["resources"]["limits"]["memory"]) for each in (job, single))
+    assert ours == theirs + quantity(shared["emptyDir"]["sizeLimit"])
 
 
 def test_the_state_of_a_run_with_kept_features_has_room_for_them() -> None:
@@ -229,7 +273,7 @@ def test_without_a_gpu_nothing_asks_for_one() -> None:
 
 
 def rendered(settings: Settings) -> dict[str, dict[str, Any]]:
-    return {plan.file: yaml.safe_load(text_of(plan, settings)) for plan in all_plans()}
+    return {plan.file: next(yaml.safe_load_all(text_of(plan, settings))) for plan in all_plans()}
 
 
 def test_other_settings_change_what_they_name_and_nothing_else() -> None:
@@ -243,6 +287,9 @@ def test_other_settings_change_what_they_name_and_nothing_else() -> None:
             .replace("namespace: a-b", "namespace: cnn-jobs")
         )
         assert yaml.safe_load(text) == DOCUMENTS[name]
+    for plan in all_plans():
+        for each in yaml.safe_load_all(text_of(plan, other)):
+            assert each["metadata"]["namespace"] == "a-b"
     for name, job in rendered(Settings(gpus=4)).items():
         assert container_of(job)["resources"]["limits"].get(GPU) == (4 if name in WITH_GPU else None)
 

@@ -247,3 +247,88 @@ def chatty(crash: str = "") -> None:
     at_step(3, talk)
     if crash:
         at_step(4, fail)
+
+
+def signal_in_step(step: int, name: str) -> None:
+    """One of several processes sends itself the signal as it begins optimiser step ``step`` (from 0)."""
+    before_step(step, lambda: send_signal(name))
+
+
+def error_in_step(step: int) -> None:
+    """One of several processes meets a bug."""
+
+    def fail() -> None:
+        raise ZeroDivisionError("made by the test")
+
+    before_step(step, fail)
+
+
+def slow_save(seconds: float) -> None:
+    """Each checkpoint takes longer than the silence after which a process counts as lost, which is cut short."""
+    from cnn_jobs.distributed import peers
+    from cnn_jobs.saving import CheckpointSaver
+
+    cheap_outputs()
+    peers.SILENT_S = 3.0
+    real = CheckpointSaver.save
+
+    def save(self: Any, state: Any) -> Path:
+        time.sleep(seconds)
+        return real(self, state)
+
+    CheckpointSaver.save = save  # type: ignore[method-assign]
+
+
+def before_step(step: int, action: Callable[[], object]) -> None:
+    """``action`` in a process of several, before that step."""
+    from cnn_jobs.training.distributed import ProcessGroup
+
+    cheap_outputs()
+    real = ProcessGroup.begin_step
+
+    def begin_step(self: Any, seed: int, at: int) -> None:
+        if at == step:
+            action()
+        real(self, seed, at)
+
+    ProcessGroup.begin_step = begin_step  # type: ignore[method-assign]
+
+
+def wait_for_shipping(step: int) -> None:
+    """Before that step, until MLflow has a checkpoint: what the other processes know of the progress is then known."""
+    _note_recorders()
+    before_step(step, _shipped)
+
+
+def ship_then_signal_in_step(step: int, name: str) -> None:
+    """``wait_for_shipping``, and the signal after the others have had the time to hear of it."""
+
+    _note_recorders()
+
+    def act() -> None:
+        _shipped()
+        time.sleep(1.5)
+        send_signal(name)
+
+    before_step(step, act)
+
+
+_recorders: list[Any] = []
+
+
+def _note_recorders() -> None:
+    from cnn_jobs.tracking.recorder import JournalRecorder
+
+    real = JournalRecorder.start
+
+    def start(self: Any, *args: Any) -> None:
+        _recorders.append(self)
+        real(self, *args)
+
+    JournalRecorder.start = start  # type: ignore[method-assign]
+
+
+def _shipped() -> None:
+    end = time.monotonic() + 60
+    while not _recorders[0].checkpoints_sent and time.monotonic() < end:
+        time.sleep(0.05)

@@ -69,6 +69,15 @@ class Lab:
         """The key's run in MLflow."""
         return str(self._runs(task, key)[0].info.run_id)
 
+    def outcome_tags(self, task: str, key: str) -> Mapping[str, str]:
+        """The tags of the key's run."""
+        tags: Mapping[str, str] = self._runs(task, key)[0].data.tags
+        return tags
+
+    def count_of_runs(self, task: str, key: str) -> int:
+        """How many runs of the key MLflow has."""
+        return len(self._runs(task, key))
+
     def _runs(self, task: str, key: str) -> Any:
         from mlflow import MlflowClient
 

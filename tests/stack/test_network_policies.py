@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import yaml
 
-from tests.stack.manifests import K8S, STACK, Pod, block_of_page, build, pods
+from tests.stack.manifests import K8S, STACK, Pod, build, pods
 from tests.stack.network import Peer, allowed, matches, passes
 from tests.stack.network_table import (
     DNS,
@@ -77,9 +77,10 @@ def test_there_are_jobs_of_every_kind() -> None:
 
 
 def ddp_policy(job: str) -> dict[str, Any]:
-    """The manual's, for another Job."""
-    found: dict[str, Any] = yaml.safe_load(block_of_page("ddp").replace("task4a-ddp", job))
-    return found
+    """That of k8s/task4a-ddp-job.yaml, for another Job."""
+    text = (K8S / "task4a-ddp-job.yaml").read_text().replace("task4a-ddp", job)
+    (found,) = [each for each in yaml.safe_load_all(text) if each["kind"] == "NetworkPolicy"]
+    return dict(found)
 
 
 @pytest.mark.parametrize("port", [29500, 1024, 43210, 65535])

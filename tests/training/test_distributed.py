@@ -1,0 +1,80 @@
+"""What needs no second process; two of them: tests/integration/test_distributed.py."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+from cnn_jobs.preparation import _has_batch_norm
+from cnn_jobs.tasks import TASKS
+from cnn_jobs.training.distributed import OneProcess, ProcessGroup, backend_of, without_sync
+from tests.training.conftest import Experiment
+
+
+def member(rank: int, size: int) -> ProcessGroup:
+    """One that is connected to nobody."""
+    group = ProcessGroup.__new__(ProcessGroup)
+    group.rank, group.size, group._device = rank, size, torch.device("cpu")
+    return group
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 6])
+def test_the_parts_of_a_batch_are_the_batch(size: int) -> None:
+    batch = torch.randperm(12)
+    parts = [member(rank, size).part(batch) for rank in range(size)]
+    assert torch.equal(torch.cat(parts), batch)
+    assert {len(part) for part in parts} == {12 // size}
+
+
+@pytest.mark.parametrize("size", [2, 3, 5, 7])
+def test_the_shares_of_a_validation_are_all_images_once(size: int, experiment: Experiment) -> None:
+    validation = experiment.data().validation
+    shares = [member(rank, size).share(validation) for rank in range(size)]
+    assert torch.equal(torch.cat([share.indices for share in shares]), validation.indices)
+    assert max(map(len, shares)) - min(map(len, shares)) <= 1
+
+
+def test_dropout_draws_something_else_in_each_process_and_step_and_the_same_again() -> None:
+    drawn = {}
+    for rank in (0, 1):
+        for step in (0, 1):
+            member(rank, 2).begin_step(7, step)
+            drawn[rank, step] = torch.rand(4)
+    assert len({tuple(each.tolist()) for each in drawn.values()}) == 4
+    member(1, 2).begin_step(7, 1)
+    assert torch.equal(torch.rand(4), drawn[1, 1])
+
+
+def test_one_process_shares_nothing_and_draws_nothing(experiment: Experiment) -> None:
+    group, before = OneProcess(), torch.get_rng_state()
+    batch, loss = torch.arange(4), torch.tensor(1.0)
+    assert group.part(batch) is batch
+    assert group.share(experiment.data().validation) is not None
+    group.begin_step(0, 0)
+    assert group.reduce(nn.Linear(1, 1), loss) is loss
+    assert (group.stopping(True), group.stopping(False)) == (True, False)
+    assert group.total(None, 3) is None
+    torch.set_rng_state(before)
+
+
+def test_a_model_without_sync_is_the_same_model() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Sequential(nn.BatchNorm2d(4, eps=0.1), nn.ReLU()))
+    model(torch.randn(2, 3, 8, 8))
+    before = copy.deepcopy(model)
+    synced = nn.SyncBatchNorm.convert_sync_batchnorm(model)
+    weight = synced[1].weight
+    plain = without_sync(synced)
+    assert [type(each) for each in plain.modules()] == [type(each) for each in before.modules()]
+    assert plain[1].weight is weight  # what the optimiser holds
+    assert plain[2][0].eps == 0.1
+    assert list(plain.state_dict()) == list(before.state_dict())
+    images = torch.randn(2, 3, 8, 8)
+    assert torch.equal(plain.eval()(images), before.eval()(images))
+
+
+def test_who_has_batch_norm() -> None:
+    assert {name for name, task in TASKS.items() if not _has_batch_norm(task.network)} == {"task2", "task3d-plain"}
+    assert (backend_of(torch.device("cpu")), backend_of(torch.device("cuda"))) == ("gloo", "nccl")
