@@ -297,7 +297,7 @@ def test_other_settings_change_what_they_name_and_nothing_else() -> None:
 def test_without_a_data_volume_nothing_asks_for_one_and_caches_are_where_they_can_be_written() -> None:
     settings = Settings(data_claim="")
     for plan in choose([], data_volume=False):
-        job = yaml.safe_load(text_of(plan, settings))
+        job = next(yaml.safe_load_all(text_of(plan, settings)))
         assert not [each for each in pod_of(job)["volumes"] if "persistentVolumeClaim" in each]
         assert not {"CNN_JOBS_CACHE_DIR", "TORCH_HOME"} & env_of(job).keys()
         assert env_of(job)["HOME"] == "/tmp"

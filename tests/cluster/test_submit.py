@@ -98,9 +98,18 @@ def test_one_run_is_the_file_under_a_name_of_its_own(monkeypatch: pytest.MonkeyP
 
 def test_every_name_leaves_room_for_its_pods(monkeypatch: pytest.MonkeyPatch) -> None:
     for each in all_plans():
+        if each.name.endswith("-ddp"):
+            continue
         name = dry(monkeypatch, each.name)["metadata"]["name"]
         assert len(name) <= LONGEST_NAME
         assert len(f"{name}-9999-x7k2p") <= 63
+
+
+@pytest.mark.parametrize("name", ["task2-ddp", "task4a-ddp"])
+def test_a_job_with_a_service_and_a_policy_is_for_kubectl(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    done = submit(monkeypatch, name, "--dry-run")
+    assert (done.code, done.stdout) == (2, "")
+    assert done.error.endswith(f"which 'submit' does not make; use kubectl apply -f k8s/{name}-job.yaml")
 
 
 def test_options_reach_the_program(monkeypatch: pytest.MonkeyPatch) -> None:
