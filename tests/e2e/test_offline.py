@@ -14,8 +14,6 @@ import kubernetes_validate  # type: ignore[import-untyped]
 import pytest
 import yaml
 
-from cnn_jobs.cli import COMMANDS
-from cnn_jobs.cluster.plans import all_plans
 from tests.cluster.job_rules import refusals
 from tests.cluster.pod_security import violations
 from tests.conftest import free_port, until
@@ -235,8 +233,6 @@ def test_settings_are_read_and_each_is_in_the_manual() -> None:
 
 @pytest.mark.parametrize("name", ["task2", "task2-seeds", "report", "task2-ddp"])
 def test_a_job_made_small_is_valid_and_asks_for_little(name: str, tmp_path: Path) -> None:
-    if name not in {plan.name for plan in all_plans()}:
-        pytest.skip(f"there is no Job {name} yet")
     objects = jobs.render(Cluster("team-a"), Settings(image=IMAGE, namespace="team-a"), tmp_path, name)
     job = jobs.small(objects[0], arguments=("--epochs", "2"), env={"CNN_JOBS_LR": "0.1"}, backoffLimit=0)
     if "backoffLimitPerIndex" not in job["spec"]:
@@ -250,7 +246,6 @@ def test_a_job_made_small_is_valid_and_asks_for_little(name: str, tmp_path: Path
     assert {each["metadata"]["namespace"] for each in objects} == {"team-a"}
 
 
-@pytest.mark.skipif("submit" not in COMMANDS, reason="there is no 'cnn-jobs submit' yet")
 def test_what_submit_prints_can_be_made_small() -> None:
     words = ("submit", "task2", "--set", "epochs=1", "--seed", "7", "--gpu", "0", "--image", IMAGE)
     printed = yaml.safe_load(Cluster("team-a").program(*words, "--namespace", "team-a", "--dry-run"))

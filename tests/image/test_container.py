@@ -156,8 +156,8 @@ def test_a_data_set_that_is_baked_in_is_the_default(jobs: str, tmp_path: Path, s
         options = (f"--volume={state}:/state", "--env=MLFLOW_TRACKING_URI=sqlite:////state/mlflow.db")
         run("cnn-jobs-test:data", "train", "task2", "--epochs", "1", options=options)
         with sqlite3.connect(state / "mlflow.db") as database:
-            (data,) = database.execute("select value from params where key = 'data'").fetchone()
-        assert data == "/opt/data/prepared.npz"
+            (source,) = database.execute("select dataset_source from datasets").fetchone()
+        assert "/opt/data/prepared.npz" in source
     finally:
         call("buildah", "rmi", "localhost/cnn-jobs-test:data")
 
