@@ -26,7 +26,7 @@ from cnn_jobs.stop import StopRequest
 if TYPE_CHECKING:  # the command line meets the others while torch is imported
     import torch
 
-    from cnn_jobs.training.distributed import Group
+    from cnn_jobs.training.group import Group
 
 # A process that was not heard of for so long is gone. Far above what a busy machine or a full disk delays a thread by,
 # far enough below the minute within which the others have to end.
@@ -63,7 +63,7 @@ class Alone:
 
     def start(self, threads: int, device: torch.device) -> Group:
         """A group of one."""
-        from cnn_jobs.training.distributed import OneProcess
+        from cnn_jobs.training.group import OneProcess
 
         return OneProcess()
 

@@ -1,4 +1,4 @@
-"""What one process of a training shares with the others at each step: nothing where it is alone, else gradients.
+"""What processes that train one run share at each step: gradients, the loss, and the wish to stop.
 
 Not torch's ``DistributedDataParallel``: it rebuilds its buckets after the first step, so that a training that goes on
 from a checkpoint adds up in another order than one that never stopped; and it renames the parameters. Here all
@@ -13,7 +13,7 @@ import threading
 import time
 from collections.abc import Callable
 from datetime import timedelta
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import distributed as dist
@@ -34,70 +34,6 @@ COLLECTIVE_TIMEOUT = timedelta(hours=2)
 REASON_S = 5.0
 # On CUDA, of a main thread that does not come out of a call to the driver.
 STUCK_S = 25.0
-
-
-class Group(Protocol):
-    """The processes of a training, as the loop sees them. Every process calls the same methods in the same order."""
-
-    def adopt(self, state: TrainState) -> None:
-        """Before the first step: all of them begin with the state of rank 0."""
-
-    def close(self, state: TrainState) -> None:
-        """After the last step: each is alone again."""
-
-    def part(self, batch: torch.Tensor) -> torch.Tensor:
-        """This process' share of a global batch, along its first dimension."""
-
-    def share(self, examples: Examples) -> Examples:
-        """This process' share of what is evaluated."""
-
-    def begin_step(self, seed: int, step: int) -> None:
-        """Called before each step: dropout must not draw the same in all processes."""
-
-    def stopping(self, wish: bool) -> bool:
-        """Whether all of them stop now, because one of them wished it."""
-
-    def reduce(self, model: nn.Module, loss: torch.Tensor) -> torch.Tensor:
-        """Makes gradients, and the loss that is returned, those of the global batch.
-
-        Raises ``PeerLostError``; the weights are then as they were before the step.
-        """
-
-    def total(self, part: Evaluation | None, images: int) -> Evaluation | None:
-        """Figures over all shares, of which this one has so many images; ``None`` where one was not finished."""
-
-
-class OneProcess:
-    """Nothing to share."""
-
-    def adopt(self, state: TrainState) -> None:
-        """It has it already."""
-
-    def close(self, state: TrainState) -> None:
-        """It was alone all the time."""
-
-    def part(self, batch: torch.Tensor) -> torch.Tensor:
-        """All of it."""
-        return batch
-
-    def share(self, examples: Examples) -> Examples:
-        """All of them."""
-        return examples
-
-    def begin_step(self, seed: int, step: int) -> None:
-        """The generators go on from where they are."""
-
-    def stopping(self, wish: bool) -> bool:
-        """Its own wish."""
-        return wish
-
-    def reduce(self, model: nn.Module, loss: torch.Tensor) -> torch.Tensor:
-        """Its own gradients."""
-        return loss
-
-    def total(self, part: Evaluation | None, images: int) -> Evaluation | None:
-        """Its own figures."""
-        return part
 
 
 class ProcessGroup:

@@ -16,9 +16,9 @@ from cnn_jobs.data.batches import Examples, TrainingData, augmentation_generator
 from cnn_jobs.data.split import epoch_order
 from cnn_jobs.errors import RecipeError
 from cnn_jobs.recipe import Recipe
-from cnn_jobs.training.distributed import Group, OneProcess
 from cnn_jobs.training.early_stopping import should_stop_early
 from cnn_jobs.training.evaluation import Evaluation, EvaluationStoppedError, evaluate, precision_context
+from cnn_jobs.training.group import Group, OneProcess
 from cnn_jobs.training.loss_log import LossLog, diverged
 from cnn_jobs.training.recorder import NullRecorder, Recorder
 from cnn_jobs.training.state import TrainState, Validation

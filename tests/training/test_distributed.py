@@ -10,7 +10,8 @@ from torch import nn
 
 from cnn_jobs.preparation import _has_batch_norm
 from cnn_jobs.tasks import TASKS
-from cnn_jobs.training.distributed import OneProcess, ProcessGroup, backend_of, without_sync
+from cnn_jobs.training.distributed import ProcessGroup, backend_of, without_sync
+from cnn_jobs.training.group import OneProcess
 from tests.training.conftest import Experiment
 
 
