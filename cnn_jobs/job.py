@@ -182,9 +182,8 @@ class _Job:
             if ending is Ending.INTERRUPTED:
                 path = saver.save_and_ship(state)
                 self._raise_if_failed()
-                raise InterruptedRunError(
-                    f"stopped by {stop.signal_name} after step {state.step}; its state is in {path}"
-                )
+                who = stop.signal_name or "another process"
+                raise InterruptedRunError(f"stopped by {who} after step {state.step}; its state is in {path}")
         stop.check()
         self.watcher.phase(Phase.EVALUATION, "final figures of the best and the last model")
         results = outputs.final_evaluations(state, data, run.recipe, run.ledger)

@@ -32,6 +32,9 @@ if TYPE_CHECKING:  # the command line meets the others while torch is imported
 # far enough below the minute within which the others have to end.
 SILENT_S = 20.0
 POLL_S = 0.05
+# After a signal: how long rank 0 is waited for, which saves the run's state and says so. Below the ten seconds within
+# which a process has to end.
+LAST_WORD_S = 8.0
 # How long rank 0 waits for the others to have heard how it ended.
 FAREWELL_S, EARLY_FAREWELL_S = 5.0, 15.0
 Answer = TypeVar("Answer")
@@ -144,8 +147,11 @@ class Company:
         return self.said(0, "end")
 
     def wait_for_end(self) -> None:
-        """Until rank 0 has finished the run. Raises what it ended with."""
-        word = self._wait(self.end_word)
+        """Until rank 0 has finished the run. Raises what it ended with.
+
+        After a signal it is waited for, too: its last word says whether the run's state is saved.
+        """
+        word = self._wait(self.end_word, grace_s=LAST_WORD_S)
         if word["code"]:
             raise _error_of(word)
 
@@ -188,10 +194,14 @@ class Company:
         stopped = heard or bool(self._stop.signal_name)
         return {"stop": stopped, "saved": self.saved()}
 
-    def _wait(self, question: Callable[[], Answer], on_timeout: Callable[[], str] | None = None) -> Answer:
-        """The first true answer; raises as ``check`` does, after a signal, and what ``on_timeout`` says."""
+    def _wait(
+        self, question: Callable[[], Answer], on_timeout: Callable[[], str] | None = None, *, grace_s: float = 0.0
+    ) -> Answer:
+        """The first true answer; raises as ``check`` does, ``grace_s`` after a signal, and what ``on_timeout`` says."""
         while not (answer := question()):
-            self._stop.check()
+            # Half a second is what is left at the least.
+            if not self._stop.signal_name or self._stop.seconds_left(grace_s) <= 0.5:
+                self._stop.check()
             self.check()
             if on_timeout and time.monotonic() - self._began > self.world.timeout_s:
                 raise RendezvousError(on_timeout())
