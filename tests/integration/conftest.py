@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator
 
 import pytest
@@ -23,3 +24,5 @@ def lab(tmp_path_factory: pytest.TempPathFactory, tiny_dataset: Dataset) -> Iter
             yield Lab(children, server.url, folder / "small.npz", folder)
     finally:
         stop_server(folder / "server")
+        # A module's runs are gigabytes where the network is ResNet18's.
+        shutil.rmtree(folder)

@@ -6,6 +6,7 @@ import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -100,10 +101,8 @@ class Lab:
                     clock_rows.append((name, point.step))
                 else:
                     rows.append((name, point.step, point.value))
-        target = self.folder / f"artifacts-{key}"
-        target.mkdir(exist_ok=True)
-        path = client.download_artifacts(run.info.run_id, "checkpoints/last.pt", str(target))
-        saved = load_checkpoint(Path(path))
+        with TemporaryDirectory(dir=self.folder) as target:
+            saved = load_checkpoint(Path(client.download_artifacts(run.info.run_id, "checkpoints/last.pt", target)))
         state = {name: saved[name] for name in STATE}
         return Outcome(sorted(rows), state, run.data.tags, run.info.status, len(found), sorted(clock_rows))
 

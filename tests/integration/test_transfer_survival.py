@@ -53,3 +53,4 @@ def test_killed_anywhere_and_continued_it_is_the_same_run(
         found = place * 10 + (10 if sent == "SIGTERM" else 0)  # the chunk under way is finished
         assert f"frozen trunk: {found} of 52 images" in second.stderr
     assert compare(reference, lab.outcome("task4a", key)) == []
+    lab.lose_state(key)  # 200 MB
