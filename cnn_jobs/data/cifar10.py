@@ -98,7 +98,7 @@ def _explained(error: Exception, archive: Path, url: str) -> CnnJobsError:
             error.close()  # it holds the connection
         return RemoteDataError(
             f"{NAME}: cannot be downloaded ({why}); "
-            f"put the archive at {archive}, or choose --data: "
+            f"put the archive at {archive}, or train on other data (--data): "
             "a file that 'cnn-jobs data prepare' made, or an ImageFolder directory or .zip"
         )
     if isinstance(error, OSError) and error.errno is not None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from fractions import Fraction
+from collections.abc import Iterator
+from contextlib import contextmanager
+from unittest import mock
 
 import pytest
 import torch
@@ -10,32 +12,20 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from torch import nn
 
+from cnn_jobs.models import winograd
 from cnn_jobs.models.build import build_model, build_network, whole_network
-from cnn_jobs.models.winograd import LARGEST_KERNEL, LARGEST_TILE, WinogradConv2d, _squared, best_tile, matrices, suits
+from cnn_jobs.models.winograd import WinogradConv2d, suits
+from cnn_jobs.models.winograd_plan import LARGEST_KERNEL, _as_tensors, best_tile
 from cnn_jobs.tasks import TASKS, get_task
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
-NUMBERS = st.fractions(min_value=-9, max_value=9, max_denominator=7)
 
-
-def times(matrix: list[list[Fraction]], vector: list[Fraction]) -> list[Fraction]:
-    return [sum((a * b for a, b in zip(row, vector, strict=True)), Fraction(0)) for row in matrix]
-
-
-@pytest.mark.parametrize("r", range(2, LARGEST_KERNEL + 1))
-@pytest.mark.parametrize("m", range(1, LARGEST_TILE))
-@settings(max_examples=5)
-@given(data=st.data())
-def test_the_matrices_give_the_correlation_exactly(m: int, r: int, data: st.DataObject) -> None:
-    if m + r - 1 > LARGEST_TILE:
-        return
-    kernel = data.draw(st.lists(NUMBERS, min_size=r, max_size=r))
-    pixels = data.draw(st.lists(NUMBERS, min_size=m + r - 1, max_size=m + r - 1))
-    to_output, to_kernel, to_input = matrices(m, r)
-    products = [a * b for a, b in zip(times(to_kernel, kernel), times(to_input, pixels), strict=True)]
-    expected = [sum((pixels[i + j] * kernel[j] for j in range(r)), Fraction(0)) for i in range(m)]
-    assert times(to_output, products) == expected
+@contextmanager
+def tiles(square: bool) -> Iterator[None]:
+    """Of that kind, however few the channels."""
+    with mock.patch.object(winograd, "LEAST_CHANNELS_FOR_SQUARES", 1 if square else 10_000):
+        yield
 
 
 @settings(max_examples=40)
@@ -48,6 +38,7 @@ def test_the_matrices_give_the_correlation_exactly(m: int, r: int, data: st.Data
     count=st.integers(1, 3),
     bias=st.booleans(),
     channels_last=st.booleans(),
+    square=st.booleans(),
 )
 def test_outputs_and_all_gradients_are_those_of_a_convolution(
     r: int,
@@ -58,6 +49,7 @@ def test_outputs_and_all_gradients_are_those_of_a_convolution(
     count: int,
     bias: bool,
     channels_last: bool,
+    square: bool,
 ) -> None:
     ours = WinogradConv2d(channels, filters, r, padding=padding, bias=bias).double()
     theirs = nn.Conv2d(channels, filters, r, padding=padding, bias=bias).double()
@@ -66,7 +58,8 @@ def test_outputs_and_all_gradients_are_those_of_a_convolution(
     if channels_last:
         images = images.contiguous(memory_format=torch.channels_last)
     first, second = images.clone().requires_grad_(), images.clone().requires_grad_()
-    output, expected = ours._by_tiles(first), theirs(second)
+    with tiles(square):
+        output, expected = ours._by_tiles(first), theirs(second)
     torch.testing.assert_close(output, expected, rtol=1e-9, atol=1e-9)
     weights = torch.randn_like(expected)
     (output * weights).sum().backward()
@@ -76,8 +69,27 @@ def test_outputs_and_all_gradients_are_those_of_a_convolution(
         torch.testing.assert_close(one.grad, other.grad, rtol=1e-9, atol=1e-9)
 
 
+@pytest.mark.parametrize("frozen", ["images", "weight"])
+@pytest.mark.parametrize("square", [False, True])
+def test_what_is_frozen_has_no_gradient_and_the_others_have_theirs(square: bool, frozen: str) -> None:
+    ours, theirs = (WinogradConv2d(2, 3, 3, padding=1).double() for _ in range(2))
+    theirs.load_state_dict(ours.state_dict())
+    images = torch.randn(2, 2, 9, 7, dtype=torch.double)
+    gradients = []
+    with tiles(square):
+        for layer, forward in ((ours, WinogradConv2d._by_tiles), (theirs, nn.Conv2d.forward)):
+            layer.weight.requires_grad_(frozen != "weight")
+            given = images.clone().requires_grad_(frozen != "images")
+            forward(layer, given).square().sum().backward()
+            gradients.append([given.grad, layer.weight.grad, layer.bias.grad])
+    for own, other in zip(*gradients, strict=True):
+        assert (own is None) == (other is None)
+        torch.testing.assert_close(own, other, rtol=1e-9, atol=1e-9)
+    assert sum(gradient is None for gradient in gradients[0]) == 1
+
+
 @pytest.mark.parametrize(
-    ("channels", "side", "filters", "kernel"), [(64, 8, 128, 5), (128, 7, 256, 3), (512, 7, 512, 3)]
+    ("channels", "side", "filters", "kernel"), [(32, 16, 64, 5), (64, 8, 128, 5), (128, 7, 256, 3), (512, 7, 512, 3)]
 )
 def test_rounding_in_float32_stays_within_3e_5_of_the_largest_output(
     channels: int, side: int, filters: int, kernel: int
@@ -93,18 +105,20 @@ def test_rounding_in_float32_stays_within_3e_5_of_the_largest_output(
 
 
 def test_the_tile_is_the_one_with_the_fewest_multiplications() -> None:
-    assert best_tile(7, 7, 3) == 4  # 2 * 2 tiles of 36; one of 5 would need as many tiles of 49
-    assert best_tile(15, 15, 3) == 5  # 3 * 3 tiles of 49 against 4 * 4 of 36
-    assert best_tile(8, 8, 5) == 4
-    assert best_tile(6, 6, 3) == 3  # one of 6 would need fewer multiplications, but kernels of 64 numbers
+    assert best_tile((7, 7), 3, square=True) == 4  # 2 * 2 tiles of 36; one of 5 would need as many tiles of 49
+    assert best_tile((15, 15), 3, square=True) == 5  # 3 * 3 tiles of 49 against 4 * 4 of 36
+    assert best_tile((8, 8), 5, square=True) == 4
+    assert best_tile((6, 6), 3, square=True) == 3  # one of 6: fewer multiplications, but kernels of 64 numbers
+    assert best_tile((16, 16), 5, square=False) == 4
+    assert best_tile((15, 99), 3, square=False) == 5  # 3 tiles of 7 a column, however many columns
 
 
 @given(
     side=st.integers(5, 18), kernel=st.integers(3, 5), padding=st.integers(0, 2), window=st.integers(1, 4),
-    stride=st.integers(1, 4),
+    stride=st.integers(1, 4), square=st.booleans(),
 )  # fmt: skip
 def test_what_a_pooling_leaves_over_is_not_computed_and_nothing_changes(
-    side: int, kernel: int, padding: int, window: int, stride: int
+    side: int, kernel: int, padding: int, window: int, stride: int, square: bool
 ) -> None:
     whole = side + 2 * padding - kernel + 1
     assume(whole >= window)
@@ -115,12 +129,13 @@ def test_what_a_pooling_leaves_over_is_not_computed_and_nothing_changes(
     results = []
     for by_tiles in (True, False):
         images = torch.randn(2, 3, side, side, generator=torch.Generator().manual_seed(1), dtype=torch.double)
-        outputs = (
-            layer._by_tiles(images.requires_grad_()) if by_tiles else nn.Conv2d.forward(layer, images.requires_grad_())
-        )
+        with tiles(square):
+            forward = WinogradConv2d._by_tiles if by_tiles else nn.Conv2d.forward
+            outputs = forward(layer, images.requires_grad_())
         if by_tiles:
             left_over = (whole - window) % stride
-            assert outputs.shape[2:] == (whole - left_over * (left_over <= padding),) * 2
+            read = whole - left_over * (left_over <= padding)
+            assert outputs.shape[2:] == (read, read if square else whole)
         pooled = pool(outputs)
         layer.zero_grad()
         (pooled * torch.arange(pooled.numel()).view(pooled.shape)).sum().backward()
@@ -171,16 +186,17 @@ def test_a_seed_gives_the_weights_of_the_plain_layer() -> None:
 
 
 def test_tiles_are_for_many_channels_and_small_kernels() -> None:
-    assert suits(64, 5, 1)
+    assert suits(32, 5, 1)
+    assert not suits(63, 3, 1)
     assert suits(64, 3, 1)
     assert not suits(512, 3, 2)
     assert not suits(512, 1, 1)
     assert not suits(512, 7, 1)
-    assert not suits(32, 5, 1)
+    assert not suits(31, 5, 1)
 
 
 def test_it_learns_after_an_evaluation_was_the_first_to_use_it() -> None:
-    _squared.cache_clear()
+    _as_tensors.cache_clear()
     layer, images = WinogradConv2d(64, 8, 5, padding=2), torch.randn(1, 64, 8, 8)
     with torch.inference_mode():
         layer(images)
