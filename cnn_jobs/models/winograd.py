@@ -152,7 +152,7 @@ def _as_images(tiles: torch.Tensor, batch: int, by: Plan, columns: Side) -> torc
 
 def _by_number(images: torch.Tensor, numbers: int) -> torch.Tensor:
     """The other way round."""
-    return images.permute(0, 2, 3, 1).view(-1, numbers, images.shape[1] // numbers)
+    return images.permute(0, 2, 3, 1).reshape(-1, numbers, images.shape[1] // numbers)
 
 
 def suits(channels: int, kernel: int, stride: int) -> bool:
