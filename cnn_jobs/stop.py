@@ -35,24 +35,6 @@ def _end(limit_s: float) -> None:
     raise StoppedError("stopped by SIGTERM")
 
 
-def end_on_ctrl_c(exit_code: int, limit_s: float = 2.0) -> None:
-    """From now on SIGINT raises ``KeyboardInterrupt`` in the main thread, and ends the process with ``exit_code`` after
-    ``limit_s`` seconds, whatever it still does then; call it in the main thread.
-
-    For commands that would go on for ever: Python drops an exception that is raised while it runs a weak reference's
-    callback or a ``__del__``, and that one was the only sign of Ctrl-C. Where SIGINT is ignored it stays so.
-    """
-    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
-        signal.signal(signal.SIGINT, lambda number, frame: _interrupt(exit_code, limit_s))
-
-
-def _interrupt(exit_code: int, limit_s: float) -> None:
-    last = threading.Timer(limit_s, os._exit, (exit_code,))
-    last.daemon = True
-    last.start()
-    raise KeyboardInterrupt
-
-
 class StopRequest:
     """Whether this process has to stop: a signal has come, or a thread of it has died.
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -25,6 +26,13 @@ settings.load_profile("cnn-jobs")
 
 # MLflow 3.17 on SQLAlchemy 2.1: not ours to change, and only for tests that open such a database themselves.
 MLFLOW_WARNING = "ignore:The ``noload`` loader strategy is deprecated:DeprecationWarning"
+
+
+def pytest_configure() -> None:
+    """What a shell starts in the background (``make test &``) ignores Ctrl-C, and so would every process that a test
+    starts and sends a SIGINT."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

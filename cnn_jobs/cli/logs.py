@@ -11,7 +11,6 @@ from cnn_jobs.cli.options import env_name, option
 from cnn_jobs.cluster.client import Cluster
 from cnn_jobs.cluster.logs import Follower, choose_job, present
 from cnn_jobs.errors import UserError
-from cnn_jobs.stop import end_on_ctrl_c
 
 # As a shell says it of a program that Ctrl-C ended.
 INTERRUPTED = 130
@@ -43,7 +42,6 @@ def logs(job: str, follow: bool, index: int | None, all_attempts: bool, namespac
     """
     if follow and all_attempts:
         raise UserError("--follow begins with the pods that are there, all of them; leave --all-attempts out")
-    end_on_ctrl_c(INTERRUPTED)
     try:
         cluster = Cluster(namespace, context)
         found = choose_job(cluster, job, index)

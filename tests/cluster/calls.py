@@ -32,7 +32,6 @@ def call(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> Called:
     monkeypatch.setattr("cnn_jobs.cli.log_format.configure", lambda form: None)
     monkeypatch.setattr("cnn_jobs.cli.show_stacks", lambda: None)
     monkeypatch.setattr("cnn_jobs.cli.end_on_sigterm", lambda: None)
-    monkeypatch.setattr("cnn_jobs.cli.logs.end_on_ctrl_c", lambda exit_code: None)
     out, err = io.StringIO(), io.StringIO()
     code = 0
     with redirect_stdout(out), redirect_stderr(err):
