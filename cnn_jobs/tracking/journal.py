@@ -168,6 +168,15 @@ class Reader:
             raise from_os_error(error, self._path) from error
         return []
 
+    def size(self) -> int:
+        """Bytes that the file has now; none where it is not there yet. Raises ``StateDirError`` as ``read``."""
+        try:
+            return self._path.stat().st_size
+        except FileNotFoundError:
+            return 0
+        except OSError as error:
+            raise from_os_error(error, self._path) from error
+
     def _lines(self, stream: BinaryIO) -> bytes:
         """Some MB of whole lines, or one that is longer."""
         stream.seek(self.offset)

@@ -79,7 +79,10 @@ class Shipper:
         run = self.run or self._join()
         try:
             self._beat(run)
-            while entries := self._reader.read():
+            # What comes meanwhile is the next round's: a training whose steps are quicker than a call to the server
+            # would hold up its checkpoints until it ends.
+            end = self._reader.size()
+            while self._reader.offset < end and (entries := self._reader.read()):
                 self._sort(entries)
                 self._read_to = max(self._read_to, entries[-1].seq)
                 self._send_values(run)

@@ -42,8 +42,9 @@ pytestmark = [
 ]
 
 EXPERIMENT = "cnn-jobs"  # of the stack's ConfigMap
-# 900 of 1,000 pictures train: 45 steps an epoch, a validation and a checkpoint after each.
-EPOCHS, STEPS = 8, 360
+# 900 of 1,000 pictures train: 45 steps an epoch, a validation and a checkpoint after each. Many of them: the first
+# checkpoint has to be in MLflow well before the last step, also on a fast machine.
+EPOCHS, STEPS = 20, 900
 PROBE = """
 import json, socket, sys
 def ask(host, port):

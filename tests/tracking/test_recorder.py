@@ -167,6 +167,27 @@ def test_files_that_do_not_get_through_hold_up_no_metric(
     assert client(mlflow_uri).get_run(recorder.run_id).info.status == "RUNNING"
 
 
+def test_steps_that_are_quicker_than_a_call_hold_up_no_checkpoint(
+    mlflow_uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    steps, sent = itertools.count(2), threading.Event()
+    with recording(mlflow_uri, tmp_path) as recorder:
+
+        def train_on() -> None:
+            if not sent.is_set():
+                recorder.metrics({"train/loss": 1.0}, next(steps))
+
+        failing(monkeypatch, "log_metrics", train_on)
+        failing(monkeypatch, "upload", sent.set)
+        path = tmp_path / "key" / "last.pt"
+        path.write_text("weights")
+        recorder.artifact(path, "checkpoints/last.pt", passing=True)
+        recorder.metrics({"train/loss": 1.0}, 1)
+        assert sent.wait(10)
+        assert finish(recorder)
+    assert [step for step, _ in rows(mlflow_uri, recorder.run_id)] == list(range(1, next(steps)))
+
+
 def test_a_refused_record_is_kept_and_the_run_is_failed(mlflow_uri: str, tmp_path: Path) -> None:
     with recording(mlflow_uri, tmp_path) as recorder:
         recorder.metrics({"train/loss": 1.0}, 1)
