@@ -59,7 +59,7 @@ class Settings:
     aws_default_region: str = ""
     require_network_policy: bool = False
     # Of the runs that are disturbed: some 80 steps and two validations each.
-    long_epochs: int = 10
+    long_epochs: int = 15
     patience: float = 1.0
 
     def __post_init__(self) -> None:
