@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,6 +20,7 @@ TIMEOUT_S = (5, 30)
 # A follower of a silent log asks again after this time: a connection that died unheard is found.
 LOG_SILENCE_S = 300
 FOLLOWERS = 128
+_VERSION = re.compile(r"v?(\d+)\.(\d+)\b")
 _ACCOUNT = Path("/var/run/secrets/kubernetes.io/serviceaccount/token")
 
 
@@ -92,10 +94,14 @@ class Cluster:
         groups = self._json(self._groups.get_api_versions)["groups"]
         return any(each["name"] == name for each in groups)
 
-    def version(self) -> tuple[int, int]:
-        """The cluster's major and minor version; some say ``31+``."""
-        found = self._json(self._version.get_code)
-        return int(found["major"]), int(found["minor"].rstrip("+"))
+    def version(self) -> tuple[int, int] | None:
+        """The cluster's major and minor version; ``None`` where its build does not say (0.0).
+
+        By ``gitVersion``, as kubectl does: builds of one's own may leave ``major`` and ``minor`` empty.
+        """
+        found = _VERSION.match(str(self._json(self._version.get_code).get("gitVersion")))
+        major, minor = (int(each) for each in found.groups()) if found else (0, 0)
+        return (major, minor) if major else None
 
     def _pieces(self, response: Any) -> Iterator[bytes]:
         from urllib3.exceptions import HTTPError

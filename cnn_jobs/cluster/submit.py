@@ -110,11 +110,11 @@ def submit(cluster: Cluster, request: Request) -> Object:
 def _check_version(cluster: Cluster) -> None:
     """Else a run that can never work would be tried again, and two attempts of one run could train side by side."""
     with contextlib.suppress(ClusterRefusalError):
-        major, minor = cluster.version()
-        if (major, minor) < OLDEST:
+        version = cluster.version()
+        if version and version < OLDEST:
             raise UserError(
-                f"the cluster is Kubernetes {major}.{minor}, which drops what these Jobs rely on (podFailurePolicy, "
-                f"podReplacementPolicy); use one of {OLDEST[0]}.{OLDEST[1]} or later"
+                f"the cluster is Kubernetes {version[0]}.{version[1]}, which drops what these Jobs rely on "
+                f"(podFailurePolicy, podReplacementPolicy); use one of {OLDEST[0]}.{OLDEST[1]} or later"
             )
 
 

@@ -50,7 +50,7 @@ class FakeApi:
         self.tokens: list[str] = []
         self.faults: list[tuple[Callable[[str, str], bool], int, Object]] = []
         self.groups = ["apps", "batch"]
-        self.version = ("1", "36")
+        self.version = {"major": "1", "minor": "36", "gitVersion": "v1.36.0"}
         self.on_delete: Callable[[Object], object] = self._forget
         self.delete_options: list[Object] = []
         self.news = threading.Condition()
@@ -224,8 +224,7 @@ class _Handler(BaseHTTPRequestHandler):
             self._answer(200, {"kind": "APIGroupList", "apiVersion": "v1", "groups": groups})
             return
         if parts.path.rstrip("/") == "/version":
-            major, minor = api.version
-            self._answer(200, {"major": major, "minor": minor, "gitVersion": f"v{major}.{minor}.0"})
+            self._answer(200, api.version)
             return
         found = _PATH.fullmatch(parts.path)
         assert found, self.path

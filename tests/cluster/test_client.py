@@ -80,7 +80,7 @@ def test_a_server_that_hangs_up_may_have_made_the_job(
     with socket.create_server(("127.0.0.1", 0)) as server:
 
         def hang_up() -> None:
-            version = b'{"major": "1", "minor": "36"}'
+            version = b'{"gitVersion": "v1.36.0"}'
             head = f"HTTP/1.1 200 OK\r\nContent-Length: {len(version)}\r\nConnection: close\r\n\r\n"
             with server.accept()[0] as asked:
                 asked.recv(65536)

@@ -256,15 +256,29 @@ def test_a_name_that_is_taken_is_not_the_end(api: FakeApi, monkeypatch: pytest.M
     assert "already exists" in done.error
 
 
-@pytest.mark.parametrize(("minor", "code"), [("20", 2), ("30", 2), ("31+", 0)])
+@pytest.mark.parametrize(
+    ("major", "minor", "version", "code"),
+    [
+        ("1", "20", "v1.20.15", 2),
+        ("1", "30+", "v1.30.9-eks-1a2b3c4", 2),
+        ("1", "31+", "v1.31.1-gke.1146000", 0),
+        ("1", "36", "v1.36.0+k3s1", 0),
+        ("1", "100", "v1.100.0", 0),
+        # Built without version numbers, with one of three, with a word in their place.
+        ("0", "0", "v0.0.0-master+$Format:%H$", 0),
+        ("", "", "v1.36.0", 0),
+        ("", "", "v1.30.0", 2),
+        ("", "", "development", 0),
+    ],
+)
 def test_a_cluster_that_would_drop_fields_in_silence_is_refused(
-    api: FakeApi, monkeypatch: pytest.MonkeyPatch, minor: str, code: int
+    api: FakeApi, monkeypatch: pytest.MonkeyPatch, major: str, minor: str, version: str, code: int
 ) -> None:
-    api.version = ("1", minor)
+    api.version = {"major": major, "minor": minor, "gitVersion": version}
     done = submit(monkeypatch, "task2")
-    assert (done.code, len(api.jobs)) == (code, code == 0)
+    assert (done.code, len(api.jobs)) == (code, code == 0), done.error
     if code:
-        assert f"the cluster is Kubernetes 1.{minor}, which drops" in done.error
+        assert f"the cluster is Kubernetes {version[1:5]}, which drops" in done.error
 
 
 def test_a_queue_needs_kueue(api: FakeApi, monkeypatch: pytest.MonkeyPatch) -> None:
