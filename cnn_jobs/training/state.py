@@ -100,6 +100,7 @@ class TrainState:
         self.model.load_state_dict(saved["model"])
         # A copy: torch's optimisers go on with the very tensors that they are given.
         self.optimizer.load_state_dict(copy.deepcopy(saved["optimizer"]))
+        _lay_out_like_parameters(self.optimizer)
         self.epoch, self.batch, self.step = saved["epoch"], saved["batch"], saved["step"]
         self.train_losses = list(saved["train_losses"])
         self.validations = [_validation(values) for values in saved["validations"]]
@@ -132,6 +133,15 @@ def build_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
         return torch.optim.Adam(model.parameters(), lr=recipe.lr, weight_decay=recipe.weight_decay, fused=True)
     # Not fused: on a CPU that took twice as long for plain SGD, while Adam's took half (docs/log.md).
     return torch.optim.SGD(model.parameters(), lr=recipe.lr, momentum=recipe.momentum, weight_decay=recipe.weight_decay)
+
+
+def _lay_out_like_parameters(optimizer: torch.optim.Optimizer) -> None:
+    """Torch's fused Adam takes the moments of a parameter number by number as they lie in memory, whatever their
+    strides say: those saved on another device, whose convolutions lie otherwise, would go to other weights."""
+    for parameter, values in optimizer.state.items():
+        for name, value in values.items():
+            if isinstance(value, torch.Tensor) and value.shape == parameter.shape:
+                values[name] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
 
 
 def copy_weights(model: nn.Module) -> dict[str, torch.Tensor]:
