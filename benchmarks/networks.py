@@ -8,6 +8,7 @@ from collections import OrderedDict
 import torch
 from torch import nn
 
+from cnn_jobs.models.pooling import LateBiasConv2d
 from cnn_jobs.models.spec import ConvNet
 from cnn_jobs.models.winograd import WinogradConv2d
 
@@ -44,6 +45,14 @@ def usual_network(spec: ConvNet, like: nn.Module, *, own_convolutions: bool = Fa
         {name: value.clone(memory_format=torch.contiguous_format) for name, value in weights.items()}
     )
     return network
+
+
+def with_early_bias(model: nn.Module) -> nn.Module:
+    """``model`` itself, every bias added by the convolution that it belongs to."""
+    for module in model.modules():
+        if isinstance(module, LateBiasConv2d):
+            module.bias_is_late = False
+    return model
 
 
 def with_plain_convolutions(model: nn.Module) -> nn.Module:

@@ -10,7 +10,7 @@ import torch
 
 from benchmarks.contenders import Ceiling, Contender, OurLoop
 from benchmarks.lightning_loop import LightningLoop
-from benchmarks.networks import assert_same_function, usual_network, with_plain_convolutions
+from benchmarks.networks import assert_same_function, usual_network, with_early_bias, with_plain_convolutions
 from benchmarks.rounds import CALIBRATION_STEPS, STRETCH_S, UNTIMED_STEPS, calibrated_steps, closing_all, measure_rounds
 from benchmarks.setting import Setting
 from benchmarks.usual import PictureDataset, UsualLoop
@@ -73,6 +73,7 @@ def _ablations(setting: Setting) -> Mapping[str, Contender]:
     return {
         "shipped": Ceiling(setting),
         "relu_before_pool": optimized(usual_model(last, own_convolutions=True), last),
+        "bias_before_pool": optimized(with_early_bias(setting.new_state().model), last),
         "plain_convolution": optimized(with_plain_convolutions(setting.new_state().model), last),
         "contiguous": optimized(setting.new_state(Placement(setting.placement.device, contiguous)).model, contiguous),
         "plain_optimizer": Ceiling(setting, model=state.model, optimizer=plain),

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from cnn_jobs.models.describe import describe
+from cnn_jobs.models.pooling import add_bias_late
 from cnn_jobs.models.resnet import Trunk, build_resnet18
 from cnn_jobs.models.spec import ConvBlock, ConvNet, InputTransform, Network, ResNet18
 from cnn_jobs.models.winograd import WinogradConv2d, use_tiles
@@ -48,8 +49,11 @@ def build_model(network: ConvNet, image: tuple[int, int, int], classes: int, see
         torch.manual_seed(seed)
         model = use_tiles(nn.Sequential(_modules(network, image[0], features, classes)))
     for number, block in enumerate(network.blocks, start=1):
-        if isinstance(convolution := model.get_submodule(f"conv{number}"), WinogradConv2d):
+        convolution, pool = model.get_submodule(f"conv{number}"), model.get_submodule(f"pool{number}")
+        if isinstance(convolution, WinogradConv2d):  # a bias costs next to nothing there
             convolution.pooling = (block.pool.kernel, block.pool.stride)
+        elif isinstance(convolution, nn.Conv2d) and isinstance(pool, nn.MaxPool2d):
+            add_bias_late(convolution, pool)
     return model
 
 

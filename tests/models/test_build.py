@@ -63,7 +63,12 @@ AVERAGE_BLOCK = ["Conv2d", "ReLU", "AvgPool2d"]
 )
 def test_the_order_of_layers(name: str, block: list[str], head: list[str]) -> None:
     model = build_model(get_task(name).network, IMAGE, 10, seed=0)
-    own = {"WinogradConv2d": "Conv2d", "UniformDropout": "Dropout"}
+    own = {
+        "WinogradConv2d": "Conv2d",
+        "LateBiasConv2d": "Conv2d",
+        "BiasMaxPool2d": "MaxPool2d",
+        "UniformDropout": "Dropout",
+    }
     names = [own.get(type(module).__name__, type(module).__name__) for module in model]
     assert names == [*block * 3, "Flatten", *head]
     assert [module.p for module in model if isinstance(module, nn.Dropout)] == [0.4] * head.count("Dropout")
@@ -99,6 +104,8 @@ def outputs_and_gradients(model: nn.Module) -> tuple[torch.Tensor, dict[str, tor
 @pytest.mark.parametrize("name", [name for name in TASKS if name not in ("task3c-avgpool", "task4a")])
 def test_relu_after_max_pooling_gives_the_outputs_and_gradients_of_relu_before_it(name: str) -> None:
     model = build_model(get_task(name).network, IMAGE, 10, seed=1)
+    # Its bias would be added behind the ReLU.
+    model.conv1.__class__, model.pool1.__class__ = nn.Conv2d, nn.MaxPool2d
     logits, gradients = outputs_and_gradients(model)
     expected_logits, expected_gradients = outputs_and_gradients(relu_and_pool_swapped(model))
     assert torch.equal(logits, expected_logits)
