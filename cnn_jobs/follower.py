@@ -11,7 +11,7 @@ from cnn_jobs.data.batches import ImageSet, Parts, TrainingData
 from cnn_jobs.data.dataset import Dataset
 from cnn_jobs.distributed.peers import Company
 from cnn_jobs.errors import CONTINUE, InterruptedRunError
-from cnn_jobs.preparation import facts_of, prepare
+from cnn_jobs.preparation import device_of, facts_of, prepare
 from cnn_jobs.recipe import Recipe
 from cnn_jobs.run import JobOptions, Run
 from cnn_jobs.stop import StopRequest
@@ -36,7 +36,7 @@ def follow_task(
     try:
         run, images, steps = prepare(task, recipe, options, dataset, peers.world)
         watcher.begin(f"{run.name}, {peers.world.name}", steps * recipe.epochs)
-        peers.join(facts_of(run))
+        peers.join(facts_of(run), device_of(run))
         go = peers.wait_for_go()
         if go:
             run.threads = go["threads"]

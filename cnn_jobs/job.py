@@ -11,7 +11,7 @@ from cnn_jobs.data.dataset import Dataset
 from cnn_jobs.distributed.peers import Alone, Peers
 from cnn_jobs.errors import CONTINUE, CnnJobsError, InterruptedRunError, NotShippedError, PeerLostError
 from cnn_jobs.files import make_folder
-from cnn_jobs.preparation import facts_of, prepare
+from cnn_jobs.preparation import device_of, facts_of, prepare
 from cnn_jobs.recipe import Recipe
 from cnn_jobs.reporting import description
 from cnn_jobs.run import JobOptions, Run, RunResult
@@ -53,7 +53,7 @@ def run_task(
     stop.release()
     peers = peers or Alone()
     run, data, steps = prepare(task, recipe, options, dataset, peers.world)
-    peers.join(facts_of(run))
+    peers.join(facts_of(run), device_of(run))
     header = RunHeader(options.experiment, run.key, run.name, now_ms(), run_record.first_tags(run), options.parent_key)
     state = endings.FINISHED
     try:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import platform
 
+import torch
+
 from cnn_jobs.data.batches import ImageSet, Parts, place_on_device
 from cnn_jobs.data.dataset import Dataset
 from cnn_jobs.distributed.world import World
@@ -71,3 +73,11 @@ def facts_of(run: Run) -> dict[str, str]:
         "python": platform.python_version(),
         "processes": str(run.processes),
     }
+
+
+def device_of(run: Run) -> str:
+    """The device that NCCL wants for this process alone, by a name that no other has; "" where it may be shared."""
+    if run.backend != "nccl":
+        return ""
+    properties = torch.cuda.get_device_properties(run.placement.device)
+    return f"{properties.name} {properties.uuid}"

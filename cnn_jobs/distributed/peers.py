@@ -6,7 +6,7 @@ import contextlib
 import os
 import signal
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
@@ -47,8 +47,9 @@ class Peers(Protocol):
     world: World
     saved: Callable[[], bool]
 
-    def join(self, facts: Facts) -> None:
-        """Waits until all are there. Raises ``UserError`` where one of them is about to train something else."""
+    def join(self, facts: Facts, device: str) -> None:
+        """Waits until all are there. Raises ``UserError`` where one of them is about to train something else, or on a
+        ``device`` that another has ("": one that may be shared)."""
 
     def start(self, threads: int, device: torch.device) -> Group:
         """Waits until all are about to train, and connects them."""
@@ -61,7 +62,7 @@ class Alone:
         self.world = World()
         self.saved: Callable[[], bool] = lambda: False
 
-    def join(self, facts: Facts) -> None:
+    def join(self, facts: Facts, device: str) -> None:
         """Nobody to wait for."""
 
     def start(self, threads: int, device: torch.device) -> Group:
@@ -86,12 +87,13 @@ class Company:
 
     # -- the start -------------------------------------------------------------------------------------------------
 
-    def join(self, facts: Facts) -> None:
+    def join(self, facts: Facts, device: str) -> None:
         """Waits until all are there, up to the world's timeout.
 
-        Raises ``RendezvousError``, and on rank 0 ``UserError`` where the facts of another rank are not its own.
+        Raises ``RendezvousError``, and on rank 0 ``UserError`` where the facts of another rank are not its own, or two
+        have one device.
         """
-        self.board.publish(facts=dict(facts))
+        self.board.publish(facts=dict(facts), device=device)
         if self.world.rank:
             self._wait(lambda: self.said(0, "joined") or self.end_word(), self._missing)
             return
@@ -99,6 +101,7 @@ class Company:
         self._wait(lambda: all(self.said(rank, "facts") for rank in others), self._missing)
         for rank in others:
             _compare(facts, self.said(rank, "facts"), rank)
+        _refuse_shared([device, *(self.said(rank, "device") for rank in others)])
         self.board.publish(joined=True)
 
     def start(self, threads: int, device: torch.device) -> Group:
@@ -227,6 +230,16 @@ def _compare(ours: Facts, theirs: Facts, rank: int) -> None:
             raise UserError(
                 f"{name} is {one} on rank 0, but {other} on rank {rank}; start all processes with the same image, "
                 "options and data"
+            )
+
+
+def _refuse_shared(devices: Sequence[str]) -> None:
+    first: dict[str, int] = {}
+    for rank, device in enumerate(devices):
+        if device and first.setdefault(device, rank) != rank:
+            raise UserError(
+                f"ranks {first[device]} and {rank} are both on {device}, but NCCL wants one process a device; give "
+                "each pod a GPU of its own (not one that is shared by time), or train in one process"
             )
 
 

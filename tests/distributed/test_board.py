@@ -51,13 +51,13 @@ def test_what_one_says_the_other_reads(both: list[Company]) -> None:
 def test_facts_that_differ_are_one_line(both: list[Company]) -> None:
     both[1].board.publish(facts={"torch": "2.14.0", "data_digest": "ab"})
     with pytest.raises(UserError, match=r"torch is 2.14.1 on rank 0, but 2.14.0 on rank 1; start all processes"):
-        both[0].join({"torch": "2.14.1", "data_digest": "ab"})
+        both[0].join({"torch": "2.14.1", "data_digest": "ab"}, "")
 
 
 def test_a_fact_that_only_one_has_differs(both: list[Company]) -> None:
     both[1].board.publish(facts={"a": "1", "b": "2"})
     with pytest.raises(UserError, match="b is none on rank 0, but 2 on rank 1"):
-        both[0].join({"a": "1"})
+        both[0].join({"a": "1"}, "")
 
 
 def test_the_end_of_rank_0_is_that_of_the_others(both: list[Company]) -> None:
@@ -129,7 +129,7 @@ def test_nobody_there_is_told_by_name() -> None:
         alone = Company(world(rank, port, timeout_s=0.5), StopRequest())
         alone.board.start()
         with pytest.raises(RendezvousError, match=rf"at 127.0.0.1:{port} for rank {1 - rank} of 2 processes"):
-            alone.join({})
+            alone.join({}, "")
         alone.board.close()
 
 

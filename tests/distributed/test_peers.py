@@ -12,7 +12,7 @@ from cnn_jobs.distributed import peers
 from cnn_jobs.distributed.board import Entry
 from cnn_jobs.distributed.peers import Company
 from cnn_jobs.distributed.world import World
-from cnn_jobs.errors import CONTINUE, CnnJobsError, InterruptedRunError
+from cnn_jobs.errors import CONTINUE, CnnJobsError, InterruptedRunError, UserError
 from cnn_jobs.stop import StopRequest
 
 
@@ -41,3 +41,14 @@ def test_it_does_not_wait_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(InterruptedRunError, match="stopped by SIGTERM") as caught:
         stopped_company().wait_for_end()
     assert caught.value.exit_code == CnnJobsError.exit_code
+
+
+@pytest.mark.parametrize(("theirs", "refused"), [("H200 GPU-1", True), ("H200 GPU-2", False), ("", False)])
+def test_two_processes_on_one_device_are_refused_where_it_cannot_be_shared(theirs: str, refused: bool) -> None:
+    company = Company(World(size=2), StopRequest())
+    company.board.entries[1] = Entry({"beat": 1, "facts": {"task": "task2"}, "device": theirs}, time.monotonic())
+    if not refused:
+        company.join({"task": "task2"}, "H200 GPU-1" if theirs else "")
+        return
+    with pytest.raises(UserError, match="ranks 0 and 1 are both on H200 GPU-1, but NCCL wants one process a device"):
+        company.join({"task": "task2"}, "H200 GPU-1")
