@@ -154,3 +154,11 @@ class Cluster:
 
 class Hopeless(AssertionError):  # noqa: N818
     """Waiting longer would change nothing."""
+
+
+def refuse_what_cannot_start(pod: Object) -> None:
+    """Raises ``Hopeless`` for an image that is not there and will not be pulled."""
+    for each in pod.get("status", {}).get("containerStatuses", []):
+        waiting = each.get("state", {}).get("waiting", {})
+        if waiting.get("reason") in ("ErrImageNeverPull", "InvalidImageName"):
+            raise Hopeless(f"pod {pod['metadata']['name']}: {waiting}")

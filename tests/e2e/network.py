@@ -42,6 +42,12 @@ def probe(settings: Settings, name: str, component: str, wanted: Places, unwante
     """A pod; ``component`` "": one that no policy knows but the one that denies everything."""
     labels = {"app.kubernetes.io/part-of": "cnn-jobs", "app.kubernetes.io/component": component} if component else {}
     seconds = 60 * settings.patience if component else 1
+    arguments = [json.dumps(wanted), json.dumps(unwanted), str(seconds)]
+    return pod(settings, name, labels, ["python", "-c", PROBE], arguments)
+
+
+def pod(settings: Settings, name: str, labels: dict[str, str], command: list[str], arguments: list[str]) -> Object:
+    """A small pod of the Jobs' image, as the namespace takes it."""
     return {
         "apiVersion": "v1",
         "kind": "Pod",
@@ -62,8 +68,8 @@ def probe(settings: Settings, name: str, component: str, wanted: Places, unwante
                     "name": "probe",
                     "image": settings.image,
                     "imagePullPolicy": "IfNotPresent",
-                    "command": ["python", "-c", PROBE],
-                    "args": [json.dumps(wanted), json.dumps(unwanted), str(seconds)],
+                    "command": command,
+                    "args": arguments,
                     "resources": {"requests": {"cpu": "50m", "memory": "64Mi"}, "limits": {"memory": "256Mi"}},
                     "securityContext": {
                         "allowPrivilegeEscalation": False,

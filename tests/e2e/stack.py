@@ -7,8 +7,8 @@ from pathlib import Path
 
 import yaml
 
-from tests.e2e import overlay
-from tests.e2e.kubectl import Cluster, Hopeless, Object, say
+from tests.e2e import names, overlay
+from tests.e2e.kubectl import Cluster, refuse_what_cannot_start, say
 from tests.e2e.settings import Settings
 from tests.e2e.tracking import Tracking
 
@@ -38,6 +38,7 @@ class Stack:
         (namespace,) = [each for each in objects if each["kind"] == "Namespace"]
         cluster.apply(namespace)
         cluster.apply(overlay.secret(self.settings))
+        names.open_the_way(cluster, self.settings)
         cluster.run("apply", "-k", str(self.overlay))
         if not self.settings.own_database:
             self.ready("statefulset", "postgres")
@@ -97,11 +98,3 @@ class Stack:
     def cluster_wide(self) -> set[str]:
         """What is ours and in no namespace."""
         return set(self.cluster.run("get", CLUSTER_WIDE, "-l", OURS, "-o", "name").stdout.split())
-
-
-def refuse_what_cannot_start(pod: Object) -> None:
-    """Raises ``Hopeless`` for an image that is not there and will not be pulled."""
-    for each in pod.get("status", {}).get("containerStatuses", []):
-        waiting = each.get("state", {}).get("waiting", {})
-        if waiting.get("reason") in ("ErrImageNeverPull", "InvalidImageName"):
-            raise Hopeless(f"pod {pod['metadata']['name']}: {waiting}")

@@ -17,10 +17,9 @@ import yaml
 from tests.cluster.job_rules import refusals
 from tests.cluster.pod_security import violations
 from tests.conftest import free_port, until
-from tests.e2e import jobs, network, overlay
-from tests.e2e.kubectl import Cluster, Hopeless
+from tests.e2e import jobs, names, network, overlay
+from tests.e2e.kubectl import Cluster, Hopeless, refuse_what_cannot_start
 from tests.e2e.settings import VARIABLES, Settings, read, split_image, why_not
-from tests.e2e.stack import refuse_what_cannot_start
 from tests.stack.manifests import ROOT, kubectl, pods
 from tests.stack.postgres_server import has_postgres, program
 
@@ -258,6 +257,71 @@ def test_a_probe_is_valid_and_restricted() -> None:
     pod = network.probe(CLUSTERS["plain"], "probe", "training", {"mlflow": ("10.0.0.1", 5000)}, {})
     kubernetes_validate.validate(pod, VERSIONS[0], strict=True)
     assert violations(pod) == []
+
+
+def service(address: str, *, name: str = "kube-dns", namespace: str = "kube-system") -> Any:
+    ports = [{"name": "dns", "port": 53, "targetPort": 1053}, {"name": "metrics", "port": 9153}]
+    return {"metadata": {"name": name, "namespace": namespace}, "spec": {"clusterIPs": [address], "ports": ports}}
+
+
+def endpoints(*addresses: str, port: int = 53, name: str = "kube-dns", namespace: str = "kube-system") -> Any:
+    return {
+        "metadata": {"namespace": namespace, "labels": {"kubernetes.io/service-name": name}},
+        "endpoints": [{"addresses": [address]} for address in addresses],
+        "ports": [{"name": "dns", "port": port}, {"name": "metrics", "port": 9153}],
+    }
+
+
+def server_pod(address: str, label: str = "kube-dns", **spec: Any) -> Any:
+    return {"metadata": {"labels": {"k8s-app": label}}, "spec": spec, "status": {"podIP": address}}
+
+
+KUBE_DNS = [service("10.96.0.10"), service("10.96.0.1", name="kubernetes", namespace="default")]
+
+
+@pytest.mark.parametrize(
+    ("servers", "slices", "pods", "expected"),
+    [
+        # CoreDNS as everywhere, and behind NodeLocal DNSCache as its pods.
+        (["10.96.0.10"], [endpoints("10.1.0.2", "10.1.0.3")], [server_pod("10.1.0.2"), server_pod("10.1.0.3")], None),
+        (["10.1.0.9"], [], [server_pod("10.1.0.9", "node-local-dns")], None),
+        # One with other labels, on another port, on its node's address, in another namespace, on none of the cluster's.
+        (["10.96.0.10"], [endpoints("10.1.0.2")], [server_pod("10.1.0.2", "coredns")], ({"10.1.0.2"}, {53})),
+        (["10.96.0.10"], [endpoints("10.1.0.2", port=5353)], [server_pod("10.1.0.2")], ({"10.1.0.2"}, {53, 5353})),
+        (["10.96.0.10"], [endpoints("192.0.2.7")], [server_pod("192.0.2.7", hostNetwork=True)], ({"192.0.2.7"}, {53})),
+        (["10.96.0.10"], [endpoints("10.1.0.4", namespace="dns")], [server_pod("10.1.0.2")], (set(), {53})),
+        (["192.0.2.53", "fd00::53"], [], [server_pod("10.1.0.2")], ({"192.0.2.53", "fd00::53"}, {53})),
+    ],
+)
+def test_where_names_are_asked_elsewhere_one_policy_more_lets_them_be_asked(
+    servers: list[str], slices: list[Any], pods: list[Any], expected: tuple[set[str], set[int]] | None
+) -> None:
+    policy = names.policy_of(servers, KUBE_DNS, slices, pods, "cnn-jobs-e2e")
+    if expected is None:
+        assert policy is None
+        return
+    assert policy is not None
+    for version in VERSIONS:
+        kubernetes_validate.validate(policy, version, strict=True)
+    (rule,) = policy["spec"]["egress"]
+    blocks = {place["ipBlock"]["cidr"] for place in rule["to"]}
+    assert blocks == {f"{each}/{128 if ':' in each else 32}" for each in expected[0] | set(servers)}
+    assert {(each["protocol"], each["port"]) for each in rule["ports"]} == {
+        (protocol, port) for protocol in ("UDP", "TCP") for port in expected[1]
+    }
+
+
+def test_the_stack_knows_the_name_servers_that_the_suite_takes_it_to_know(built: dict[str, list[Any]]) -> None:
+    (rule,) = find(built["plain"], "NetworkPolicy", "dns")["spec"]["egress"]
+    known = [place["podSelector"]["matchLabels"]["k8s-app"] for place in rule["to"] if "podSelector" in place]
+    assert known == list(names.KNOWN)
+    assert {each["port"] for each in rule["ports"]} == {53}
+
+
+def test_a_pod_says_whom_it_asks_for_names() -> None:
+    ran = subprocess.run([sys.executable, "-c", names.PROGRAM], capture_output=True, text=True, check=True)
+    lines = [line.split() for line in Path("/etc/resolv.conf").read_text().splitlines()]
+    assert ran.stdout.split() == ["servers", *[line[1] for line in lines if line[:1] == ["nameserver"]]]
 
 
 def test_a_probe_tells_what_it_reaches_from_what_it_does_not() -> None:
