@@ -114,9 +114,10 @@ class Ceiling:
         model: nn.Module | None = None,
         optimizer: torch.optim.Optimizer | None = None,
         precision: str = "fp32",
-        memory_format: torch.memory_format = torch.channels_last,
+        memory_format: torch.memory_format | None = None,
     ) -> None:
         state = setting.new_state()
+        memory_format = memory_format or setting.placement.memory_format
         self._setting, self._precision = setting, precision
         self._model, self._optimizer = model or state.model, optimizer or state.optimizer
         pixels, self._labels = setting.constant_batch()
@@ -127,9 +128,9 @@ class Ceiling:
         self._setting.configure(shipped=True)
         self._model.train()
         self._steps(untimed)
-        started = time.perf_counter()
+        started = self._setting.now()
         self._steps(timed)
-        return time.perf_counter() - started
+        return self._setting.now() - started
 
     def _steps(self, count: int) -> None:
         for _ in range(count):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import gc
 import logging
-import time
 import warnings
 from collections.abc import Iterator
 from typing import Any
@@ -38,14 +37,16 @@ class _Module(lightning.LightningModule):
 class _Clock(lightning.Callback):
     """Reads the clock after ``untimed`` steps and after the last one."""
 
-    def __init__(self, untimed: int) -> None:
-        self._untimed = untimed
+    def __init__(self, setting: Setting, untimed: int) -> None:
+        self._setting, self._untimed = setting, untimed
         self.started = self.ended = 0.0
 
     def on_train_batch_end(self, trainer: lightning.Trainer, *_: Any) -> None:
         if trainer.global_step == self._untimed:
-            self.started = time.perf_counter()
-        self.ended = time.perf_counter()
+            self.started = self._setting.now()
+
+    def on_train_end(self, *_: Any) -> None:
+        self.ended = self._setting.now()
 
 
 class LightningLoop:
@@ -64,10 +65,10 @@ class LightningLoop:
         if untimed < 1:
             raise ValueError(f"untimed is {untimed}, but must be at least 1")
         self._setting.configure(shipped=False)
-        clock = _Clock(untimed)
+        clock = _Clock(self._setting, untimed)
         with _quietly():
             trainer = lightning.Trainer(
-                accelerator="cpu",
+                accelerator="gpu" if self._setting.placement.device.type == "cuda" else "cpu",
                 devices=1,
                 max_epochs=-1,
                 max_steps=untimed + timed,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import time
 from dataclasses import dataclass
 
 import numpy as np
@@ -33,7 +34,7 @@ def random_dataset(train: int, test: int) -> Dataset:
 
 @dataclass(frozen=True)
 class Setting:
-    """One task on one data set, on the CPU."""
+    """One task on one data set, on one device."""
 
     task: Task
     recipe: Recipe
@@ -42,9 +43,9 @@ class Setting:
     threads: int
 
     @classmethod
-    def of(cls, task_name: str, dataset: Dataset, threads: int) -> Setting:
+    def of(cls, task_name: str, dataset: Dataset, threads: int, device: str = "cpu") -> Setting:
         """The task as shipped, but for a training without end: the benchmark stops it."""
-        task, placement = get_task(task_name), select_device("cpu")
+        task, placement = get_task(task_name), select_device(device)
         recipe = dataclasses.replace(task.recipe, epochs=1_000_000, early_stop_count=0)
         data = place_on_device(dataset, recipe, task.transform, placement.device, placement.memory_format)
         return cls(task, recipe, data, placement, threads)
@@ -61,7 +62,13 @@ class Setting:
 
     def constant_batch(self) -> tuple[torch.Tensor, torch.Tensor]:
         """Normalised images (B, 3, H, W) and labels (B,) of one batch, in the shipped memory format."""
-        return self.data.train.batch(torch.arange(self.recipe.batch_size))
+        return self.data.train.batch(torch.arange(self.recipe.batch_size, device=self.placement.device))
+
+    def now(self) -> float:
+        """Seconds on a clock, when the device has done all that it was asked to."""
+        if self.placement.device.type == "cuda":
+            torch.cuda.synchronize()
+        return time.perf_counter()
 
     def usual_optimizer(self, parameters: object) -> torch.optim.Optimizer:
         """The recipe's optimiser with torch's defaults."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import time
 import warnings
 from collections.abc import Iterator
 
@@ -23,7 +22,7 @@ class PictureDataset(torch.utils.data.Dataset):
 
     def __init__(self, setting: Setting) -> None:
         part = setting.data.train
-        self._images: np.ndarray = part.images[part.indices].permute(0, 2, 3, 1).contiguous().numpy()
+        self._images: np.ndarray = part.images[part.indices].cpu().permute(0, 2, 3, 1).contiguous().numpy()
         self._labels: list[int] = part.labels[part.indices].tolist()
         normalize = transforms.Normalize(setting.task.transform.mean, setting.task.transform.std)
         self._transform = transforms.Compose([transforms.ToTensor(), normalize])
@@ -38,8 +37,10 @@ class PictureDataset(torch.utils.data.Dataset):
 def picture_loader(setting: Setting, pictures: PictureDataset, workers: int) -> DataLoader:
     """Shuffled whole batches; worker processes stay from epoch to epoch, so that their start is not timed twice."""
     size = setting.recipe.batch_size
-    keep = workers > 0
-    return DataLoader(pictures, size, shuffle=True, drop_last=True, num_workers=workers, persistent_workers=keep)
+    keep, pin = workers > 0, setting.placement.device.type == "cuda"
+    return DataLoader(
+        pictures, size, shuffle=True, drop_last=True, num_workers=workers, persistent_workers=keep, pin_memory=pin
+    )
 
 
 class UsualLoop:
@@ -47,7 +48,8 @@ class UsualLoop:
 
     def __init__(self, setting: Setting, pictures: PictureDataset, workers: int) -> None:
         self._setting = setting
-        self._model = usual_network(setting.task.network, setting.new_state().model)
+        self._device = setting.placement.device
+        self._model = usual_network(setting.task.network, setting.new_state().model).to(self._device)
         self._optimizer = setting.usual_optimizer(self._model.parameters())
         self._batches = _endless(picture_loader(setting, pictures, workers))
 
@@ -56,13 +58,13 @@ class UsualLoop:
         self._setting.configure(shipped=False)
         self._model.train()
         self._steps(untimed)
-        started = time.perf_counter()
+        started = self._setting.now()
         self._steps(timed)
-        return time.perf_counter() - started
+        return self._setting.now() - started
 
     def _steps(self, count: int) -> None:
         for _ in range(count):
-            images, labels = next(self._batches)
+            images, labels = (each.to(self._device, non_blocking=True) for each in next(self._batches))
             self._optimizer.zero_grad()
             loss = F.cross_entropy(self._model(images), labels)
             loss.backward()

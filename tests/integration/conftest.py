@@ -21,7 +21,7 @@ def lab(tmp_path_factory: pytest.TempPathFactory, tiny_dataset: Dataset) -> Iter
     server = start_server(folder / "server")
     try:
         with fork_server(folder / "children") as children:
-            yield Lab(children, server.url, folder / "small.npz", folder)
+            yield Lab(server.url, folder / "small.npz", folder, children)
     finally:
         stop_server(folder / "server")
         # A module's runs are gigabytes where the network is ResNet18's.

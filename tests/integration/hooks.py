@@ -254,6 +254,21 @@ def signal_in_step(step: int, name: str) -> None:
     before_step(step, lambda: send_signal(name))
 
 
+def gloo_on_cuda() -> None:
+    """Processes that share a device talk by gloo, which cannot take it from each other as NCCL does."""
+    from cnn_jobs import preparation
+    from cnn_jobs.training import distributed
+
+    cheap_outputs()
+    preparation.backend_of = distributed.backend_of = lambda device: "gloo"
+
+
+def gloo_on_cuda_signal_in_step(step: int, name: str) -> None:
+    """``signal_in_step`` of such a process."""
+    gloo_on_cuda()
+    signal_in_step(step, name)
+
+
 def error_in_step(step: int) -> None:
     """One of several processes meets a bug."""
 

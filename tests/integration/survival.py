@@ -36,10 +36,9 @@ class Outcome:
 
 
 @dataclass
-class Lab:
-    """One data set, one MLflow server, one fork server."""
+class Tracked:
+    """One data set, one MLflow server, and what it has of a run."""
 
-    server: ForkServer
     uri: str
     data: Path
     folder: Path
@@ -52,15 +51,6 @@ class Lab:
     def state_dir(self, key: str) -> Path:
         """The state directory of the run's first machine."""
         return self.folder / f"state-{key}"
-
-    def arguments(self, task: str, *more: object) -> list[object]:
-        """The command line of a small training."""
-        return ["train", task, "--data", self.data, "--experiment", task, *SMALL, *more]
-
-    def train(self, task: str, key: str, *more: object, hook: str = "cheap_outputs", hook_args: Any = ()) -> Ended:
-        """One attempt, to its end."""
-        hook = f"tests.integration.hooks:{hook}"
-        return self.server.run(self.arguments(task, *more), self.environment(key), hook=hook, hook_args=hook_args)
 
     def lose_state(self, key: str) -> None:
         """The pod's disk goes with the pod."""
@@ -105,6 +95,22 @@ class Lab:
             saved = load_checkpoint(Path(client.download_artifacts(run.info.run_id, "checkpoints/last.pt", target)))
         state = {name: saved[name] for name in STATE}
         return Outcome(sorted(rows), state, run.data.tags, run.info.status, len(found), sorted(clock_rows))
+
+
+@dataclass
+class Lab(Tracked):
+    """And a fork server."""
+
+    server: ForkServer
+
+    def arguments(self, task: str, *more: object) -> list[object]:
+        """The command line of a small training."""
+        return ["train", task, "--data", self.data, "--experiment", task, *SMALL, *more]
+
+    def train(self, task: str, key: str, *more: object, hook: str = "cheap_outputs", hook_args: Any = ()) -> Ended:
+        """One attempt, to its end."""
+        hook = f"tests.integration.hooks:{hook}"
+        return self.server.run(self.arguments(task, *more), self.environment(key), hook=hook, hook_args=hook_args)
 
 
 def compare(reference: Outcome, other: Outcome) -> list[str]:

@@ -15,7 +15,7 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
@@ -25,8 +25,7 @@ from cnn_jobs.reporting.text_files import FILE_NAMES
 from cnn_jobs.tracking.records import DatasetInput
 from cnn_jobs.tracking.remote import DIGEST_LENGTH, Remote
 from tests.conftest import MLFLOW_WARNING, striped_dataset, until
-from tests.forkserver import ForkServer
-from tests.integration.survival import Lab, Outcome, compare
+from tests.integration.survival import Outcome, Tracked, compare
 from tests.stack import pod_network
 from tests.stack.job_pod import PATIENCE_S, JobPod
 from tests.stack.mlflow_pod import Running
@@ -94,8 +93,7 @@ def pod_of(pod: JobPod, uid: str, name: str) -> JobPod:
 
 def outcome(pod: JobPod, folder: Path) -> Outcome:
     """What MLflow has of the pod's run."""
-    lab = Lab(cast(ForkServer, None), f"http://127.0.0.1:{pod.mlflow_port}", folder, folder)
-    return lab.outcome(EXPERIMENT, pod.uid)
+    return Tracked(f"http://127.0.0.1:{pod.mlflow_port}", folder, folder).outcome(EXPERIMENT, pod.uid)
 
 
 def runs_of(pod: JobPod) -> Any:

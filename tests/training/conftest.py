@@ -86,7 +86,12 @@ def differences(one: Any, other: Any, path: str = "state") -> list[str]:
         return [line for index, pair in pairs for line in differences(*pair, f"{path}[{index}]")]
     if isinstance(one, torch.Tensor):
         same = one.dtype == other.dtype and one.shape == other.shape
-        same = same and one.contiguous().numpy().tobytes() == other.contiguous().numpy().tobytes()
+        same = same and _bytes(one) == _bytes(other)
     else:
         same = repr(one) == repr(other)  # so that nan is nan, and 0.0 is not -0.0
     return [] if same else [path]
+
+
+def _bytes(tensor: torch.Tensor) -> bytes:
+    content: bytes = tensor.cpu().contiguous().numpy().tobytes()
+    return content

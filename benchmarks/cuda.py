@@ -1,0 +1,163 @@
+"""``python -m benchmarks.cuda``: what a CUDA device makes of it: steps side by side, and whole runs on real images.
+
+``speed`` and ``trainings`` measure and write benchmarks/cuda.json, ``render`` writes the tables of docs/cuda.md from
+it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from benchmarks.cuda_page import JSON_FILE, write_page
+
+# Of whoever loads pictures by processes; the usual advice is one a CPU of the GPU's share.
+WORKERS = 8
+TASKS = ("task2", "task3e")
+METRICS = ("val_accuracy", "test_accuracy", "train_accuracy")
+
+
+def parse(arguments: list[str]) -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.cuda", description=__doc__)
+    parser.add_argument("part", choices=["speed", "trainings", "render"])
+    parser.add_argument("--repeats", type=int, default=5, help="rounds of the speed part")
+    parser.add_argument("--steps", type=int, default=400, help="timed steps a round")
+    parser.add_argument("--data", default="cifar10", help="data set of the trainings, as for 'cnn-jobs train'")
+    parser.add_argument("--seeds", default="0-4", help="of each task")
+    parser.add_argument("--jobs", type=int, default=4, help="tasks that share the device at a time")
+    parser.add_argument("--out", type=Path, default=JSON_FILE, help="raw figures; what it has of other parts stays")
+    return parser.parse_args(arguments)
+
+
+def measure_speed(options: argparse.Namespace) -> dict[str, Any]:
+    """Images per second of every contender, by task and round."""
+    import torch
+
+    from benchmarks.contenders import Ceiling, Contender, OurLoop
+    from benchmarks.lightning_loop import LightningLoop
+    from benchmarks.networks import assert_same_function, usual_network
+    from benchmarks.rounds import closing_all, measure_rounds
+    from benchmarks.setting import Setting, random_dataset
+    from benchmarks.usual import PictureDataset, UsualLoop
+    from cnn_jobs.tracking.connection import configure_client
+
+    configure_client()
+    dataset, found = random_dataset(50_000, 10_000), {}
+    for task in TASKS:
+        setting = Setting.of(task, dataset, threads=1, device="cuda")
+        setting.configure(shipped=True)
+        pictures = PictureDataset(setting)
+        with tempfile.TemporaryDirectory() as folder:
+            ours = OurLoop(setting, Path(folder))
+            contenders: dict[str, Contender] = {"ours": ours, "ceiling": Ceiling(setting)}
+            contenders["ceiling_bf16"] = Ceiling(setting, precision="bf16")
+            for workers in (0, WORKERS):
+                contenders[f"usual_{workers}"] = UsualLoop(setting, pictures, workers)
+            contenders[f"lightning_{WORKERS}"] = LightningLoop(setting, pictures, WORKERS)
+            with closing_all(contenders):
+                usual = usual_network(setting.task.network, ours.model).to("cuda")
+                assert_same_function(ours.model, usual, setting.constant_batch()[0])
+                found[task] = measure_rounds(
+                    contenders, repeats=options.repeats, steps=options.steps, batch_size=setting.recipe.batch_size
+                )
+        torch.cuda.empty_cache()
+    return {"steps": options.steps, "images_per_second": found}
+
+
+def measure_trainings(options: argparse.Namespace) -> dict[str, Any]:
+    """Every task's runs on real images; first one run that has the device to itself."""
+    from cnn_jobs.tasks import TASKS as ALL
+
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        data = folder / "data.npz"
+        _run("data", "prepare", options.data, str(data), folder=folder)
+        alone = _trained(folder / "alone", "task3e", data, "0")
+        with ThreadPoolExecutor(options.jobs) as pool:
+            together = {
+                task: pool.submit(_trained, folder / task, task, data, options.seeds) for task in reversed(list(ALL))
+            }
+            runs = {task: together[task].result() for task in ALL}
+        runs["task4a, trunk at each step"] = _trained(folder / "off", "task4a", data, "0", "--trunk-cache", "off")
+    return {"jobs": options.jobs, "alone": alone, "runs": runs}
+
+
+def _trained(folder: Path, task: str, data: Path, seeds: str, *more: str) -> list[dict[str, Any]]:
+    """The task's runs, one after another in one process; ImageNet's weights are not taken."""
+    folder.mkdir()
+    if task == "task4a":
+        more = ("--weights", "none", *more)
+    began = time.monotonic()
+    _run("train", task, "--data", str(data), "--seeds", seeds, "--device", "cuda", *more, folder=folder)
+    print(f"  {task}: seeds {seeds} in {time.monotonic() - began:.0f} s", flush=True)
+    return [_figures(run) for run in _runs(folder)]
+
+
+def _run(*arguments: str, folder: Path) -> None:
+    environment = {
+        **os.environ,
+        "MLFLOW_TRACKING_URI": f"sqlite:///{folder / 'mlflow.db'}",
+        "CNN_JOBS_STATE_DIR": str(folder / "state"),
+    }
+    command = [sys.executable, "-m", "cnn_jobs", *arguments]
+    ran = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    if ran.returncode:
+        raise RuntimeError(f"{' '.join(arguments)}: exit code {ran.returncode}\n{ran.stderr[-3000:]}")
+
+
+def _runs(folder: Path) -> list[Any]:
+    from mlflow import MlflowClient
+
+    client = MlflowClient(f"sqlite:///{folder / 'mlflow.db'}")
+    experiments = [each.experiment_id for each in client.search_experiments()]
+    found = client.search_runs(experiments, "attributes.status = 'FINISHED'", order_by=["attributes.start_time"])
+    return [run for run in found if "last/test_accuracy" in run.data.metrics]
+
+
+def _figures(run: Any) -> dict[str, Any]:
+    metrics: Mapping[str, float] = run.data.metrics
+    names = [f"{which}/{name}" for which in ("best", "last") for name in METRICS]
+    names += ["train/images_per_second", "attempt/steps", "attempt/device_seconds", "attempt/wall_seconds"]
+    return {"seed": int(run.data.params["seed"]), **{name: metrics[name] for name in names}}
+
+
+def device_facts() -> dict[str, Any]:
+    """What it ran on, beside what ``conditions`` says."""
+    import torch
+
+    properties = torch.cuda.get_device_properties(0)
+    return {
+        "device": properties.name,
+        "cuda": torch.version.cuda,
+        "cudnn": torch.backends.cudnn.version(),
+        "memory_bytes": properties.total_memory,
+    }
+
+
+def main(arguments: list[str]) -> None:
+    """Measures one part and writes, or renders."""
+    options = parse(arguments)
+    if options.part != "render":
+        from benchmarks.conditions import conditions
+
+        measure = {"speed": measure_speed, "trainings": measure_trainings}[options.part]
+        results = json.loads(options.out.read_text()) if options.out.exists() else {}
+        facts = {**conditions(arguments, 1, program="benchmarks.cuda"), **device_facts()}
+        results[options.part] = {"conditions": facts, **measure(options)}
+        options.out.write_text(json.dumps(results, indent=1) + "\n")
+    if options.out == JSON_FILE:
+        write_page()
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

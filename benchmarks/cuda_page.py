@@ -1,0 +1,112 @@
+"""benchmarks/cuda.json to the tables of docs/cuda.md."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from benchmarks.figures import Summary, ratios
+from benchmarks.render import conditions_line, into_page, table
+from cnn_jobs.files import write_text
+from cnn_jobs.reporting.statistics import estimate
+
+ROOT = Path(__file__).resolve().parents[1]
+PAGE, JSON_FILE, CPU_FILE = ROOT / "docs/cuda.md", ROOT / "benchmarks/cuda.json", ROOT / "docs/results.json"
+NAMES = {
+    "ours": "our loop, tracking on",
+    "ceiling": "one constant batch: the ceiling",
+    "ceiling_bf16": "the ceiling with bfloat16 autocast",
+    "usual_0": "usual loop, 0 workers",
+    "usual_8": "usual loop, 8 workers",
+    "lightning_8": "Lightning, 8 workers",
+}
+
+
+def render(results: Mapping[str, Any]) -> str:
+    """Both parts."""
+    return "\n\n".join([*_speed(results["speed"]), *_trainings(results["trainings"])])
+
+
+def _line(facts: Mapping[str, Any]) -> str:
+    cudnn = str(facts["cudnn"])
+    device = f"{facts['device']}, {facts['memory_bytes'] / 1e9:.0f} GB, CUDA {facts['cuda']}, cuDNN {cudnn}"
+    return f"{device}. {conditions_line(facts)}"
+
+
+def _speed(part: Mapping[str, Any]) -> list[str]:
+    blocks = ["## Steps", _line(part["conditions"])]
+    for task, rates in part["images_per_second"].items():
+        blocks.append(f"**{task}**, {part['steps']} steps a round:")
+        rows = [[NAMES[name], *_spread(values, ",.0f")] for name, values in rates.items()]
+        blocks.append(table(["contender", "images/s, median", "least to most", "n"], rows))
+        others = [name for name in rates if name.startswith(("usual", "lightning"))]
+        rows = [
+            ["ours / the ceiling", *_spread(ratios(rates, "ours", ["ceiling"]), ".2f")],
+            ["ours / fastest of usual loop and Lightning", *_spread(ratios(rates, "ours", others), ".1f")],
+        ]
+        blocks.append(table(["ratio within a round", "median", "least to most", "n"], rows))
+    return blocks
+
+
+def _spread(values: Sequence[float], form: str) -> list[str]:
+    summary = Summary.of(values)
+    return [format(summary.median, form), f"{summary.least:{form}} to {summary.most:{form}}", str(summary.n)]
+
+
+def _trainings(part: Mapping[str, Any]) -> list[str]:
+    (alone,) = part["alone"]
+    cpu = _on_cpu()
+    rows = []
+    for task, runs in part["runs"].items():
+        found = estimate([run["last/test_accuracy"] for run in runs])
+        wall = Summary.of([run["attempt/wall_seconds"] for run in runs])
+        steps = Summary.of([run["attempt/steps"] for run in runs])
+        interval = "-" if found.low is None else f"{100 * found.low:.2f} to {100 * (found.high or 0):.2f}"
+        other = cpu.get(task, [])
+        rows.append(
+            [
+                task,
+                str(found.n),
+                f"{100 * found.mean:.2f}",
+                interval,
+                f"{100 * estimate(other).mean:.2f} (n = {len(other)})" if other else "-",
+                f"{steps.median:,.0f}",
+                f"{wall.median:.1f} ({wall.least:.1f} to {wall.most:.1f})",
+            ]
+        )
+    return [
+        "## Whole runs on real images",
+        _line(part["conditions"]),
+        f"A run of task3e that has the device to itself: {alone['attempt/wall_seconds']:.1f} s from the process' start "
+        f"to the last word to MLflow, {alone['attempt/device_seconds']:.1f} s of them on the device, "
+        f"{alone['attempt/steps']:,.0f} steps at {alone['train/images_per_second']:,.0f} images/s in its last stretch. "
+        f"All others {part['jobs']} tasks at a time on the one device.",
+        table(
+            [
+                "task",
+                "n",
+                "test acc., last model, %",
+                "95 % interval",
+                "on CPUs",
+                "steps",
+                "seconds a run, median (least to most)",
+            ],
+            rows,
+        ),
+    ]
+
+
+def _on_cpu() -> dict[str, list[float]]:
+    """Test accuracies of docs/results.md, by task."""
+    found: dict[str, list[float]] = {}
+    for run in json.loads(CPU_FILE.read_text())["runs"]:
+        if run["status"] == "FINISHED":
+            found.setdefault(run["tags"]["cnn_jobs.task"], []).append(run["metrics"]["last/test_accuracy"])
+    return found
+
+
+def write_page() -> None:
+    """docs/cuda.md, its tables anew."""
+    write_text(PAGE, into_page(PAGE.read_text(encoding="utf-8"), render(json.loads(JSON_FILE.read_text()))))

@@ -1,0 +1,239 @@
+"""What only a CUDA device can show: that it repeats, goes on, and rounds as it should. ``pytest -m gpu``."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import distributed as dist
+from torch import nn
+
+from cnn_jobs.data.batches import Parts, TrainingData, place_on_device
+from cnn_jobs.data.dataset import Dataset
+from cnn_jobs.errors import PeerLostError
+from cnn_jobs.recipe import Recipe
+from cnn_jobs.tasks import TASKS, get_task
+from cnn_jobs.training import distributed
+from cnn_jobs.training.checkpoint import load_checkpoint, save_checkpoint
+from cnn_jobs.training.device import Placement, configure_arithmetic, select_device
+from cnn_jobs.training.distributed import ProcessGroup
+from cnn_jobs.training.features import fill, with_features
+from cnn_jobs.training.loop import Ending, train
+from cnn_jobs.training.state import TrainState, new_state
+from cnn_jobs.training.trunk_cache import FeatureKey, MemoryFeatures
+from tests.conftest import free_port, striped_dataset
+from tests.training.conftest import CPU, NETWORK, RECIPE, STEPS, differences, snapshot
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device"),
+]
+
+# As tasks have them: 32x32 pictures, so that every pooling has its size.
+PICTURES = striped_dataset(train=80, test=24, size=32)
+SHORT = replace(RECIPE, epochs=1, batch_size=8)
+FINAL = "task3e"  # overlapping pooling, BatchNorm, dropout, Adam
+
+
+@pytest.fixture(autouse=True)
+def _deterministic() -> Iterator[None]:
+    configure_arithmetic(1)
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+def made(
+    task: str, recipe: Recipe, dataset: Dataset = PICTURES, placement: Placement | None = None, network: Any = None
+) -> tuple[TrainState, TrainingData]:
+    """State before the first step, and data, on the device; of ResNet18 the trunk computes its features anew."""
+    placement = placement or select_device("cuda")
+    transform = get_task(task).transform
+    data = place_on_device(dataset, recipe, transform, placement.device, placement.memory_format)
+    channels, height, width = dataset.train_images.shape[1:]
+    of = network or get_task(task).network
+    state = new_state(of, recipe, (channels, height, width), len(dataset.classes), placement)
+    if state.frozen:
+        return state, with_features(data, state.frozen, recipe.precision, None)
+    return state, data
+
+
+# -- the same bytes twice ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("augmentation", ["none", "flip+crop"])
+@pytest.mark.parametrize("name", TASKS)
+def test_every_task_gives_the_same_bytes_twice(name: str, augmentation: str) -> None:
+    recipe = replace(get_task(name).recipe, epochs=1, batch_size=8, augmentation=augmentation)
+    ended = []
+    for _ in range(2):
+        state, data = made(name, recipe)
+        assert train(state, data, recipe) is Ending.COMPLETE
+        ended.append(snapshot(state))
+    assert ended[0]["step"] == 9
+    assert differences(*ended) == []
+    assert next(iter(ended[0]["model"].values())).device.type == "cuda"
+
+
+@pytest.mark.parametrize("task", [FINAL, "small"])
+def test_stopped_at_any_step_and_continued_from_its_file_it_is_the_same_training(task: str, tmp_path: Path) -> None:
+    def begin() -> tuple[TrainState, TrainingData]:
+        if task == "small":
+            return made(FINAL, RECIPE, striped_dataset(), network=NETWORK)
+        return made(FINAL, RECIPE, striped_dataset(size=32))
+
+    whole, data = begin()
+    train(whole, data, RECIPE)
+    assert whole.step == STEPS
+    for stop in range(STEPS):
+        first, data = begin()
+        assert train(first, data, RECIPE, should_stop=lambda: first.step == stop) is Ending.INTERRUPTED  # noqa: B023
+        assert first.step == stop == len(first.train_losses)
+        save_checkpoint(tmp_path / "last.pt", first.state_dict())
+        torch.manual_seed(99)
+        state, data = begin()
+        state.load_state_dict(load_checkpoint(tmp_path / "last.pt"))
+        assert train(state, data, RECIPE) is Ending.COMPLETE
+        assert differences(snapshot(whole), snapshot(state)) == [], stop
+
+
+def test_without_its_generators_it_would_be_another_one() -> None:
+    """The negative control: dropout draws from the device's generator."""
+    whole, data = made(FINAL, SHORT)
+    train(whole, data, SHORT)
+    first, data = made(FINAL, SHORT)
+    train(first, data, SHORT, should_stop=lambda: first.step == 4)
+    saved = snapshot(first)
+    torch.cuda.manual_seed(99)
+    saved["generators"]["cuda"] = torch.cuda.get_rng_state_all()
+    state, data = made(FINAL, SHORT)
+    state.load_state_dict(saved)
+    train(state, data, SHORT)
+    assert state.train_losses[:4] == whole.train_losses[:4]
+    assert state.train_losses[4:] != whole.train_losses[4:]
+
+
+# -- how it rounds -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_single_precision_is_single_precision(name: str) -> None:
+    """TensorFloat-32, which is on by default in convolutions, would be off by some 1e-3."""
+    recipe = replace(get_task(name).recipe, batch_size=8)
+    state, data = made(name, recipe)
+    inputs, _ = data.train.batch(torch.arange(8, device="cuda"))
+    exact = copy.deepcopy(state.model).cpu().double().eval()
+    with torch.no_grad():
+        logits = state.model.eval()(inputs).double().cpu()
+        wanted = exact(inputs.double().cpu())
+    assert 0 < float((logits - wanted).abs().max() / wanted.abs().max()) < 2e-5
+
+
+def test_a_cpu_and_the_device_train_alike() -> None:
+    """For as long as roundings have not grown: weights, order of images and augmentation are the same."""
+    recipe = replace(SHORT, augmentation="flip+crop", optimizer="sgd", lr=0.01)
+    losses = []
+    for placement in (select_device("cuda"), CPU):
+        state, data = made("task3d-batchnorm", recipe, placement=placement)
+        train(state, data, recipe, should_stop=lambda: state.step == 3)  # noqa: B023
+        losses.append(state.train_losses)
+    assert len(losses[0]) == 3
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+
+
+@pytest.mark.parametrize("way", ["to the CPU", "to the device"])
+def test_a_training_that_moves_goes_on_with_its_own_moments(way: str, tmp_path: Path) -> None:
+    recipe = replace(SHORT, augmentation="none")
+    places = [select_device("cuda"), CPU]
+    first, second = places if way == "to the CPU" else reversed(places)
+    state, data = made("task3d-batchnorm", recipe, placement=first)
+    train(state, data, recipe, should_stop=lambda: state.step == 4)
+    save_checkpoint(tmp_path / "last.pt", state.state_dict())
+    train(state, data, recipe)
+    moved, data = made("task3d-batchnorm", recipe, placement=second)
+    moved.load_state_dict(load_checkpoint(tmp_path / "last.pt"))
+    train(moved, data, recipe)
+    assert moved.train_losses[:4] == state.train_losses[:4]
+    assert moved.train_losses[4:6] == pytest.approx(state.train_losses[4:6], rel=1e-2)
+    ours, theirs = (each.model.conv2.weight.detach().cpu() for each in (moved, state))
+    # Adam moves a weight by at most about lr a step; moments of other weights would have moved most of them otherwise.
+    assert float((ours - theirs).abs().median()) < recipe.lr / 20
+
+
+def test_bfloat16_and_fast_arithmetic_train() -> None:
+    plain, data = made(FINAL, SHORT)
+    train(plain, data, SHORT)
+    half = replace(SHORT, precision="bf16")
+    state, data = made(FINAL, half)
+    train(state, data, half)
+    assert state.train_losses != plain.train_losses
+    assert state.train_losses[0] == pytest.approx(plain.train_losses[0], rel=0.05)
+    configure_arithmetic(1, fast=True)
+    state, data = made(FINAL, SHORT, placement=select_device("cuda", fast=True))
+    train(state, data, SHORT)
+    assert state.model.conv2.weight.is_contiguous(memory_format=torch.channels_last)
+    assert state.train_losses[0] == pytest.approx(plain.train_losses[0], rel=0.05)
+
+
+def test_kept_features_of_the_trunk_train_to_the_same_losses_as_computed_ones() -> None:
+    recipe = replace(get_task("task4a").recipe, epochs=1, batch_size=8)
+    losses = []
+    for keep in (False, True):
+        state, computed = made("task4a", recipe)
+        assert state.frozen
+        data: TrainingData = computed
+        if keep:
+            images = Parts(computed.train.source, computed.validation.source, computed.test.source)  # type: ignore[attr-defined]
+            key = FeatureKey({}, 104, state.frozen.feature_shape, torch.float32, 50)
+            store = MemoryFeatures(key, torch.device("cuda"))
+            assert fill(store, images, state.frozen, "fp32")
+            data = with_features(images, state.frozen, "fp32", store)
+        train(state, data, recipe)
+        losses.append(state.train_losses)
+    assert losses[0] == pytest.approx(losses[1], rel=1e-3)
+
+
+# -- several processes, as far as one device goes ----------------------------------------------------------------------
+
+
+def store_of_one() -> dist.TCPStore:
+    return dist.TCPStore("127.0.0.1", free_port(), is_master=True, use_libuv=False)
+
+
+def test_a_group_of_one_on_nccl_is_a_process_alone() -> None:
+    recipe = replace(SHORT, augmentation="none", optimizer="sgd")
+    alone, data = made("task3d-batchnorm", recipe)
+    train(alone, data, recipe)
+    state, data = made("task3d-batchnorm", recipe)
+    group = ProcessGroup(0, 1, store_of_one(), torch.device("cuda"), lambda: None)
+    try:
+        group.adopt(state)
+        assert group.backend == dist.get_backend() == "nccl"
+        assert isinstance(state.model.norm1, nn.SyncBatchNorm)
+        assert train(state, data, recipe, group=group) is Ending.COMPLETE
+    finally:
+        group.close(state)
+    assert type(state.model.norm1) is nn.BatchNorm2d
+    assert not dist.is_initialized()
+    saved, expected = snapshot(state), snapshot(alone)
+    for each in (saved, expected):
+        del each["generators"]  # of several processes each step has its own
+    assert differences(saved, expected) == []
+
+
+def test_who_waits_for_a_process_on_nccl_that_is_lost_gets_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The other of two never comes: rank 0 waits in the driver's own rendezvous until it is told."""
+    asked = []
+
+    def check() -> None:
+        asked.append(True)
+        if len(asked) > 20:
+            raise PeerLostError("lost rank 1")
+
+    monkeypatch.setattr(distributed.ProcessGroup, "_guard", lambda self: None)  # which would end this process
+    with pytest.raises(PeerLostError, match="lost rank 1"):
+        ProcessGroup(0, 2, store_of_one(), torch.device("cuda"), check)
