@@ -40,8 +40,8 @@ class OurLoop:
     contender validates. All else does: gathering and normalising batches, recording losses, and the shipper's thread.
     """
 
-    def __init__(self, setting: Setting, folder: Path) -> None:
-        self._setting = setting
+    def __init__(self, setting: Setting, folder: Path, *, graph: bool = True) -> None:
+        self._setting, self._graph = setting, graph
         self._state = setting.new_state()
         self._database = folder / "mlflow.db"
         name = f"speed-{setting.task.name}"
@@ -76,6 +76,7 @@ class OurLoop:
                 recorder=Recorders(self._recorder, self._watcher),
                 ledger=ledger,
                 should_stop=lambda: self._state.step >= last or self._recorder.failure is not None,
+                graph=self._graph,
             )
         if self._recorder.failure:
             raise self._recorder.failure

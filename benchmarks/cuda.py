@@ -23,6 +23,16 @@ from benchmarks.cuda_page import JSON_FILE, write_page
 # Of whoever loads pictures by processes; the usual advice is one a CPU of the GPU's share.
 WORKERS = 8
 TASKS = ("task2", "task3e")
+# Timed steps a round: a stretch of our loop begins anew each time, and records its graph.
+STEPS = {
+    "ours": 4000,
+    "ours_no_graph": 1000,
+    "ceiling": 1000,
+    "ceiling_bf16": 1000,
+    "usual_0": 150,
+    f"usual_{WORKERS}": 600,
+    f"lightning_{WORKERS}": 400,
+}
 METRICS = ("val_accuracy", "test_accuracy", "train_accuracy")
 
 
@@ -31,7 +41,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.cuda", description=__doc__)
     parser.add_argument("part", choices=["speed", "trainings", "render"])
     parser.add_argument("--repeats", type=int, default=5, help="rounds of the speed part")
-    parser.add_argument("--steps", type=int, default=400, help="timed steps a round")
+    parser.add_argument("--steps", type=float, default=1.0, help="timed steps a round, as a share of the usual ones")
     parser.add_argument("--data", default="cifar10", help="data set of the trainings, as for 'cnn-jobs train'")
     parser.add_argument("--seeds", default="0-4", help="of each task")
     parser.add_argument("--jobs", type=int, default=4, help="tasks that share the device at a time")
@@ -46,7 +56,7 @@ def measure_speed(options: argparse.Namespace) -> dict[str, Any]:
     from benchmarks.contenders import Ceiling, Contender, OurLoop
     from benchmarks.lightning_loop import LightningLoop
     from benchmarks.networks import assert_same_function, usual_network
-    from benchmarks.rounds import closing_all, measure_rounds
+    from benchmarks.rounds import UNTIMED_STEPS, closing_all
     from benchmarks.setting import Setting, random_dataset
     from benchmarks.usual import PictureDataset, UsualLoop
     from cnn_jobs.tracking.connection import configure_client
@@ -58,20 +68,34 @@ def measure_speed(options: argparse.Namespace) -> dict[str, Any]:
         setting.configure(shipped=True)
         pictures = PictureDataset(setting)
         with tempfile.TemporaryDirectory() as folder:
-            ours = OurLoop(setting, Path(folder))
-            contenders: dict[str, Contender] = {"ours": ours, "ceiling": Ceiling(setting)}
-            contenders["ceiling_bf16"] = Ceiling(setting, precision="bf16")
+            parts = {name: Path(folder) / name for name in ("graph", "none")}
+            for part in parts.values():
+                part.mkdir()
+            ours = OurLoop(setting, parts["graph"])
+            contenders: dict[str, Contender] = {
+                "ours": ours,
+                "ours_no_graph": OurLoop(setting, parts["none"], graph=False),
+                "ceiling": Ceiling(setting),
+                "ceiling_bf16": Ceiling(setting, precision="bf16"),
+            }
             for workers in (0, WORKERS):
                 contenders[f"usual_{workers}"] = UsualLoop(setting, pictures, workers)
             contenders[f"lightning_{WORKERS}"] = LightningLoop(setting, pictures, WORKERS)
             with closing_all(contenders):
                 usual = usual_network(setting.task.network, ours.model).to("cuda")
                 assert_same_function(ours.model, usual, setting.constant_batch()[0])
-                found[task] = measure_rounds(
-                    contenders, repeats=options.repeats, steps=options.steps, batch_size=setting.recipe.batch_size
-                )
+                rates: dict[str, list[float]] = {name: [] for name in contenders}
+                for number in range(options.repeats):
+                    first = number % len(rates)
+                    for name in [*rates][first:] + [*rates][:first]:
+                        steps = max(5, round(options.steps * STEPS[name]))
+                        seconds = contenders[name].run(UNTIMED_STEPS, steps)
+                        rates[name].append(steps * setting.recipe.batch_size / seconds)
+                    shown = ", ".join(f"{name} {rate[-1]:,.0f}" for name, rate in rates.items())
+                    print(f"  {task}, round {number + 1} of {options.repeats}, images/s: {shown}", flush=True)
+                found[task] = rates
         torch.cuda.empty_cache()
-    return {"steps": options.steps, "images_per_second": found}
+    return {"steps": STEPS, "images_per_second": found}
 
 
 def measure_trainings(options: argparse.Namespace) -> dict[str, Any]:
@@ -82,7 +106,10 @@ def measure_trainings(options: argparse.Namespace) -> dict[str, Any]:
         folder = Path(name)
         data = folder / "data.npz"
         _run("data", "prepare", options.data, str(data), folder=folder)
-        alone = _trained(folder / "alone", "task3e", data, "0")
+        alone = [
+            _trained(folder / name, "task3e", data, "0", *more)[0]
+            for name, more in (("graph", []), ("no-graph", ["--no-graph"]))
+        ]
         with ThreadPoolExecutor(options.jobs) as pool:
             together = {
                 task: pool.submit(_trained, folder / task, task, data, options.seeds) for task in reversed(list(ALL))

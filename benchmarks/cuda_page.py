@@ -16,6 +16,7 @@ ROOT = Path(__file__).resolve().parents[1]
 PAGE, JSON_FILE, CPU_FILE = ROOT / "docs/cuda.md", ROOT / "benchmarks/cuda.json", ROOT / "docs/results.json"
 NAMES = {
     "ours": "our loop, tracking on",
+    "ours_no_graph": "the same with `--no-graph`",
     "ceiling": "one constant batch: the ceiling",
     "ceiling_bf16": "the ceiling with bfloat16 autocast",
     "usual_0": "usual loop, 0 workers",
@@ -38,12 +39,13 @@ def _line(facts: Mapping[str, Any]) -> str:
 def _speed(part: Mapping[str, Any]) -> list[str]:
     blocks = ["## Steps", _line(part["conditions"])]
     for task, rates in part["images_per_second"].items():
-        blocks.append(f"**{task}**, {part['steps']} steps a round:")
-        rows = [[NAMES[name], *_spread(values, ",.0f")] for name, values in rates.items()]
-        blocks.append(table(["contender", "images/s, median", "least to most", "n"], rows))
+        blocks.append(f"**{task}**:")
+        rows = [[NAMES[name], f"{part['steps'][name]:,}", *_spread(values, ",.0f")] for name, values in rates.items()]
+        blocks.append(table(["contender", "steps a round", "images/s, median", "least to most", "n"], rows))
         others = [name for name in rates if name.startswith(("usual", "lightning"))]
         rows = [
-            ["ours / the ceiling", *_spread(ratios(rates, "ours", ["ceiling"]), ".2f")],
+            ["ours / ours without the graph", *_spread(ratios(rates, "ours", ["ours_no_graph"]), ".2f")],
+            ["ours without the graph / the ceiling", *_spread(ratios(rates, "ours_no_graph", ["ceiling"]), ".2f")],
             ["ours / fastest of usual loop and Lightning", *_spread(ratios(rates, "ours", others), ".1f")],
         ]
         blocks.append(table(["ratio within a round", "median", "least to most", "n"], rows))
@@ -56,7 +58,7 @@ def _spread(values: Sequence[float], form: str) -> list[str]:
 
 
 def _trainings(part: Mapping[str, Any]) -> list[str]:
-    (alone,) = part["alone"]
+    alone, one_by_one = part["alone"]
     cpu = _on_cpu()
     rows = []
     for task, runs in part["runs"].items():
@@ -79,10 +81,12 @@ def _trainings(part: Mapping[str, Any]) -> list[str]:
     return [
         "## Whole runs on real images",
         _line(part["conditions"]),
-        f"A run of task3e that has the device to itself: {alone['attempt/wall_seconds']:.1f} s from the process' start "
-        f"to the last word to MLflow, {alone['attempt/device_seconds']:.1f} s of them on the device, "
-        f"{alone['attempt/steps']:,.0f} steps at {alone['train/images_per_second']:,.0f} images/s in its last stretch. "
-        f"All others {part['jobs']} tasks at a time on the one device.",
+        f"A run of task3e that has the device to itself (n = 1): {alone['attempt/wall_seconds']:.1f} s from the "
+        f"process' start to its end, {alone['attempt/device_seconds']:.1f} s of them on the device, "
+        f"{alone['attempt/steps']:,.0f} steps. With `--no-graph` {one_by_one['attempt/wall_seconds']:.1f} s and "
+        f"{one_by_one['attempt/device_seconds']:.1f} s; final figures of both: "
+        f"{'the same' if _same(alone, one_by_one) else '**not the same**'}. All runs below: {part['jobs']} tasks at a "
+        "time on the one device, the runs of a task one after another in one process.",
         table(
             [
                 "task",
@@ -96,6 +100,10 @@ def _trainings(part: Mapping[str, Any]) -> list[str]:
             rows,
         ),
     ]
+
+
+def _same(one: Mapping[str, float], other: Mapping[str, float]) -> bool:
+    return all(one[name] == other[name] for name in one if name.endswith("_accuracy"))
 
 
 def _on_cpu() -> dict[str, list[float]]:

@@ -171,6 +171,7 @@ class _Job:
                     on_validation=saver.after_validation,
                     save_due=saver.due,
                     on_save=saver.save,
+                    graph=run.options.graph,
                 )
                 group.close(state)
             except PeerLostError:

@@ -36,6 +36,7 @@ class JobOptions:
     resume: str = "auto"
     checkpoint_every_s: float = 60.0
     trunk_cache: str = "auto"
+    graph: bool = True  # on CUDA
     state_outlives_process: bool = True
 
 

@@ -42,6 +42,8 @@ class ProcessGroup:
     It never waits in a call that cannot be left: what a dead process owes never comes.
     """
 
+    alone = False
+
     def __init__(self, rank: int, size: int, store: Store, device: torch.device, check: Callable[[], object]) -> None:
         self.rank, self.size, self._device, self._check = rank, size, device, check
         self._agreed: bool | None = None

@@ -15,6 +15,8 @@ from cnn_jobs.training.state import TrainState
 class Group(Protocol):
     """The processes of a training, as the loop sees them. Every process calls the same methods in the same order."""
 
+    alone: bool
+
     def adopt(self, state: TrainState) -> None:
         """Before the first step: all of them begin with the state of rank 0."""
 
@@ -45,6 +47,8 @@ class Group(Protocol):
 
 class OneProcess:
     """Nothing to share."""
+
+    alone = True
 
     def adopt(self, state: TrainState) -> None:
         """It has it already."""

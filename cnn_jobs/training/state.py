@@ -100,7 +100,7 @@ class TrainState:
         self.model.load_state_dict(saved["model"])
         # A copy: torch's optimisers go on with the very tensors that they are given.
         self.optimizer.load_state_dict(copy.deepcopy(saved["optimizer"]))
-        _lay_out_like_parameters(self.optimizer)
+        _fit_to_device(self.optimizer)
         self.epoch, self.batch, self.step = saved["epoch"], saved["batch"], saved["step"]
         self.train_losses = list(saved["train_losses"])
         self.validations = [_validation(values) for values in saved["validations"]]
@@ -130,14 +130,23 @@ def new_state(
 def build_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
     """The recipe's optimiser over all parameters of ``model``."""
     if recipe.optimizer == "adam":
-        return torch.optim.Adam(model.parameters(), lr=recipe.lr, weight_decay=recipe.weight_decay, fused=True)
+        on_cuda = next(model.parameters()).device.type == "cuda"  # where a graph is made of the step
+        return torch.optim.Adam(
+            model.parameters(), lr=recipe.lr, weight_decay=recipe.weight_decay, fused=True, capturable=on_cuda
+        )
     # Not fused: on a CPU that took twice as long for plain SGD, while Adam's took half (docs/log.md).
     return torch.optim.SGD(model.parameters(), lr=recipe.lr, momentum=recipe.momentum, weight_decay=recipe.weight_decay)
 
 
-def _lay_out_like_parameters(optimizer: torch.optim.Optimizer) -> None:
-    """Torch's fused Adam takes the moments of a parameter number by number as they lie in memory, whatever their
-    strides say: those saved on another device, whose convolutions lie otherwise, would go to other weights."""
+def _fit_to_device(optimizer: torch.optim.Optimizer) -> None:
+    """After a state of another device was loaded.
+
+    Torch's fused Adam takes the moments of a parameter number by number as they lie in memory, whatever their strides
+    say: those saved where convolutions lie otherwise would go to other weights.
+    """
+    for group in optimizer.param_groups:
+        if "capturable" in group:
+            group["capturable"] = group["params"][0].device.type == "cuda"
     for parameter, values in optimizer.state.items():
         for name, value in values.items():
             if isinstance(value, torch.Tensor) and value.shape == parameter.shape:

@@ -23,6 +23,7 @@ from cnn_jobs.training.checkpoint import load_checkpoint, save_checkpoint
 from cnn_jobs.training.device import Placement, configure_arithmetic, select_device
 from cnn_jobs.training.distributed import ProcessGroup
 from cnn_jobs.training.features import fill, with_features
+from cnn_jobs.training.graph import WARM_UP_STEPS, GraphedStep
 from cnn_jobs.training.loop import Ending, train
 from cnn_jobs.training.state import TrainState, new_state
 from cnn_jobs.training.trunk_cache import FeatureKey, MemoryFeatures
@@ -77,6 +78,30 @@ def test_every_task_gives_the_same_bytes_twice(name: str, augmentation: str) -> 
     assert ended[0]["step"] == 9
     assert differences(*ended) == []
     assert next(iter(ended[0]["model"].values())).device.type == "cuda"
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("name", TASKS)
+def test_a_step_that_is_one_graph_gives_the_bits_of_its_kernels_one_by_one(
+    name: str, precision: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = replace(get_task(name).recipe, epochs=1, batch_size=8, precision=precision)
+    replays = []
+    record = GraphedStep._record
+
+    def count(self: GraphedStep, images: torch.Tensor, labels: torch.Tensor) -> None:
+        record(self, images, labels)
+        replays.append(self._graph)
+
+    monkeypatch.setattr(GraphedStep, "_record", count)
+    ended = []
+    for graph in (True, False):
+        state, data = made(name, recipe)
+        assert train(state, data, recipe, graph=graph) is Ending.COMPLETE
+        ended.append(snapshot(state))
+    assert len(replays) == 1
+    assert ended[0]["step"] == 9 > WARM_UP_STEPS
+    assert differences(*ended) == []
 
 
 @pytest.mark.parametrize("task", [FINAL, "small"])
@@ -172,7 +197,7 @@ def test_bfloat16_and_fast_arithmetic_train() -> None:
     train(state, data, half)
     assert state.train_losses != plain.train_losses
     assert state.train_losses[0] == pytest.approx(plain.train_losses[0], rel=0.05)
-    configure_arithmetic(1, fast=True)
+    configure_arithmetic(1, fast=True)  # whose cuDNN tries its algorithms in the first steps
     state, data = made(FINAL, SHORT, placement=select_device("cuda", fast=True))
     train(state, data, SHORT)
     assert state.model.conv2.weight.is_contiguous(memory_format=torch.channels_last)
