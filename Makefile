@@ -29,7 +29,7 @@ METADATA := setup.cfg pyproject.toml
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help setup local-run local-stop local-status test test-all image-test e2e lint format bench manifests image mlflow-image
+.PHONY: help setup local-run local-stop local-status test test-all gpu-test image-test e2e lint format bench manifests image mlflow-image
 .PHONY: image-push lock lock-cpu clean
 
 help: ## this list
@@ -65,6 +65,9 @@ test: $(VENV)/.installed-test ## the fast tests (under 10 minutes)
 # Two at a time: most of the slow ones wait for servers, timeouts and heartbeats.
 test-all: $(VENV)/.installed-test ## the fast, slow and integration tests
 	$(BIN)/python -m pytest -n 2 --dist loadfile --durations=20 -m "not cluster and not gpu and not image"
+
+gpu-test: $(VENV)/.installed-test ## the tests that need a CUDA device (docs/cuda.md)
+	$(BIN)/python -m pytest --durations=10 -m gpu
 
 image-test: $(VENV)/.installed-test ## build both images and run what is in them (root, buildah, podman, debootstrap, 25 GB)
 	$(BIN)/python -m pytest --durations=10 -m image

@@ -84,22 +84,22 @@ def measure_speed(options: argparse.Namespace) -> dict[str, Any]:
             with closing_all(contenders):
                 usual = usual_network(setting.task.network, ours.model).to("cuda")
                 assert_same_function(ours.model, usual, setting.constant_batch()[0])
+                steps = {name: max(5, round(options.steps * count)) for name, count in STEPS.items()}
                 rates: dict[str, list[float]] = {name: [] for name in contenders}
                 for number in range(options.repeats):
                     first = number % len(rates)
                     for name in [*rates][first:] + [*rates][:first]:
-                        steps = max(5, round(options.steps * STEPS[name]))
-                        seconds = contenders[name].run(UNTIMED_STEPS, steps)
-                        rates[name].append(steps * setting.recipe.batch_size / seconds)
+                        seconds = contenders[name].run(UNTIMED_STEPS, steps[name])
+                        rates[name].append(steps[name] * setting.recipe.batch_size / seconds)
                     shown = ", ".join(f"{name} {rate[-1]:,.0f}" for name, rate in rates.items())
                     print(f"  {task}, round {number + 1} of {options.repeats}, images/s: {shown}", flush=True)
                 found[task] = rates
         torch.cuda.empty_cache()
-    return {"steps": STEPS, "images_per_second": found}
+    return {"steps": steps, "images_per_second": found}
 
 
 def measure_trainings(options: argparse.Namespace) -> dict[str, Any]:
-    """Every task's runs on real images; first one run that has the device to itself."""
+    """Every task's runs on real images; first one run that has the device to itself, with the graph and without."""
     from cnn_jobs.tasks import TASKS as ALL
 
     with tempfile.TemporaryDirectory() as name:
@@ -111,12 +111,9 @@ def measure_trainings(options: argparse.Namespace) -> dict[str, Any]:
             for name, more in (("graph", []), ("no-graph", ["--no-graph"]))
         ]
         with ThreadPoolExecutor(options.jobs) as pool:
-            together = {
-                task: pool.submit(_trained, folder / task, task, data, options.seeds) for task in reversed(list(ALL))
-            }
-            runs = {task: together[task].result() for task in ALL}
-        runs["task4a, trunk at each step"] = _trained(folder / "off", "task4a", data, "0", "--trunk-cache", "off")
-    return {"jobs": options.jobs, "alone": alone, "runs": runs}
+            together = {task: pool.submit(_trained, folder / task, task, data, options.seeds) for task in ALL}
+            runs = {task: under_way.result() for task, under_way in together.items()}
+    return {"jobs": options.jobs, "asked": {"seeds": options.seeds, "tasks": len(ALL)}, "alone": alone, "runs": runs}
 
 
 def _trained(folder: Path, task: str, data: Path, seeds: str, *more: str) -> list[dict[str, Any]]:
@@ -167,7 +164,7 @@ def device_facts() -> dict[str, Any]:
         "device": properties.name,
         "cuda": torch.version.cuda,
         "cudnn": torch.backends.cudnn.version(),
-        "memory_bytes": properties.total_memory,
+        "device_memory_bytes": properties.total_memory,
     }
 
 

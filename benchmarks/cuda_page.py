@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.figures import Summary, ratios
-from benchmarks.render import conditions_line, into_page, table
+from benchmarks.render import into_page, table
 from cnn_jobs.files import write_text
 from cnn_jobs.reporting.statistics import estimate
 
@@ -31,9 +31,14 @@ def render(results: Mapping[str, Any]) -> str:
 
 
 def _line(facts: Mapping[str, Any]) -> str:
-    cudnn = str(facts["cudnn"])
-    device = f"{facts['device']}, {facts['memory_bytes'] / 1e9:.0f} GB, CUDA {facts['cuda']}, cuDNN {cudnn}"
-    return f"{device}. {conditions_line(facts)}"
+    packages = ", ".join(f"{name} {version}" for name, version in facts["packages"].items())
+    load = f"{facts['load_average']:.2f}"
+    return (
+        f"{facts['date']}, `{facts['command']}`, commit {facts['commit']}. {facts['device']}, "
+        f"{facts['device_memory_bytes'] / 1e9:.0f} GB, CUDA {facts['cuda']}, cuDNN {facts['cudnn']}; {facts['cpu']}, "
+        f"{facts['cores']} cores, {facts['threads']} thread; load average before the start {load}; "
+        f"{facts['platform']}; Python {facts['python']}, {packages}."
+    )
 
 
 def _speed(part: Mapping[str, Any]) -> list[str]:
@@ -59,6 +64,7 @@ def _spread(values: Sequence[float], form: str) -> list[str]:
 
 def _trainings(part: Mapping[str, Any]) -> list[str]:
     alone, one_by_one = part["alone"]
+    facts, asked, finished = part["conditions"], part["asked"], sum(map(len, part["runs"].values()))
     cpu = _on_cpu()
     rows = []
     for task, runs in part["runs"].items():
@@ -80,7 +86,8 @@ def _trainings(part: Mapping[str, Any]) -> list[str]:
         )
     return [
         "## Whole runs on real images",
-        _line(part["conditions"]),
+        f"The same machine and versions, commit {facts['commit']}, `{facts['command']}`; seeds {asked['seeds']} of "
+        f"{asked['tasks']} tasks were asked for, {finished} runs of {len(part['runs'])} tasks are there.",
         f"A run of task3e that has the device to itself (n = 1): {alone['attempt/wall_seconds']:.1f} s from the "
         f"process' start to its end, {alone['attempt/device_seconds']:.1f} s of them on the device, "
         f"{alone['attempt/steps']:,.0f} steps. With `--no-graph` {one_by_one['attempt/wall_seconds']:.1f} s and "

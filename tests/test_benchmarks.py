@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks import figures, render, run, transfer
+from benchmarks import cuda_page, figures, render, run, transfer
 from benchmarks.networks import assert_same_function, usual_network
 from benchmarks.setting import Setting, random_dataset
 from cnn_jobs.data.dataset import Dataset
@@ -229,3 +229,19 @@ def test_every_contender_trains(task: str, dataset: Dataset, tmp_path: Path) -> 
     results = {"conditions": RESULTS["conditions"], "speed": {task: measured}, "ablations": {task: ablated}}
     rendered = render.render(results)
     assert all(name in rendered for name in (*render.CONTENDERS.values(), *render.ABLATIONS.values()))
+
+
+def test_the_page_on_cuda_is_rendered_from_its_raw_figures() -> None:
+    results = json.loads(cuda_page.JSON_FILE.read_text())
+    page = cuda_page.PAGE.read_text()
+    assert render.into_page(page, cuda_page.render(results)) == page
+    # What the text above the tables says of them.
+    rates = {name: figures.Summary.of(values).median for name, values in _of("task2", results).items()}
+    per_step = {name: f"{1000 * 64 / rate:.1f} ms" for name, rate in rates.items()}
+    assert f"{per_step['ours_no_graph']} a" in page
+    assert f"{per_step['ours']} when they are started as one" in page
+
+
+def _of(task: str, results: dict[str, Any]) -> dict[str, list[float]]:
+    rates: dict[str, list[float]] = results["speed"]["images_per_second"][task]
+    return rates

@@ -116,7 +116,7 @@ def header(plan: Plan, settings: Settings) -> str:
     kubectl = f"kubectl -n {settings.namespace}"
     several = plan.indexes or plan.processes > 1
     pods = f"-l batch.kubernetes.io/job-name={plan.name} --prefix" if several else f"job/{plan.name}"
-    untried = "Training on several GPUs (NCCL, SyncBatchNorm) was not run so far: docs/distributed.md."
+    untried = "Training on several GPUs was not run so far: docs/distributed.md."
     lines = [
         f"{plan.title}.",
         "",
