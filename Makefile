@@ -74,6 +74,8 @@ image-test: $(VENV)/.installed-test ## build both images and run what is in them
 
 # In order, one after another, and what they wait for is shown as it goes.
 e2e: $(VENV)/.installed-test ## the tests on the cluster that KUBECONFIG names, E2E_IMAGE=... (docs/e2e.md)
+	@[ -n "$$KUBECONFIG" ] && [ -n "$$E2E_IMAGE" ] || \
+		{ echo "make e2e needs KUBECONFIG and E2E_IMAGE: docs/e2e.md says how to run it" >&2; exit 1; }
 	$(BIN)/python -m pytest tests/e2e -m cluster --capture=no --durations=0 -p no:cacheprovider $(ARGS)
 
 lint: $(VENV)/.installed-test ## ruff and mypy, changing nothing

@@ -12,6 +12,7 @@ from tests.e2e.settings import Settings, read, why_not
 from tests.e2e.stack import Stack
 from tests.e2e.tracking import ENVIRONMENT, tracking
 
+CALL_REPORT = pytest.StashKey[pytest.TestReport]()
 # Before any fixture takes variables away.
 WHY_NOT = why_not()
 
@@ -26,6 +27,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> Iterator[None]:
     """Adds the state of the cluster to a failure, while it is as it was."""
     report = yield
+    if report.when == "call":
+        item.stash[CALL_REPORT] = report
     if report.failed and item.get_closest_marker("cluster") and not WHY_NOT:
         settings = read()
         try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +16,17 @@ from tests.e2e.settings import Settings
 SMALL = {"requests": {"cpu": "250m", "memory": "768Mi"}, "limits": {"cpu": "1", "memory": "2Gi"}}
 
 
-def render(cluster: Cluster, settings: Settings, folder: Path, name: str) -> list[Object]:
+def render(cluster: Cluster, settings: Settings, folder: Path, name: str, *more: str) -> list[Object]:
     """Every object of a rendered file; the Job is the first."""
     cluster.program(
         *("manifests", "render", "--out", str(folder), "--image", settings.image),
-        *("--namespace", settings.namespace, "--no-gpu", name),
+        *("--namespace", settings.namespace, "--no-gpu", *more, name),
     )
     return list(yaml.safe_load_all((folder / f"{name}-job.yaml").read_text()))
+
+
+# Beyond every wait of the suite, whatever its patience: a Job that hangs is the suite's to end.
+DEADLINE_S = 4 * 3600
 
 
 def small(job: Object, *, arguments: tuple[str, ...] = (), env: dict[str, str] | None = None, **spec: Any) -> Object:
@@ -31,7 +36,7 @@ def small(job: Object, *, arguments: tuple[str, ...] = (), env: dict[str, str] |
     container["resources"] = SMALL
     container["args"] = [*container["args"], *arguments]
     container["env"] += [{"name": name, "value": value} for name, value in (env or {}).items()]
-    job["spec"] |= {"activeDeadlineSeconds": 1800, **spec}
+    job["spec"] |= {"activeDeadlineSeconds": DEADLINE_S, **spec}
     return job
 
 
@@ -76,6 +81,33 @@ def running_pod(cluster: Cluster, name: str, seconds: float, *, but: str = "") -
         return ""
 
     return cluster.wait(f"a running pod of Job {name}", there, seconds)
+
+
+def next_pod(cluster: Cluster, name: str, first: str) -> str:
+    """The Job's pod after ``first``, which was made when the first one's container had ended, as
+    ``podReplacementPolicy: Failed`` has it; when it runs."""
+    finished = ""
+
+    def replaced() -> str:
+        nonlocal finished
+        for pod in cluster.pods(name):
+            if pod["metadata"]["name"] != first:
+                made = str(pod["metadata"]["creationTimestamp"])
+                # A second for two nodes' clocks. The next one waits ten for the back-off.
+                if finished and (_when(finished) - _when(made)).total_seconds() > 1:
+                    raise Hopeless(f"{first} ended at {finished}, the next pod is of {made}")
+                return str(pod["metadata"]["name"])
+            finished = terminated(pod).get("finishedAt", finished)
+        if condition(cluster.get("job", name))[0]:
+            raise Hopeless(f"Job {name} is over without another pod: {cluster.get('job', name)['status']}")
+        return ""
+
+    cluster.wait(f"another pod of Job {name}", replaced, 300)
+    return running_pod(cluster, name, 300, but=first)
+
+
+def _when(text: str) -> datetime:
+    return datetime.fromisoformat(text)
 
 
 def first_line(cluster: Cluster, pod: str, seconds: float) -> Object:

@@ -100,7 +100,7 @@ class Cluster:
                     return answer
             except Hopeless:
                 raise
-            except (AssertionError, OSError, KeyError, subprocess.TimeoutExpired) as error:
+            except (AssertionError, OSError, KeyError, ValueError, subprocess.TimeoutExpired) as error:
                 trouble = f"; {type(error).__name__}: {str(error)[:300]}"
             now = time.monotonic()
             if now - began > seconds * self.patience:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from tests.e2e.kubectl import Cluster, Object
+from tests.e2e.kubectl import Cluster, Object, say
 from tests.e2e.settings import Settings
 
 # Arguments: places to reach and places not to reach, as JSON. A pod that starts while a policy exists may have no
@@ -28,10 +28,12 @@ for name, place in wanted.items():
     found[name] = answer
 time.sleep(10)
 for name, place in unwanted.items():
-    for _ in range(3):
-        found[name] = once(place)
-        if found[name] != "reached":
+    # Two tries in a row: one that a busy node lost says nothing.
+    for _ in range(4):
+        found[name], again = once(place), once(place)
+        if "reached" not in (found[name], again):
             break
+        found[name] = "reached"
         time.sleep(5)
 print("found " + json.dumps(found), flush=True)
 """
@@ -56,7 +58,7 @@ def pod(settings: Settings, name: str, labels: dict[str, str], command: list[str
             "restartPolicy": "Never",
             "automountServiceAccountToken": False,
             "enableServiceLinks": False,
-            "activeDeadlineSeconds": 600,
+            "activeDeadlineSeconds": 4 * 3600,
             "securityContext": {
                 "runAsNonRoot": True,
                 "runAsUser": 10001,
@@ -93,3 +95,19 @@ def answers(cluster: Cluster, *pods: Object) -> dict[str, dict[str, str]]:
         return {name: json.loads(text) for name, text in found.items()} if all(found.values()) else {}
 
     return cluster.wait(f"the probes {', '.join(names)}", done, 240)
+
+
+def forgive_the_own_node(cluster: Cluster, found: dict[str, dict[str, str]]) -> None:
+    """Changes what pods ``found`` that reach the API server on the node that they are on themselves.
+
+    No policy is promised between a pod and its node:
+    https://kubernetes.io/docs/concepts/services-networking/network-policies/#the-two-sorts-of-pod-isolation
+    """
+    if set(found["probe-nobody"].values()) == {"reached"}:
+        return  # none is enforced
+    slices = cluster.list("endpointslices", "--namespace=default", "-l", "kubernetes.io/service-name=kubernetes")
+    servers = {address for each in slices for point in each["endpoints"] for address in point["addresses"]}
+    for name in found.keys() - {"probe-data"}:
+        if found[name].get("api") == "reached" and cluster.get("pod", name)["status"].get("hostIP") in servers:
+            say(f"{name} reaches the API server, which is on its own node: no policy is promised there")
+            found[name]["api"] = "on its own node"

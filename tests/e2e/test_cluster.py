@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ import yaml
 
 from tests.conftest import MLFLOW_WARNING
 from tests.e2e import jobs, network
+from tests.e2e.conftest import CALL_REPORT
 from tests.e2e.jobs import condition, small
 from tests.e2e.kubectl import Cluster, Hopeless, Object, say
 from tests.e2e.settings import Settings
@@ -32,6 +34,7 @@ FINAL = {
 FILES = {"checkpoints", "model", "plots", "history.csv", "confusion.csv", "mistakes.png", "network.md", "lineage.json"}
 # From 'apply' to the end of a small training: the first pod may wait for its volume and its image.
 RUN_S = 900
+INDEX = "batch.kubernetes.io/job-completion-index"
 
 
 @pytest.fixture
@@ -39,8 +42,21 @@ def cluster(stack: Stack) -> Cluster:
     return stack.cluster
 
 
-def rendered(stack: Stack, folder: Path, name: str) -> list[Object]:
-    return jobs.render(stack.cluster, stack.settings, folder, name)
+# Of Jobs of several pods: a volume that one node alone can have would keep those on other nodes waiting.
+ANYWHERE = "--no-data-volume"
+
+
+def rendered(stack: Stack, folder: Path, name: str, *more: str) -> list[Object]:
+    return jobs.render(stack.cluster, stack.settings, folder, name, *more)
+
+
+@pytest.fixture(autouse=True)
+def _nothing_of_a_failure_stays(stack: Stack, request: pytest.FixtureRequest) -> Iterator[None]:
+    """A Job that is left to run would take the next test's CPU. The report of the failure has been made by then."""
+    yield
+    report = request.node.stash.get(CALL_REPORT, None)
+    if report is not None and report.failed and not stack.is_down:
+        stack.cluster.run("delete", "jobs", "--all", "--wait=false", check=False)
 
 
 def task2(stack: Stack, folder: Path, name: str, *arguments: str, epochs: int = 1, **more: Any) -> Object:
@@ -91,7 +107,7 @@ def test_task2_trains_and_all_of_it_is_in_mlflow(stack: Stack, tmp_path: Path) -
 def check_goes_on(stack: Stack, job: Object, first: str) -> None:
     """After its first pod is gone in mid-run: the next one continues, and nothing was counted as a failure."""
     name = job["metadata"]["name"]
-    second = jobs.running_pod(stack.cluster, name, 300, but=first)
+    second = jobs.next_pod(stack.cluster, name, first)
     begun = jobs.first_line(stack.cluster, second, 300)
     assert 0 < begun["step"] < begun["steps"], begun
     done = jobs.complete(stack.cluster, name, RUN_S)
@@ -113,14 +129,30 @@ def in_mid_run(stack: Stack, name: str, key: str) -> str:
     return pod
 
 
-def test_evicted_in_mid_run_it_goes_on(stack: Stack, tmp_path: Path) -> None:
-    job = task2(stack, tmp_path, "evicted", epochs=stack.settings.long_epochs, backoffLimit=0)
-    pod = in_mid_run(stack, "evicted", uid(job))
+def evict(stack: Stack, pod: str) -> None:
     metadata = {"name": pod, "namespace": stack.settings.namespace}
     eviction = {"apiVersion": "policy/v1", "kind": "Eviction", "metadata": metadata}
     path = f"/api/v1/namespaces/{stack.settings.namespace}/pods/{pod}/eviction"
     stack.cluster.run("create", "--raw", path, "-f", "-", given=json.dumps(eviction))
+
+
+def test_evicted_in_mid_run_it_goes_on(stack: Stack, tmp_path: Path) -> None:
+    job = task2(stack, tmp_path, "evicted", epochs=stack.settings.long_epochs, backoffLimit=0)
+    pod = in_mid_run(stack, "evicted", uid(job))
+    evict(stack, pod)
     check_goes_on(stack, job, pod)
+
+
+def test_evicted_before_it_has_done_anything_it_is_tried_again(stack: Stack, tmp_path: Path) -> None:
+    """It ends with 1, which would count: that its node was to be drained is what Kubernetes says of it."""
+    # Long: a signal that comes before there is a handler is lost, and its pod has half a minute.
+    job = task2(stack, tmp_path, "early", epochs=stack.settings.long_epochs, backoffLimit=0)
+    pod = jobs.running_pod(stack.cluster, "early", RUN_S)
+    evict(stack, pod)
+    jobs.next_pod(stack.cluster, "early", pod)
+    done = jobs.complete(stack.cluster, "early", RUN_S)
+    assert done["status"].get("failed", 0) == 0, done["status"]
+    assert stack.tracking.run(uid(job)).info.status == "FINISHED"
 
 
 def test_its_pod_deleted_in_mid_run_it_goes_on(stack: Stack, tmp_path: Path) -> None:
@@ -135,6 +167,8 @@ def test_with_mlflow_away_in_mid_run_nothing_is_lost(stack: Stack, tmp_path: Pat
     pod = in_mid_run(stack, "outage", uid(job))
     stack.scale_mlflow(0)
     try:
+        if condition(stack.cluster.get("job", "outage"))[0]:
+            raise Hopeless("the run was over before MLflow was away: raise E2E_LONG_EPOCHS")
         enough = min(validations(stack.cluster, pod) + 2, 2 * stack.settings.long_epochs)
         stack.cluster.wait("two more validations, MLflow away", lambda: validations(stack.cluster, pod) >= enough, 300)
     finally:
@@ -185,11 +219,14 @@ def test_out_of_memory_is_counted(stack: Stack, tmp_path: Path) -> None:
     assert done["status"]["failed"] == 1
     (pod,) = stack.cluster.pods("hungry")
     ended = jobs.terminated(pod)
-    assert (ended["exitCode"], ended["reason"]) == (137, "OOMKilled")
+    assert ended["exitCode"] == 137
+    # containerd loses the reason where the end of the process overtakes the kernel's word (containerd#12260).
+    assert ended["reason"] in ("OOMKilled", "Error")
+    say(f"out of memory: {ended['reason']}")
 
 
 def test_of_three_seeds_one_that_cannot_work_ends_alone(stack: Stack, tmp_path: Path) -> None:
-    (job,) = rendered(stack, tmp_path, "task2-seeds")
+    (job,) = rendered(stack, tmp_path, "task2-seeds", ANYWHERE)
     small(job, env={"CNN_JOBS_EPOCHS": "1"}, completions=3, parallelism=2)
     (container,) = job["spec"]["template"]["spec"]["containers"]
     words = " ".join([*container["command"], *container["args"]])
@@ -198,7 +235,8 @@ def test_of_three_seeds_one_that_cannot_work_ends_alone(stack: Stack, tmp_path: 
     made = stack.cluster.create(job)
     done = jobs.over(stack.cluster, "task2-seeds", RUN_S)
     status = done["status"]
-    assert (condition(done)[0], status["failedIndexes"], status["completedIndexes"]) == ("Failed", "1", "0,2"), status
+    assert condition(done) == ("Failed", "FailedIndexes"), status
+    assert (status["failedIndexes"], status["completedIndexes"]) == ("1", "0,2"), status
     assert len(stack.cluster.pods("task2-seeds")) == 3
     for seed in (0, 2):
         run = stack.tracking.run(f"{uid(made)}-{seed}")
@@ -208,7 +246,7 @@ def test_of_three_seeds_one_that_cannot_work_ends_alone(stack: Stack, tmp_path: 
 
 
 def test_two_pods_train_one_run_together(stack: Stack, tmp_path: Path) -> None:
-    objects = rendered(stack, tmp_path, "task2-ddp")
+    objects = rendered(stack, tmp_path, "task2-ddp", ANYWHERE)
     (job,) = [each for each in objects if each["kind"] == "Job"]
     small(job, env={"CNN_JOBS_EPOCHS": "1"})
     # Service and NetworkPolicy first: a pod looks for its peers as soon as it runs.
@@ -217,11 +255,14 @@ def test_two_pods_train_one_run_together(stack: Stack, tmp_path: Path) -> None:
     name = job["metadata"]["name"]
     done = jobs.complete(stack.cluster, name, RUN_S)
     # Rank 0 alone records, and its success is the Job's: the other pod may be ended before it is done with ending.
+    assert condition(done) == ("Complete", "SuccessPolicy"), done["status"]
     assert done["status"]["completedIndexes"].startswith("0")
-    run = stack.tracking.run(uid(made))
-    assert run is not None
-    run = check_whole(stack, uid(made), len(stack.tracking.steps(run)))
-    assert (run.data.tags["cnn_jobs.world_size"], run.data.tags["cnn_jobs.attempt"]) == ("2", "1")
+    first = [pod for pod in stack.cluster.pods(name) if pod["metadata"]["labels"][INDEX] == "0"]
+    begun = jobs.first_line(stack.cluster, first[-1]["metadata"]["name"], 10)
+    run = check_whole(stack, uid(made), begun["steps"])
+    assert run.data.tags["cnn_jobs.world_size"] == "2"
+    # On a starved node one may lose the other, and both come again.
+    say(f"two pods: attempt {run.data.tags['cnn_jobs.attempt']}")
     assert run.data.params["epochs"] == "1"
     assert stack.tracking.artifacts(run) >= FILES
 
@@ -295,7 +336,8 @@ def test_submit_status_and_logs_show_a_run_to_its_end(stack: Stack) -> None:
 
 
 def test_cancel_ends_a_run_for_good(stack: Stack) -> None:
-    name, key = submitted(stack, "--set", f"epochs={stack.settings.long_epochs}")
+    # It may be of full size, and faster.
+    name, key = submitted(stack, "--set", f"epochs={4 * stack.settings.long_epochs}")
     in_mid_run(stack, name, key)
     ours(stack, "cancel", name)
     stack.cluster.wait(f"the end of {name}", lambda: stack.cluster.find("job", name) is None, 120)
@@ -310,7 +352,11 @@ def test_cancel_ends_a_run_for_good(stack: Stack) -> None:
 
 def test_housekeeping_runs(stack: Stack) -> None:
     for name in ("cnn-jobs-reap", "mlflow-gc"):
-        stack.cluster.run("create", "job", f"once-{name}", f"--from=cronjob/{name}")
+        words = ("create", "job", f"once-{name}", f"--from=cronjob/{name}", "--dry-run=client", "-o", "json")
+        job = json.loads(stack.cluster.run(*words).stdout)
+        # The next one would come by itself: a pod has no network for some seconds where policies are.
+        job["spec"]["backoffLimit"] = 2
+        stack.cluster.create(job)
     for name in ("cnn-jobs-reap", "mlflow-gc"):
         jobs.complete(stack.cluster, f"once-{name}", RUN_S)
 
@@ -349,6 +395,7 @@ def test_pods_reach_what_they_may_and_nothing_else(stack: Stack, settings: Setti
         pods.append(network.probe(settings, "probe-gc", "mlflow-gc", one["postgres"], one.get("store", {})))
     found = network.answers(stack.cluster, *pods)
     say(json.dumps(found))
+    network.forgive_the_own_node(stack.cluster, found)
     if set(found["probe-nobody"].values()) == {"reached"}:
         why = f"the network plugin enforces no policy: a pod that may reach nothing reached {found['probe-nobody']}"
         assert not settings.require_network_policy, why

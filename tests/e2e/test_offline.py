@@ -259,6 +259,67 @@ def test_a_probe_is_valid_and_restricted() -> None:
     assert violations(pod) == []
 
 
+class Played(Cluster):
+    """A cluster that answers from a list, a look at the pods after another."""
+
+    def __init__(self, *looks: list[Any], job: Any = None, objects: dict[str, Any] | None = None) -> None:
+        super().__init__("cnn-jobs-e2e")
+        self.looks, self.job, self.objects = list(looks), job or {"status": {}}, objects or {}
+
+    def pods(self, job: str) -> list[Any]:
+        return self.looks.pop(0) if len(self.looks) > 1 else self.looks[0]
+
+    def get(self, *arguments: str) -> Any:
+        return self.job if arguments[0] == "job" else self.objects[arguments[1]]
+
+    def list(self, *arguments: str) -> Any:
+        return self.objects[arguments[0]]
+
+
+def job_pod(name: str, made: str, *, ended: str = "", phase: str = "Running") -> Any:
+    state = {"terminated": {"finishedAt": f"2026-11-26T10:00:{ended}Z", "exitCode": 75}} if ended else {"running": {}}
+    return {
+        "metadata": {"name": name, "creationTimestamp": f"2026-11-26T10:00:{made}Z"},
+        "status": {"phase": phase, "containerStatuses": [{"state": state}]},
+    }
+
+
+def test_the_next_pod_is_the_one_that_was_made_when_the_first_had_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("time.sleep", lambda seconds: None)
+    first, over = job_pod("a", "00"), job_pod("a", "00", ended="20", phase="Failed")
+    good = Played([first], [over], [over, job_pod("b", "30")])
+    assert jobs.next_pod(good, "x", "a") == "b"
+    gone = Played([first], [job_pod("b", "30")])  # its end was not seen
+    assert jobs.next_pod(gone, "x", "a") == "b"
+    early = Played([first], [over, job_pod("b", "10")])
+    with pytest.raises(Hopeless, match="a ended at 2026-11-26T10:00:20Z, the next pod is of 2026-11-26T10:00:10Z"):
+        jobs.next_pod(early, "x", "a")
+    failed = {"status": {"conditions": [{"type": "Failed", "status": "True", "reason": "BackoffLimitExceeded"}]}}
+    with pytest.raises(Hopeless, match="over without another pod"):
+        jobs.next_pod(Played([over], job=failed), "x", "a")
+
+
+def test_an_api_server_on_the_own_node_is_forgiven_and_nothing_else() -> None:
+    slices = [{"endpoints": [{"addresses": ["192.0.2.1"]}]}]
+    nodes = {"probe-nobody": "192.0.2.1", "probe-gc": "192.0.2.2"}
+    hosts = {name: {"status": {"hostIP": address}} for name, address in nodes.items()}
+    cluster = Played([], objects={"endpointslices": slices, **hosts})
+    found = {
+        "probe-nobody": {"mlflow": "TimeoutError", "api": "reached"},
+        "probe-gc": {"store": "TimeoutError", "api": "reached"},
+        "probe-data": {"api": "reached"},
+    }
+    network.forgive_the_own_node(cluster, found)
+    assert found == {
+        "probe-nobody": {"mlflow": "TimeoutError", "api": "on its own node"},
+        "probe-gc": {"store": "TimeoutError", "api": "reached"},
+        "probe-data": {"api": "reached"},
+    }
+    unenforced = {"probe-nobody": {"mlflow": "reached", "api": "reached"}}
+    network.forgive_the_own_node(cluster, unenforced)
+    assert unenforced == {"probe-nobody": {"mlflow": "reached", "api": "reached"}}
+
+
 def service(address: str, *, name: str = "kube-dns", namespace: str = "kube-system") -> Any:
     ports = [{"name": "dns", "port": 53, "targetPort": 1053}, {"name": "metrics", "port": 9153}]
     return {"metadata": {"name": name, "namespace": namespace}, "spec": {"clusterIPs": [address], "ports": ports}}

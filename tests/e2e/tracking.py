@@ -82,9 +82,9 @@ class Tracking:
         for left in reversed(range(tries)):
             try:
                 return question(MlflowClient(self.connect()))
-            except MlflowException:
+            except MlflowException as error:
                 if not left:
-                    raise
+                    raise AssertionError(f"MLflow answers: {str(error)[:500]}") from error
                 self.close()
         raise AssertionError
 
