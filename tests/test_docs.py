@@ -36,7 +36,7 @@ def commands_of(page: str) -> list[list[str]]:
         if (
             match and "--help" not in match[1] and not re.search(r"[A-Z]{3,}|\.\.\.", match[1])
         ):  # TASK, URI: a placeholder
-            found.append(shlex.split(match[1]))
+            found.append(shlex.split(match[1].partition(" | ")[0]))
     return found
 
 

@@ -16,6 +16,41 @@ from cnn_jobs.errors import UserError
 Command = Callable[..., Any]
 
 
+def data_volume_options(command: Command) -> Command:
+    """Adds ``--data-claim`` and ``--no-data-volume``; ``data_claim_of`` reads them."""
+    for add in (
+        click.option(
+            "--no-data-volume",
+            "no_data_volume",
+            is_flag=True,
+            default=False,
+            envvar=env_name("no_data_volume"),
+            show_envvar=True,
+            help="Jobs without it: data that is in the image, in a bucket, or drawn (shapes).",
+        ),
+        option(
+            "data_claim",
+            default=None,
+            show_default=Settings.data_claim,
+            metavar="NAME",
+            help="PersistentVolumeClaim with data sets and weights.",
+        ),
+    ):
+        command = add(command)
+    return command
+
+
+def image_option(command: Command) -> Command:
+    """Adds ``--image``, by the variable that holds a pod's own image: ``interpret`` has an image of another kind."""
+    return option(
+        "image",
+        variable="container_image",
+        default=Settings.image,
+        metavar="NAME:TAG",
+        help="Container image; 'latest' is refused.",
+    )(command)
+
+
 def rendering_options(command: Command) -> Command:
     """Adds what decides the text of the files, and where they are."""
     for add in (
@@ -36,24 +71,9 @@ def rendering_options(command: Command) -> Command:
             metavar="NAME",
             help="PersistentVolumeClaim for the state of trainings, which then outlives their pods.",
         ),
-        click.option(
-            "--no-data-volume",
-            "no_data_volume",
-            is_flag=True,
-            default=False,
-            envvar=env_name("no_data_volume"),
-            show_envvar=True,
-            help="Jobs without it: data that is in the image, in a bucket, or drawn (shapes).",
-        ),
-        option(
-            "data_claim",
-            default=None,
-            show_default=Settings.data_claim,
-            metavar="NAME",
-            help="PersistentVolumeClaim with data sets and weights.",
-        ),
+        data_volume_options,
         option("namespace", default=Settings.namespace, help="Namespace of the Jobs."),
-        option("image", default=Settings.image, metavar="NAME:TAG", help="Container image; 'latest' is refused."),
+        image_option,
         option(
             "out",
             type=click.Path(path_type=Path, file_okay=False),
@@ -109,9 +129,14 @@ def check_command(out: Path, **given: Any) -> None:
 
 
 def _settings(*, gpu: int | None, no_gpu: bool, data_claim: str | None, no_data_volume: bool, **given: str) -> Settings:
-    if no_data_volume and data_claim:
-        raise UserError(f"--no-data-volume and --data-claim {data_claim} contradict each other; leave one of them out")
-    given["data_claim"] = "" if no_data_volume else data_claim or Settings.data_claim
+    given["data_claim"] = data_claim_of(data_claim, no_data_volume=no_data_volume)
     if no_gpu and gpu:
         raise UserError(f"--no-gpu and --gpu {gpu} contradict each other; leave one of them out")
     return Settings(gpus=0 if no_gpu else Settings.gpus if gpu is None else gpu, **given)
+
+
+def data_claim_of(data_claim: str | None, *, no_data_volume: bool) -> str:
+    """The claim of the data volume, "" for none."""
+    if no_data_volume and data_claim:
+        raise UserError(f"--no-data-volume and --data-claim {data_claim} contradict each other; leave one of them out")
+    return "" if no_data_volume else data_claim or Settings.data_claim

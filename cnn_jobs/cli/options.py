@@ -21,12 +21,13 @@ def env_name(option: str) -> str:
     return f"CNN_JOBS_{option.upper()}"
 
 
-def option(name: str, **settings: Any) -> Callable[[Command], Command]:
-    """A click option named after ``name`` (underscores are dashes), with its environment variable."""
+def option(name: str, *, variable: str = "", **settings: Any) -> Callable[[Command], Command]:
+    """A click option named after ``name`` (underscores are dashes), with its environment variable, which is named after
+    ``variable`` where another command's option has this name and another meaning."""
     flag = "--" + name.replace("_", "-")
     if settings.get("is_flag"):
         flag += "/--no-" + name.replace("_", "-")
-    return click.option(flag, name, envvar=env_name(name), show_envvar=True, **settings)
+    return click.option(flag, name, envvar=env_name(variable or name), show_envvar=True, **settings)
 
 
 def default_state_dir() -> str:

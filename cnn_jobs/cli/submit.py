@@ -9,6 +9,7 @@ from typing import Any
 import click
 
 from cnn_jobs.cli.cluster_options import cluster_options, next_command
+from cnn_jobs.cli.manifests import data_claim_of, data_volume_options, image_option
 from cnn_jobs.cli.options import option
 from cnn_jobs.cli.pod_options import command_of, pod_options
 from cnn_jobs.cluster.settings import Settings, check_name
@@ -35,7 +36,8 @@ from cnn_jobs.tasks import get_task
     metavar="PVC",
     help="PersistentVolumeClaim for the state of a training, which then outlives its pods.",
 )
-@option("image", default=Settings.image, metavar="NAME:TAG", help="Container image; 'latest' is refused.")
+@data_volume_options
+@image_option
 @cluster_options
 @option("dry_run", is_flag=True, default=False, help="Print the Job for 'kubectl create -f -', and ask no cluster.")
 def submit(
@@ -86,6 +88,8 @@ def _request(
     state_volume: str,
     queue: str,
     gpu: int,
+    data_claim: str | None,
+    no_data_volume: bool,
     **given: str,
 ) -> Request:
     """Everything that can be refused is refused here, before a cluster hears of it."""
@@ -93,7 +97,8 @@ def _request(
         check_name("--state-volume", state_volume, "persistentvolumeclaims")
     if queue:
         check_name("--queue", queue, "localqueues")
-    settings = Settings(gpus=gpu, state_claim=state_volume, **given)
+    data = data_claim_of(data_claim, no_data_volume=no_data_volume)
+    settings = Settings(gpus=gpu, state_claim=state_volume, data_claim=data, **given)
     chosen = plan_for(task, settings)
     no_series = chosen.component != "training" or chosen.indexes > 0
     if no_series and (seed is not None or seeds or sweep):

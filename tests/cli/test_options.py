@@ -67,7 +67,9 @@ def test_an_option_has_the_type_of_its_field_and_no_default_of_its_own(field: An
 
 @pytest.mark.parametrize("entry", OPTIONS)
 def test_every_option_has_its_environment_variable_and_a_help_text(entry: click.Option) -> None:
-    assert entry.envvar == f"CNN_JOBS_{str(entry.name).upper()}"
+    # A pod's image and a picture are both called so: the variable of the first is that which a pod has of its own.
+    own = "container_image" if entry.metavar == "NAME:TAG" else str(entry.name)
+    assert entry.envvar == f"CNN_JOBS_{own.upper()}"
     assert entry.show_envvar
     assert entry.help
     assert entry.help.strip()[0].isupper()
@@ -120,3 +122,15 @@ def test_a_flag_can_be_switched_off_again() -> None:
 
 def test_the_name_of_an_environment_variable() -> None:
     assert env_name("state_dir") == "CNN_JOBS_STATE_DIR"
+
+
+def test_no_variable_has_two_meanings() -> None:
+    """What is exported for one command must not break another."""
+    meanings: dict[str, set[str]] = {}
+    for parameter in OPTIONS:
+        (entry,) = parameter.values
+        # A range of whole numbers is whole numbers.
+        kind = type(entry.type).__name__.replace("IntRange", "IntParamType")
+        meanings.setdefault(entry.envvar, set()).add(f"{kind} {entry.metavar}")
+    assert {name: kinds for name, kinds in meanings.items() if len(kinds) > 1} == {}
+    assert {"CNN_JOBS_IMAGE", "CNN_JOBS_CONTAINER_IMAGE"} <= meanings.keys()

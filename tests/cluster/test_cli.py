@@ -65,7 +65,7 @@ def test_the_options_decide_what_is_rendered_and_what_is_checked(tmp_path: Path)
 @pytest.mark.parametrize(
     ("variable", "value", "shown"),
     [
-        ("CNN_JOBS_IMAGE", "x:2", "image: x:2\n"),
+        ("CNN_JOBS_CONTAINER_IMAGE", "x:2", "image: x:2\n"),
         ("CNN_JOBS_NAMESPACE", "team", "namespace: team\n"),
         ("CNN_JOBS_GPU", "4", "nvidia.com/gpu: 4\n"),
         ("CNN_JOBS_NO_GPU", "1", "args: [train, task2, --device, cpu]\n"),

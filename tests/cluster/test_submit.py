@@ -25,6 +25,7 @@ from tests.cluster.job_files import DOCUMENTS, ROOT, container_of, env_of, pod_o
 from tests.cluster.job_rules import refusals
 from tests.cluster.test_commands import context_of, in_the_pod
 from tests.cluster.test_schema import VERSIONS
+from tests.stack.manifests import kubectl
 
 GRID = ("--sweep", "lr=1e-3,1e-4", "--sweep", "batch_size=32,64", "--seeds", "0,3")
 SUBMITS: dict[str, tuple[str, ...]] = {
@@ -37,6 +38,8 @@ SUBMITS: dict[str, tuple[str, ...]] = {
     "a grid": ("task2", *GRID),
     "in a queue": ("task4a", "--queue", "cnn-jobs"),
     "elsewhere": ("task2", "--image", "registry.example/x:2", "--namespace", "team-a"),
+    "without a data volume": ("task2", "--no-data-volume", "--set", "data=shapes"),
+    "on a data volume of one's own": ("task2", "--data-claim", "pictures"),
     "seeds of a file": ("task2-seeds",),
     "a report": ("report", "--set", "experiment=autumn"),
     "the data": ("prepare-data",),
@@ -82,9 +85,8 @@ def test_kubectl_reads_a_dry_run(monkeypatch: pytest.MonkeyPatch) -> None:
     (job,) = yaml.safe_load_all(text)
     assert job["spec"] == dry(monkeypatch, *arguments[1:-1])["spec"]
     assert job["spec"]["template"]["spec"]["automountServiceAccountToken"] is False
-    command = ["kubectl", "label", "--local", "-f", "-", "a=b", "-o", "name"]
-    done = subprocess.run(command, input=text, capture_output=True, text=True, check=True)
-    assert re.fullmatch(r"job.batch/task2-\w{5}\n?(job.batch/task2-\w{5} labeled\n?)?", done.stdout), done.stdout
+    done = kubectl("label", "--local", "-f", "-", "a=b", "-o", "name", given=text)
+    assert re.fullmatch(r"job.batch/task2-\w{5}\n?(job.batch/task2-\w{5} labeled\n?)?", done), done
 
 
 def test_one_run_is_the_file_under_a_name_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,12 +6,15 @@ import base64
 import re
 import shutil
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import yaml
+from kubernetes.utils.quantity import parse_quantity
 
+from tests.cluster.job_files import DOCUMENTS
 from tests.stack.manifests import (
     FOLDERS,
     K8S,
@@ -87,7 +90,8 @@ def test_the_command_of_the_manual_makes_every_key_and_another_password_each_tim
 
 
 def _run(script: str) -> Object:
-    environment = {"KUBECONFIG": "/dev/null", "PATH": "/usr/local/bin:/usr/bin:/bin"}
+    own = Path(sys.executable).parent
+    environment = {"KUBECONFIG": "/dev/null", "PATH": f"{own}:/usr/local/bin:/usr/bin:/bin"}
     ran = subprocess.run(["bash", "-ec", script], capture_output=True, text=True, check=False, env=environment)
     assert ran.returncode == 0, ran.stderr
     made: Object = yaml.safe_load(ran.stdout)
@@ -202,6 +206,23 @@ def test_the_queue_leads_to_a_flavour_and_is_joined_as_the_manual_says() -> None
     assert words[:4] == ["kubectl", "label", "--local", "-f"]
     labelled = yaml.safe_load(kubectl("label", "--local", "-f", "-", *words[5:], given=yaml.safe_dump(job)))
     assert labelled["metadata"]["labels"] == {"kueue.x-k8s.io/queue-name": queue["metadata"]["name"]}
+
+
+def test_the_queue_covers_all_that_a_job_requests_in_whatever_namespace_the_stack_is() -> None:
+    """Kueue lets no Job start that requests a resource which its queue does not name."""
+    queue = find("k8s/overlays/kueue", "ClusterQueue", "cnn-jobs")["spec"]
+    (group,) = queue["resourceGroups"]
+    (flavour,) = group["flavors"]
+    room = {each["name"]: parse_quantity(each["nominalQuota"]) for each in flavour["resources"]}
+    for name, job in DOCUMENTS.items():
+        pods_at_once = job["spec"].get("parallelism", 1)
+        for container in job["spec"]["template"]["spec"]["containers"]:
+            requests = container["resources"]["requests"]
+            assert requests.keys() <= set(group["coveredResources"]), name
+            for resource, quantity in requests.items():
+                assert pods_at_once * parse_quantity(quantity) <= room[resource], (name, resource)
+    labels = find("k8s/overlays/kueue", "Namespace", "cnn-jobs")["metadata"]["labels"]
+    assert queue["namespaceSelector"]["matchLabels"].items() <= labels.items()
 
 
 def test_in_a_namespace_of_another_name_everything_is_there_and_mlflow_is_called_by_it(tmp_path: Path) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 import click
@@ -13,6 +15,7 @@ import yaml
 
 from cnn_jobs import __version__
 from cnn_jobs.cli import cli
+from cnn_jobs.environment import POD_TRACKING_URI
 from tests.stack.manifests import FOLDERS, K8S, PAGE, STACK, Object, build, find, pods
 
 MLFLOW = find(STACK, "Deployment", "mlflow")["spec"]["template"]["spec"]["containers"][0]
@@ -147,7 +150,10 @@ def test_what_kueue_lets_start_the_quota_does_not_refuse() -> None:
     hard = find(folder, "ResourceQuota", "cnn-jobs")["spec"]["hard"]
     (group,) = find(folder, "ClusterQueue", "cnn-jobs")["spec"]["resourceGroups"]
     standing = [needs(pod.spec) for pod in pods(build(folder))]
-    for resource in group["flavors"][0]["resources"]:
+    bounded = [each for each in group["flavors"][0]["resources"] if f"requests.{each['name']}" in hard]
+    # Disks of nodes are in no quota.
+    assert [each["name"] for each in bounded] == ["cpu", "memory", "nvidia.com/gpu"]
+    for resource in bounded:
         key = f"requests.{resource['name']}"
         used = sum(each.get(key, 0) for each in standing)
         assert quantity(resource["nominalQuota"]) + used <= quantity(hard[key])
@@ -200,3 +206,45 @@ def test_who_submits_may_do_that_and_nothing_else() -> None:
     account = find(STACK, subject["kind"], subject["name"])
     assert (account["metadata"]["namespace"], account["automountServiceAccountToken"]) == (subject["namespace"], False)
     assert not [thing for thing in build(STACK) if thing["kind"].startswith("ClusterRole")]
+
+
+def test_without_a_config_map_a_pod_asks_the_stacks_mlflow() -> None:
+    settings = find(STACK, "ConfigMap", "cnn-jobs")["data"]
+    service = find(STACK, "Service", "mlflow")
+    (port,) = service["spec"]["ports"]
+    assert settings["MLFLOW_TRACKING_URI"] == POD_TRACKING_URI
+    assert f"http://{service['metadata']['name']}:{port['port']}" == POD_TRACKING_URI
+
+
+@pytest.mark.parametrize("folder", FOLDERS)
+def test_every_variable_of_the_stacks_pods_is_read_by_somebody(folder: str) -> None:
+    """A name with a slip of the pen is a setting that is never made."""
+    known = _read_by_mlflow() | _read_by_boto3()
+    # Of the image of PostgreSQL, and of every program.
+    known |= {"POSTGRES_USER", "POSTGRES_DB", "POSTGRES_PASSWORD", "HOME"}
+    for pod in pods(build(folder)):
+        for container in pod.containers:
+            words = " ".join([*container.get("command", []), *container.get("args", [])])
+            for name in (each["name"] for each in container.get("env", [])):
+                assert name in known or f"$({name})" in words, f"{pod.owner}: {name}"
+
+
+def _read_by_mlflow() -> set[str]:
+    from mlflow import environment_variables
+
+    names = {str(getattr(value, "name", "")) for value in vars(environment_variables).values()}
+    command_line = find_spec("mlflow.cli")
+    assert command_line
+    assert command_line.origin
+    # Its text: importing it sets up MLflow's whole database.
+    return names | set(re.findall(r'envvar="(\w+)"', Path(command_line.origin).read_text()))
+
+
+def _read_by_boto3() -> set[str]:
+    from botocore.configprovider import BOTOCORE_DEFAUT_SESSION_VARIABLES as VARIABLES
+    from botocore.credentials import EnvProvider
+
+    found = {EnvProvider.ACCESS_KEY, EnvProvider.SECRET_KEY}
+    for _, names, _, _ in VARIABLES.values():
+        found |= {names} if isinstance(names, str) else set(names or ())
+    return found
