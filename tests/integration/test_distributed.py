@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -145,6 +146,17 @@ def test_a_killed_process_ends_the_other_and_both_go_on_to_the_same_bits(
     assert compare(reference, outcome) == []
     assert outcome.tags["cnn_jobs.attempt"] == "2"
     assert "cnn_jobs.continued_elsewhere" not in outcome.tags
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_process_that_is_lost_before_any_progress_ends_the_other_with_1(lab: Lab, rank: int) -> None:
+    """MLflow is away, and no step is done: nothing of this attempt lasts."""
+    hooks: dict[int, Hook] = {rank: ("signal_in_step", [0, "SIGKILL"])}
+    ended = end(pair(lab, f"early-{rank}", hooks=hooks, uri="http://127.0.0.1:9"))
+    assert ended[rank].code == -9
+    assert ended[1 - rank].code == 1, texts(ended)
+    assert ended[1 - rank].ended - ended[rank].ended < MINUTE
+    assert re.search(r"^error: .*\blost ", ended[1 - rank].stderr, re.M)
 
 
 @pytest.mark.parametrize("rank", [0, 1])
