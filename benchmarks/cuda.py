@@ -13,12 +13,18 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from benchmarks.cuda_page import JSON_FILE, write_page
+from cnn_jobs.files import write_text
+
+if TYPE_CHECKING:
+    from benchmarks.contenders import Contender
+    from benchmarks.setting import Setting
 
 # Of whoever loads pictures by processes; the usual advice is one a CPU of the GPU's share.
 WORKERS = 8
@@ -45,84 +51,87 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--data", default="cifar10", help="data set of the trainings, as for 'cnn-jobs train'")
     parser.add_argument("--seeds", default="0-4", help="of each task")
     parser.add_argument("--jobs", type=int, default=4, help="tasks that share the device at a time")
+    parser.add_argument("--device", default="cuda", choices=["cuda", "cpu"], help="cpu: a trial of the benchmark")
+    parser.add_argument("--images", type=int, default=50_000, help="training pictures of the speed part")
     parser.add_argument("--out", type=Path, default=JSON_FILE, help="raw figures; what it has of other parts stays")
     return parser.parse_args(arguments)
 
 
-def measure_speed(options: argparse.Namespace) -> dict[str, Any]:
-    """Images per second of every contender, by task and round."""
-    import torch
-
-    from benchmarks.contenders import Ceiling, Contender, OurLoop
-    from benchmarks.lightning_loop import LightningLoop
-    from benchmarks.networks import assert_same_function, usual_network
-    from benchmarks.rounds import UNTIMED_STEPS, closing_all
+def measure_speed(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    """Images per second of every contender, by task and round; after each task what there is so far."""
+    from benchmarks.rounds import closing_all, measure_rounds
     from benchmarks.setting import Setting, random_dataset
-    from benchmarks.usual import PictureDataset, UsualLoop
     from cnn_jobs.tracking.connection import configure_client
 
     configure_client()
-    dataset, found = random_dataset(50_000, 10_000), {}
+    steps = {name: max(5, round(options.steps * count)) for name, count in STEPS.items()}
+    dataset, found = random_dataset(options.images, options.images // 5), {}
     for task in TASKS:
-        setting = Setting.of(task, dataset, threads=1, device="cuda")
+        setting = Setting.of(task, dataset, threads=1, device=options.device)
         setting.configure(shipped=True)
-        pictures = PictureDataset(setting)
         with tempfile.TemporaryDirectory() as folder:
-            parts = {name: Path(folder) / name for name in ("graph", "none")}
-            for part in parts.values():
-                part.mkdir()
-            ours = OurLoop(setting, parts["graph"])
-            contenders: dict[str, Contender] = {
-                "ours": ours,
-                "ours_no_graph": OurLoop(setting, parts["none"], graph=False),
-                "ceiling": Ceiling(setting),
-                "ceiling_bf16": Ceiling(setting, precision="bf16"),
-            }
-            for workers in (0, WORKERS):
-                contenders[f"usual_{workers}"] = UsualLoop(setting, pictures, workers)
-            contenders[f"lightning_{WORKERS}"] = LightningLoop(setting, pictures, WORKERS)
+            contenders = _contenders(setting, Path(folder))
             with closing_all(contenders):
-                usual = usual_network(setting.task.network, ours.model).to("cuda")
-                assert_same_function(ours.model, usual, setting.constant_batch()[0])
-                steps = {name: max(5, round(options.steps * count)) for name, count in STEPS.items()}
-                rates: dict[str, list[float]] = {name: [] for name in contenders}
-                for number in range(options.repeats):
-                    first = number % len(rates)
-                    for name in [*rates][first:] + [*rates][:first]:
-                        seconds = contenders[name].run(UNTIMED_STEPS, steps[name])
-                        rates[name].append(steps[name] * setting.recipe.batch_size / seconds)
-                    shown = ", ".join(f"{name} {rate[-1]:,.0f}" for name, rate in rates.items())
-                    print(f"  {task}, round {number + 1} of {options.repeats}, images/s: {shown}", flush=True)
-                found[task] = rates
-        torch.cuda.empty_cache()
-    return {"steps": steps, "images_per_second": found}
+                print(task, flush=True)
+                found[task] = measure_rounds(
+                    contenders, repeats=options.repeats, steps=steps, batch_size=setting.recipe.batch_size
+                )
+        yield {"steps": steps, "images_per_second": found}
 
 
-def measure_trainings(options: argparse.Namespace) -> dict[str, Any]:
-    """Every task's runs on real images; first one run that has the device to itself, with the graph and without."""
+def _contenders(setting: Setting, folder: Path) -> dict[str, Contender]:
+    """Raises ``AssertionError`` where the usual network does not compute what ours does."""
+    from benchmarks.contenders import Ceiling, OurLoop
+    from benchmarks.lightning_loop import LightningLoop
+    from benchmarks.networks import assert_same_function, usual_network
+    from benchmarks.usual import PictureDataset, UsualLoop
+
+    pictures, ours = PictureDataset(setting), {}
+    for name, graph in (("ours", True), ("ours_no_graph", False)):
+        (folder / name).mkdir()
+        ours[name] = OurLoop(setting, folder / name, graph=graph)
+    usual = usual_network(setting.task.network, ours["ours"].model).to(setting.placement.device)
+    assert_same_function(ours["ours"].model, usual, setting.constant_batch()[0])
+    return {
+        **ours,
+        "ceiling": Ceiling(setting),
+        "ceiling_bf16": Ceiling(setting, precision="bf16"),
+        **{f"usual_{workers}": UsualLoop(setting, pictures, workers) for workers in (0, WORKERS)},
+        f"lightning_{WORKERS}": LightningLoop(setting, pictures, WORKERS),
+    }
+
+
+def measure_trainings(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    """Every task's runs on real images; first one run that has the device to itself, with the graph and without.
+    After each task what there is so far."""
     from cnn_jobs.tasks import TASKS as ALL
 
+    asked = {"seeds": options.seeds, "tasks": len(ALL)}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         data = folder / "data.npz"
         _run("data", "prepare", options.data, str(data), folder=folder)
+        one_run = partial(_trained, data=data, device=options.device)
         alone = [
-            _trained(folder / name, "task3e", data, "0", *more)[0]
-            for name, more in (("graph", []), ("no-graph", ["--no-graph"]))
+            one_run(folder / name, "task3e", "0", *more)[0]
+            for name, more in (("graph", ()), ("no-graph", ("--no-graph",)))
         ]
+        runs: dict[str, Any] = {}
         with ThreadPoolExecutor(options.jobs) as pool:
-            together = {task: pool.submit(_trained, folder / task, task, data, options.seeds) for task in ALL}
-            runs = {task: under_way.result() for task, under_way in together.items()}
-    return {"jobs": options.jobs, "asked": {"seeds": options.seeds, "tasks": len(ALL)}, "alone": alone, "runs": runs}
+            under_way = {pool.submit(one_run, folder / task, task, options.seeds): task for task in ALL}
+            for done in as_completed(under_way):
+                runs[under_way[done]] = done.result()
+                in_order = {task: runs[task] for task in ALL if task in runs}
+                yield {"jobs": options.jobs, "asked": asked, "alone": alone, "runs": in_order}
 
 
-def _trained(folder: Path, task: str, data: Path, seeds: str, *more: str) -> list[dict[str, Any]]:
+def _trained(folder: Path, task: str, seeds: str, *more: str, data: Path, device: str) -> list[dict[str, Any]]:
     """The task's runs, one after another in one process; ImageNet's weights are not taken."""
     folder.mkdir()
     if task == "task4a":
         more = ("--weights", "none", *more)
     began = time.monotonic()
-    _run("train", task, "--data", str(data), "--seeds", seeds, "--device", "cuda", *more, folder=folder)
+    _run("train", task, "--data", str(data), "--seeds", seeds, "--device", device, *more, folder=folder)
     print(f"  {task}: seeds {seeds} in {time.monotonic() - began:.0f} s", flush=True)
     return [_figures(run) for run in _runs(folder)]
 
@@ -156,9 +165,11 @@ def _figures(run: Any) -> dict[str, Any]:
 
 
 def device_facts() -> dict[str, Any]:
-    """What it ran on, beside what ``conditions`` says."""
+    """What it ran on, beside what ``conditions`` says; nothing of a trial on a CPU."""
     import torch
 
+    if not torch.cuda.is_available():
+        return {}
     properties = torch.cuda.get_device_properties(0)
     return {
         "device": properties.name,
@@ -177,8 +188,9 @@ def main(arguments: list[str]) -> None:
         measure = {"speed": measure_speed, "trainings": measure_trainings}[options.part]
         results = json.loads(options.out.read_text()) if options.out.exists() else {}
         facts = {**conditions(arguments, 1, program="benchmarks.cuda"), **device_facts()}
-        results[options.part] = {"conditions": facts, **measure(options)}
-        options.out.write_text(json.dumps(results, indent=1) + "\n")
+        for content in measure(options):  # a machine that is lent may be taken away
+            results[options.part] = {"conditions": facts, **content}
+            write_text(options.out, json.dumps(results, indent=1) + "\n")
     if options.out == JSON_FILE:
         write_page()
 

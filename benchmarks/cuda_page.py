@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from benchmarks.figures import Summary, ratios
-from benchmarks.render import into_page, table
+from benchmarks.render import into_page, spread, table
 from cnn_jobs.files import write_text
 from cnn_jobs.reporting.statistics import estimate
 
@@ -45,21 +45,16 @@ def _speed(part: Mapping[str, Any]) -> list[str]:
     blocks = ["## Steps", _line(part["conditions"])]
     for task, rates in part["images_per_second"].items():
         blocks.append(f"**{task}**:")
-        rows = [[NAMES[name], f"{part['steps'][name]:,}", *_spread(values, ",.0f")] for name, values in rates.items()]
+        rows = [[NAMES[name], f"{part['steps'][name]:,}", *spread(values, ",.0f")] for name, values in rates.items()]
         blocks.append(table(["contender", "steps a round", "images/s, median", "least to most", "n"], rows))
         others = [name for name in rates if name.startswith(("usual", "lightning"))]
         rows = [
-            ["ours / ours without the graph", *_spread(ratios(rates, "ours", ["ours_no_graph"]), ".2f")],
-            ["ours without the graph / the ceiling", *_spread(ratios(rates, "ours_no_graph", ["ceiling"]), ".2f")],
-            ["ours / fastest of usual loop and Lightning", *_spread(ratios(rates, "ours", others), ".1f")],
+            ["ours / ours without the graph", *spread(ratios(rates, "ours", ["ours_no_graph"]), ".2f")],
+            ["ours without the graph / the ceiling", *spread(ratios(rates, "ours_no_graph", ["ceiling"]), ".2f")],
+            ["ours / fastest of usual loop and Lightning", *spread(ratios(rates, "ours", others), ".1f")],
         ]
         blocks.append(table(["ratio within a round", "median", "least to most", "n"], rows))
     return blocks
-
-
-def _spread(values: Sequence[float], form: str) -> list[str]:
-    summary = Summary.of(values)
-    return [format(summary.median, form), f"{summary.least:{form}} to {summary.most:{form}}", str(summary.n)]
 
 
 def _trainings(part: Mapping[str, Any]) -> list[str]:
@@ -87,7 +82,7 @@ def _trainings(part: Mapping[str, Any]) -> list[str]:
     return [
         "## Whole runs on real images",
         f"The same machine and versions, commit {facts['commit']}, `{facts['command']}`; seeds {asked['seeds']} of "
-        f"{asked['tasks']} tasks were asked for, {finished} runs of {len(part['runs'])} tasks are there.",
+        f"{asked['tasks']} tasks were asked for, {finished} runs of {len(part['runs'])} tasks are there{_why(part)}.",
         f"A run of task3e that has the device to itself (n = 1): {alone['attempt/wall_seconds']:.1f} s from the "
         f"process' start to its end, {alone['attempt/device_seconds']:.1f} s of them on the device, "
         f"{alone['attempt/steps']:,.0f} steps. With `--no-graph` {one_by_one['attempt/wall_seconds']:.1f} s and "
@@ -107,6 +102,11 @@ def _trainings(part: Mapping[str, Any]) -> list[str]:
             rows,
         ),
     ]
+
+
+def _why(part: Mapping[str, Any]) -> str:
+    """Of a part that did not come to its end."""
+    return f" ({part['cut_off']})" if "cut_off" in part else ""
 
 
 def _same(one: Mapping[str, float], other: Mapping[str, float]) -> bool:

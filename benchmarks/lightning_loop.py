@@ -37,16 +37,15 @@ class _Module(lightning.LightningModule):
 class _Clock(lightning.Callback):
     """Reads the clock after ``untimed`` steps and after the last one."""
 
-    def __init__(self, setting: Setting, untimed: int) -> None:
-        self._setting, self._untimed = setting, untimed
+    def __init__(self, setting: Setting, untimed: int, last: int) -> None:
+        self._setting, self._untimed, self._last = setting, untimed, last
         self.started = self.ended = 0.0
 
     def on_train_batch_end(self, trainer: lightning.Trainer, *_: Any) -> None:
         if trainer.global_step == self._untimed:
             self.started = self._setting.now()
-
-    def on_train_end(self, *_: Any) -> None:
-        self.ended = self._setting.now()
+        if trainer.global_step == self._last:
+            self.ended = self._setting.now()
 
 
 class LightningLoop:
@@ -65,7 +64,7 @@ class LightningLoop:
         if untimed < 1:
             raise ValueError(f"untimed is {untimed}, but must be at least 1")
         self._setting.configure(shipped=False)
-        clock = _Clock(self._setting, untimed)
+        clock = _Clock(self._setting, untimed, untimed + timed)
         with _quietly():
             trainer = lightning.Trainer(
                 accelerator="gpu" if self._setting.placement.device.type == "cuda" else "cpu",

@@ -63,7 +63,7 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
-def _spread(values: Sequence[float], form: str) -> list[str]:
+def spread(values: Sequence[float], form: str) -> list[str]:
     """The cells median, least-most and n."""
     summary = Summary.of(values)
     return [format(summary.median, form), f"{summary.least:{form}} to {summary.most:{form}}", str(summary.n)]
@@ -93,10 +93,10 @@ def _speed(parts: Mapping[str, Any]) -> str:
         rates = part["images_per_second"]
         names = {**CONTENDERS, "lightning": f"{CONTENDERS['lightning']}, {part['lightning_workers']} workers"}
         blocks.append(f"**{task}**, batches of {part['batch_size']}, {part['steps']} steps a round:")
-        rows = [[names[name], *_spread(values, ",.0f")] for name, values in rates.items()]
+        rows = [[names[name], *spread(values, ",.0f")] for name, values in rates.items()]
         blocks.append(table(["contender", "images/s, median", "least to most", "n"], rows))
-        rows = [["(a) / (b)", *_spread(of_ceiling(rates), ".3f")]]
-        rows.append(["(a) / fastest of (c) and (d)", *_spread(over_others(rates), ".2f")])
+        rows = [["(a) / (b)", *spread(of_ceiling(rates), ".3f")]]
+        rows.append(["(a) / fastest of (c) and (d)", *spread(over_others(rates), ".2f")])
         blocks.append(table(["ratio within a round", "median", "least to most", "n"], rows))
     return "\n\n".join(blocks)
 
@@ -123,23 +123,21 @@ def _variants(title: str, parts: Mapping[str, Any], names: Mapping[str, str], ba
 def _against(rates: Mapping[str, Sequence[float]], names: Mapping[str, str], base: str) -> list[list[str]]:
     """A row a variant, with the median of its ratio to ``base`` within a round."""
     return [
-        [names[name], *_spread(values, ",.0f"), f"{Summary.of(ratios(rates, name, [base])).median:.0%}"]
+        [names[name], *spread(values, ",.0f"), f"{Summary.of(ratios(rates, name, [base])).median:.0%}"]
         for name, values in rates.items()
     ]
 
 
 def _startup(seconds: Mapping[str, Sequence[float]]) -> str:
-    rows = [["`import torch, torchvision, mlflow`", *_spread(seconds["imports"], ".2f")]]
-    rows.append(["`cnn-jobs train task2 --data shapes`, first step", *_spread(seconds["first_step"], ".2f")])
-    rows.append(
-        ["first step over imports, within a round", *_spread(ratios(seconds, "first_step", ["imports"]), ".2f")]
-    )
+    rows = [["`import torch, torchvision, mlflow`", *spread(seconds["imports"], ".2f")]]
+    rows.append(["`cnn-jobs train task2 --data shapes`, first step", *spread(seconds["first_step"], ".2f")])
+    rows.append(["first step over imports, within a round", *spread(ratios(seconds, "first_step", ["imports"]), ".2f")])
     return "## Start\n\n" + table(["from process start to", "seconds, median", "least to most", "n"], rows)
 
 
 def _memory(part: Mapping[str, Any]) -> str:
     peaks = part["peak_bytes"]
-    rows = [[MEMORY[name], *_spread([value / 1e6 for value in values], ",.0f")] for name, values in peaks.items()]
+    rows = [[MEMORY[name], *spread([value / 1e6 for value in values], ",.0f")] for name, values in peaks.items()]
     middle = {name: Summary.of(values).median for name, values in peaks.items()}
     data, small = part["data_bytes"], part["small_data_bytes"]
     whole = (middle["full"] - middle["imports"]) / data

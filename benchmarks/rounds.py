@@ -24,11 +24,15 @@ def measure_rounds(
     contenders: Mapping[str, Contender],
     *,
     repeats: int,
-    steps: int,
+    steps: int | Mapping[str, int],
     batch_size: int,
     report: Callable[[str], None] = print,
 ) -> dict[str, list[float]]:
-    """Images per second of training steps, by contender, one figure a round. The first to go changes by the round."""
+    """Images per second of training steps, by contender, one figure a round. The first to go changes by the round.
+
+    ``steps``: of a round, for all or for each.
+    """
+    counts = dict.fromkeys(contenders, steps) if isinstance(steps, int) else steps
     for contender in contenders.values():
         contender.run(UNTIMED_STEPS, 1)
     rates: dict[str, list[float]] = {name: [] for name in contenders}
@@ -36,7 +40,7 @@ def measure_rounds(
     for number in range(repeats):
         first = number % len(names)
         for name in names[first:] + names[:first]:
-            rates[name].append(steps * batch_size / contenders[name].run(UNTIMED_STEPS, steps))
+            rates[name].append(counts[name] * batch_size / contenders[name].run(UNTIMED_STEPS, counts[name]))
         shown = ", ".join(f"{name} {rate[-1]:,.0f}" for name, rate in rates.items())
         report(f"  round {number + 1} of {repeats}, images/s: {shown}")
     return rates

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks import cuda_page, figures, render, run, transfer
+from benchmarks import cuda, cuda_page, figures, render, run, transfer
 from benchmarks.networks import assert_same_function, usual_network
 from benchmarks.setting import Setting, random_dataset
 from cnn_jobs.data.dataset import Dataset
@@ -245,3 +245,20 @@ def test_the_page_on_cuda_is_rendered_from_its_raw_figures() -> None:
 def _of(task: str, results: dict[str, Any]) -> dict[str, list[float]]:
     rates: dict[str, list[float]] = results["speed"]["images_per_second"][task]
     return rates
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("_arithmetic", "mlflow_uri")
+# A GPU's machine has more CPUs.
+@pytest.mark.filterwarnings("ignore:This DataLoader will create 8 worker processes:UserWarning")
+def test_the_benchmark_on_cuda_keeps_what_it_has_after_each_task(tmp_path: Path) -> None:
+    """On a CPU, a few steps: that it runs, and not what comes out."""
+    out = tmp_path / "cuda.json"
+    options = ["--device", "cpu", "--images", "700", "--repeats", "1", "--steps", "0", "--out", str(out)]
+    parsed = cuda.parse(["speed", *options])
+    seen = [json.loads(json.dumps(content)) for content in cuda.measure_speed(parsed)]
+    assert [list(content["images_per_second"]) for content in seen] == [["task2"], ["task2", "task3e"]]
+    for rates in seen[1]["images_per_second"].values():
+        assert rates.keys() == cuda.STEPS.keys() == cuda_page.NAMES.keys()
+        assert all(len(values) == 1 and values[0] > 0 for values in rates.values())
+    assert set(seen[1]["steps"].values()) == {5}

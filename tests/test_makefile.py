@@ -238,3 +238,11 @@ def test_help_names_the_settings_of_the_images() -> None:
     shown = make("help").stdout
     for name in ("VARIANT", "IMAGE", "MLFLOW_IMAGE", "BASE", "DATA_FILE", "BUILDER", "BUILD_FLAGS", "REGISTRY"):
         assert f"{name}=" in shown
+
+
+@pytest.mark.parametrize("given", [{}, {"KUBECONFIG": "/nowhere"}, {"E2E_IMAGE": "cnn-jobs:0.1.0"}])
+def test_the_suite_on_a_cluster_does_not_pass_by_running_nothing(given: dict[str, str]) -> None:
+    environment = {name: given.get(name, "") for name in ("KUBECONFIG", "E2E_IMAGE")}
+    ran = make("--assume-old=.venv/.installed-test", "e2e", **environment)
+    assert ran.returncode != 0
+    assert ran.stderr.splitlines()[0] == "make e2e needs KUBECONFIG and E2E_IMAGE: docs/e2e.md says how to run it"

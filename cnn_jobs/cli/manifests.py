@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from cnn_jobs.cli.options import env_name, option
+from cnn_jobs.cli.options import no_option, option
 from cnn_jobs.cluster.settings import Settings
 from cnn_jobs.errors import UserError
 
@@ -18,26 +18,15 @@ Command = Callable[..., Any]
 
 def data_volume_options(command: Command) -> Command:
     """Adds ``--data-claim`` and ``--no-data-volume``; ``data_claim_of`` reads them."""
-    for add in (
-        click.option(
-            "--no-data-volume",
-            "no_data_volume",
-            is_flag=True,
-            default=False,
-            envvar=env_name("no_data_volume"),
-            show_envvar=True,
-            help="Jobs without it: data that is in the image, in a bucket, or drawn (shapes).",
-        ),
-        option(
-            "data_claim",
-            default=None,
-            show_default=Settings.data_claim,
-            metavar="NAME",
-            help="PersistentVolumeClaim with data sets and weights.",
-        ),
-    ):
-        command = add(command)
-    return command
+    claim = option(
+        "data_claim",
+        default=None,
+        show_default=Settings.data_claim,
+        metavar="NAME",
+        help="PersistentVolumeClaim with data sets and weights.",
+    )
+    none = no_option("data_volume", "Jobs without it: data that is in the image, in a bucket, or drawn (shapes).")
+    return claim(none(command))
 
 
 def image_option(command: Command) -> Command:
@@ -54,15 +43,7 @@ def image_option(command: Command) -> Command:
 def rendering_options(command: Command) -> Command:
     """Adds what decides the text of the files, and where they are."""
     for add in (
-        click.option(
-            "--no-gpu",
-            "no_gpu",
-            is_flag=True,
-            default=False,
-            envvar=env_name("no_gpu"),
-            show_envvar=True,
-            help="Jobs that train on CPUs; the same as --gpu 0.",
-        ),
+        no_option("gpu", "Jobs that train on CPUs; the same as --gpu 0."),
         option("gpu", type=click.IntRange(min=0), default=None, show_default="1", help="GPUs of a pod that trains."),
         option(
             "state_claim",

@@ -30,6 +30,15 @@ def option(name: str, *, variable: str = "", **settings: Any) -> Callable[[Comma
     return click.option(flag, name, envvar=env_name(variable or name), show_envvar=True, **settings)
 
 
+def no_option(name: str, help_text: str) -> Callable[[Command], Command]:
+    """A flag ``--no-NAME`` that has no opposite, with its environment variable."""
+    full = f"no_{name}"
+    flag = "--" + full.replace("_", "-")
+    return click.option(
+        flag, full, is_flag=True, default=False, envvar=env_name(full), show_envvar=True, help=help_text
+    )
+
+
 def default_state_dir() -> str:
     """Where runs keep their state unless told otherwise: the user's own state folder."""
     import platformdirs

@@ -13,6 +13,8 @@ import torch
 from torch import nn
 from torch.autograd.function import once_differentiable
 
+from cnn_jobs.models.own_layers import takes_own_layers
+
 
 class LateBiasConv2d(nn.Conv2d):
     """``nn.Conv2d`` that leaves its bias to a ``BiasMaxPool2d`` behind it, in training on a CPU; else it is the plain
@@ -22,14 +24,7 @@ class LateBiasConv2d(nn.Conv2d):
 
     def leaves_bias(self, images: torch.Tensor) -> bool:
         """Whether this layer's outputs for such a batch lack the bias."""
-        return (
-            self.bias_is_late
-            and self.training
-            and torch.is_grad_enabled()
-            and images.device.type == "cpu"
-            and not torch.is_autocast_enabled("cpu")
-            and not torch.compiler.is_compiling()
-        )
+        return self.bias_is_late and self.training and torch.is_grad_enabled() and takes_own_layers(images)
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         """(N, C, H, W) to (N, filters, H', W')."""

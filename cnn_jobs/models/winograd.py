@@ -19,6 +19,7 @@ from torch import nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
+from cnn_jobs.models.own_layers import takes_own_layers
 from cnn_jobs.models.tiles import Side, add_up, cut, join, split
 from cnn_jobs.models.winograd_plan import Plan, plan
 
@@ -40,12 +41,7 @@ class WinogradConv2d(nn.Conv2d):
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         """(N, C, H, W) to (N, filters, H', W')."""
-        plain = (
-            images.device.type != "cpu"
-            or images.dtype != torch.float32
-            or torch.is_autocast_enabled("cpu")
-            or torch.compiler.is_compiling()  # an exported model has the plain layer, for any machine
-        )
+        plain = images.dtype != torch.float32 or not takes_own_layers(images)
         return super().forward(images) if plain else self._by_tiles(images)
 
     def _by_tiles(self, images: torch.Tensor) -> torch.Tensor:
