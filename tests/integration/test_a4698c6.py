@@ -1,0 +1,165 @@
+"""Runs that cnn-jobs wrote at commit a4698c6 (``a4698c6/make.py``): continued, replayed, reported and reproduced."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sqlite3
+import tarfile
+from collections.abc import Iterator
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from tests.forkserver import Ended, ForkServer, fork_server
+
+pytestmark = [pytest.mark.integration, pytest.mark.slow]
+
+ARCHIVE = Path(__file__).parent / "a4698c6" / "runs.tar.xz"
+STEPS, CHECKPOINT_STEP = 20, 10
+RECIPE = ("--epochs", 2, "--batch-size", 5, "--validations-per-epoch", 1, "--early-stop-count", 0, "--threads", 1)
+
+
+@dataclass(frozen=True)
+class OldRuns:
+    """The archive, unpacked, and a server of processes that run the present version."""
+
+    folder: Path
+    children: ForkServer
+
+    def run(self, *arguments: object, state_dir: str = "state-new") -> Ended:
+        environment = {
+            "MLFLOW_TRACKING_URI": f"sqlite:///{self.folder / 'mlflow.db'}",
+            "CNN_JOBS_STATE_DIR": str(self.folder / state_dir),
+        }
+        return self.children.run(arguments, environment)
+
+    def resume(self, key: str, *more: object) -> Ended:
+        command = ("train", "task2", "--data", self.folder / "data.npz", "--experiment", "old", *RECIPE)
+        return self.run(*command, "--run-key", key, *more, state_dir=f"state-{key}")
+
+    def query(self, text: str, *values: str) -> list[tuple[str, int, float]]:
+        with closing(sqlite3.connect(self.folder / "mlflow.db")) as database:
+            return database.execute(text, values).fetchall()
+
+    def run_id(self, key: str) -> str:
+        found = self.query("SELECT run_uuid FROM tags WHERE key = 'cnn_jobs.run_key' AND value = ?", key)
+        assert len(found) == 1
+        return str(found[0][0])
+
+    def rows(self, key: str) -> list[tuple[str, int, float]]:
+        """Metric, step and value of every row that no clock decides."""
+        rows = self.query("SELECT key, step, value FROM metrics WHERE run_uuid = ?", self.run_id(key))
+        return sorted(row for row in rows if row[0].startswith(("train/loss", "val/", "best/", "last/")))
+
+    def losses(self, key: str) -> dict[int, float]:
+        rows = [row for row in self.rows(key) if row[0] == "train/loss"]
+        assert [step for _, step, _ in rows] == list(range(1, len(rows) + 1))
+        return {step: value for _, step, value in rows}
+
+    def status(self, key: str) -> str:
+        return str(self.query("SELECT status FROM runs WHERE run_uuid = ?", self.run_id(key))[0][0])
+
+    def tags(self, key: str) -> dict[str, str]:
+        return {str(name): str(text) for name, text in self.query(
+            "SELECT key, value FROM tags WHERE run_uuid = ?", self.run_id(key)
+        )}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def children(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ForkServer]:
+    with fork_server(tmp_path_factory.mktemp("children")) as server:
+        yield server
+
+
+@pytest.fixture
+def old(tmp_path: Path, children: ForkServer) -> OldRuns:
+    with tarfile.open(ARCHIVE) as archive:
+        archive.extractall(tmp_path, filter="tar")
+    # MLflow keeps absolute paths of the folder in which the runs were made.
+    before = (tmp_path / "where").read_text()
+    with closing(sqlite3.connect(tmp_path / "mlflow.db")) as database, database:
+        for table, column in (("experiments", "artifact_location"), ("runs", "artifact_uri")):
+            database.execute(f"UPDATE {table} SET {column} = replace({column}, ?, ?)", (before, str(tmp_path)))
+    return OldRuns(tmp_path, children)
+
+
+def test_a_run_that_was_killed_continues_from_its_state_directory(old: OldRuns) -> None:
+    before = old.rows("killed")
+    assert len([row for row in before if row[0] == "train/loss"]) == 15
+    ended = old.resume("killed", "--resume", "must")
+    assert ended.code == 0, ended.stderr
+    assert old.status("killed") == "FINISHED"
+    assert set(before) < set(old.rows("killed"))
+    assert old.losses("killed") == pytest.approx(old.losses("finished"), rel=1e-4)
+    assert len(old.losses("killed")) == STEPS
+    assert old.tags("killed")["cnn_jobs.attempt"] == "2"
+    costs = json.loads(old.tags("killed")["cnn_jobs.ledger"])
+    assert [each["steps"] for each in costs["attempts"]] == [15, STEPS - CHECKPOINT_STEP]
+
+
+def test_a_run_whose_state_directory_is_lost_continues_from_its_artifacts(old: OldRuns) -> None:
+    assert (old.status("interrupted"), old.tags("interrupted")["cnn_jobs.state"]) == ("KILLED", "interrupted")
+    ended = old.resume("interrupted", "--resume", "must")
+    assert ended.code == 0, ended.stderr
+    assert old.status("interrupted") == "FINISHED"
+    assert old.losses("interrupted") == pytest.approx(old.losses("finished"), rel=1e-4)
+    costs = json.loads(old.tags("interrupted")["cnn_jobs.ledger"])
+    assert [each["steps"] for each in costs["attempts"]] == [15, 5]  # the SIGTERM left a checkpoint
+
+
+def test_a_run_that_was_trained_while_mlflow_was_away_is_replayed(old: OldRuns) -> None:
+    ended = old.run("replay", old.folder / "state-unsent" / "unsent")
+    assert ended.code == 0, ended.stderr
+    assert old.status("unsent") == "FINISHED"
+    assert old.rows("unsent") == old.rows("finished")
+    artifacts = old.folder / "mlruns" / "1" / old.run_id("unsent") / "artifacts"
+    there = {path.relative_to(artifacts).as_posix() for path in artifacts.rglob("*") if path.is_file()}
+    assert {"checkpoints/last.pt", "checkpoints/best.pt", "model/MLmodel", "history.csv", "lineage.json"} <= there
+
+
+def test_its_own_command_only_sends_the_rest(old: OldRuns) -> None:
+    ended = old.resume("unsent")
+    assert ended.code == 0, ended.stderr
+    assert old.status("unsent") == "FINISHED"
+    assert old.rows("unsent") == old.rows("finished")
+
+
+def test_a_finished_run_is_only_read_back(old: OldRuns) -> None:
+    before = old.rows("finished")
+    ended = old.resume("finished")
+    assert ended.code == 0, ended.stderr
+    assert "nothing was trained" in ended.stdout
+    assert old.rows("finished") == before
+
+
+def test_another_recipe_does_not_get_the_key(old: OldRuns) -> None:
+    ended = old.resume("killed", "--lr", "0.01")
+    assert ended.code == 2
+    assert "recipe_hash" in ended.stderr
+
+
+def test_the_report_counts_it(old: OldRuns) -> None:
+    ended = old.run("report", "--experiment", "old", "--out", old.folder / "report", "--no-log")
+    assert ended.code == 0, ended.stderr
+    content = json.loads((old.folder / "report" / "report.json").read_text())
+    assert [group["task"] for data in content["data"] for group in data["groups"]] == ["task2"]
+    assert {each["name"] for each in content["set_aside"]} == {"task2-seed0"}
+    accuracy = {key: value for key, _, value in old.rows("finished")}["last/test_accuracy"]
+    shown = (old.folder / "report" / "report.md").read_text()
+    assert f"{100 * accuracy:.2f}" in shown
+    listed = old.run("runs", "--experiment", "old")
+    assert listed.code == 0, listed.stderr
+    assert listed.stdout.count("task2-seed0") == 3
+
+
+def test_it_is_reproduced_or_told_why_it_cannot_be(old: OldRuns) -> None:
+    shutil.copy(old.folder / "data.npz", old.folder / "moved.npz")
+    ended = old.run("reproduce", old.run_id("finished"), "--data", old.folder / "moved.npz")
+    if ended.code:  # another machine than that on which it was made
+        assert ended.code == 2, ended.stderr
+        assert "cannot come out the same here" in ended.stderr
+    else:
+        assert "identical" in ended.stdout
