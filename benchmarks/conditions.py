@@ -11,14 +11,14 @@ from typing import Any
 import psutil
 import torch
 
-from cnn_jobs.tracking import lineage
+from cnn_jobs.system import environment
 
 PACKAGES = ("torch", "torchvision", "lightning", "mlflow", "numpy", "pillow")
 
 
 def conditions(arguments: Sequence[str], threads: int, program: str = "benchmarks.run") -> dict[str, Any]:
     """Machine, versions, command and how busy the machine already was: JSON-ready."""
-    facts = lineage.collect(torch.device("cpu"), threads)
+    facts = environment.collect(torch.device("cpu"), threads)
     return {
         "date": time.strftime("%Y-%m-%d", time.gmtime()),
         "command": shlex.join(["python", "-m", program, *(_without_folder(word) for word in arguments)]),
@@ -29,7 +29,7 @@ def conditions(arguments: Sequence[str], threads: int, program: str = "benchmark
         "memory_bytes": psutil.virtual_memory().total,
         "platform": facts["platform"],
         "python": facts["python"],
-        "packages": {name: lineage.version_of(name) for name in PACKAGES},
+        "packages": {name: environment.version_of(name) for name in PACKAGES},
         "commit": facts["git"]["commit"][:12],
         "dirty": facts["git"]["dirty"],
         "gomp_spincount": os.environ.get("GOMP_SPINCOUNT", ""),

@@ -14,13 +14,13 @@ from torch import nn
 from torch.nn import functional as F
 
 from benchmarks.setting import Setting
-from cnn_jobs import endings
 from cnn_jobs.cli.console import LineWatcher
-from cnn_jobs.tracking.plain_run import PlainRun
+from cnn_jobs.tracking import run_status
+from cnn_jobs.tracking.document_run import PlainRun
 from cnn_jobs.tracking.records import RunHeader, now_ms
 from cnn_jobs.training.evaluation import precision_context
 from cnn_jobs.training.loop import Ending, Ledger, train
-from cnn_jobs.training.recorder import Recorders
+from cnn_jobs.training.observer import Recorders
 
 
 class Contender(Protocol):
@@ -97,7 +97,7 @@ class OurLoop:
 
     def close(self) -> None:
         """Ends the MLflow run; everything must have arrived there."""
-        delivered = self._recorder.finish(endings.finished(), 60.0)
+        delivered = self._recorder.finish(run_status.finished(), 60.0)
         self._run.close()
         assert delivered, self._recorder.outage
 

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from benchmarks.cuda_page import JSON_FILE, write_page
-from cnn_jobs.files import write_text
+from cnn_jobs.system.files import write_text
 
 if TYPE_CHECKING:
     from benchmarks.contenders import Contender

@@ -9,8 +9,8 @@ from typing import Any
 
 from benchmarks.figures import Summary, ratios
 from benchmarks.render import into_page, spread, table
-from cnn_jobs.files import write_text
-from cnn_jobs.reporting.statistics import estimate
+from cnn_jobs.report.statistics import estimate
+from cnn_jobs.system.files import write_text
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGE, JSON_FILE, CPU_FILE = ROOT / "docs/cuda.md", ROOT / "benchmarks/cuda.json", ROOT / "docs/results.json"

@@ -19,8 +19,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from cnn_jobs.files import write_text
-from cnn_jobs.process import keep_freed_memory, limit_spinning
+from cnn_jobs.system.files import write_text
+from cnn_jobs.system.process import keep_freed_memory, limit_spinning
 
 OUT = Path(__file__).resolve().with_name("exporter.json")
 INTERVAL_S = 1.0
@@ -61,7 +61,7 @@ def scraped(port: int) -> Iterator[None]:
 def measure(task_name: str, stretches: int, steps: int, threads: int) -> dict[str, Any]:
     """Images a second of each stretch, alone and watched in turn; the monitor's share of the thread's CPU time."""
     from benchmarks.setting import Setting, random_dataset
-    from cnn_jobs.monitoring.exporter import Exporter
+    from cnn_jobs.monitoring.metrics import Exporter
     from cnn_jobs.monitoring.monitor import Monitor
     from cnn_jobs.training.loop import Ledger, train
 
@@ -95,13 +95,13 @@ def measure(task_name: str, stretches: int, steps: int, threads: int) -> dict[st
 def _live(setting: Any, ledger: Any, folder: Path) -> Any:
     """What the page reads: a real journal, whose shipper has a server that is away."""
     from benchmarks.setting import random_dataset
-    from cnn_jobs.cost_book import CostBook
-    from cnn_jobs.run import JobOptions, Run
+    from cnn_jobs.runs.cost import CostBook
+    from cnn_jobs.runs.setup import JobOptions, Run
+    from cnn_jobs.tracking.client import Remote
     from cnn_jobs.tracking.journal import Journal
     from cnn_jobs.tracking.recorder import JournalRecorder
     from cnn_jobs.tracking.records import AttemptMark, RunHeader, now_ms
-    from cnn_jobs.tracking.remote import Remote
-    from cnn_jobs.watcher import LiveAttempt
+    from cnn_jobs.training.observer import LiveAttempt
 
     options = JobOptions(tracking_uri="http://127.0.0.1:9", state_dir=folder)
     run = Run(setting.task, setting.recipe, options, random_dataset(10, 10), setting.placement, setting.threads)

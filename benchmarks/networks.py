@@ -8,9 +8,9 @@ from collections import OrderedDict
 import torch
 from torch import nn
 
+from cnn_jobs.models.cpu_kernels.winograd import WinogradConv2d
 from cnn_jobs.models.pooling import LateBiasConv2d
-from cnn_jobs.models.spec import ConvNet
-from cnn_jobs.models.winograd import WinogradConv2d
+from cnn_jobs.networks.spec import ConvNet
 
 
 def usual_network(spec: ConvNet, like: nn.Module, *, own_convolutions: bool = False) -> nn.Sequential:

@@ -16,15 +16,15 @@ from pathlib import Path
 from typing import Any
 
 from cnn_jobs import __version__
-from cnn_jobs.files import write_bytes, write_text
-from cnn_jobs.models.describe import describe, total_parameters
-from cnn_jobs.reporting.contents import Facts, report
-from cnn_jobs.reporting.document import Document
-from cnn_jobs.reporting.groups import Section, put_together, with_first_runs
-from cnn_jobs.reporting.rows import Confusion, Curve, TrainingRun
-from cnn_jobs.reporting.statistics import estimate
-from cnn_jobs.reporting.text_files import markdown
+from cnn_jobs.networks.table import describe, total_parameters
+from cnn_jobs.report.contents import Facts, report
+from cnn_jobs.report.document import Document
+from cnn_jobs.report.formats import markdown
+from cnn_jobs.report.groups import Section, put_together, with_first_runs
+from cnn_jobs.report.statistics import estimate
+from cnn_jobs.system.files import write_bytes, write_text
 from cnn_jobs.tasks import TASKS
+from cnn_jobs.tracking.run_reader import Confusion, Curve, TrainingRun
 
 ROOT = Path(__file__).resolve().parents[1]
 JSON_FILE, PAGE, README = ROOT / "docs/results.json", ROOT / "docs/results.md", ROOT / "README.md"
@@ -35,7 +35,7 @@ CURVES = ("train_loss", "val_loss", "val_accuracy")
 def collect(experiment: str) -> dict[str, Any]:
     """Everything that the report needs of an experiment; the pictures of mistakes go to docs/plots."""
     from cnn_jobs.tracking.connection import tracking_uri
-    from cnn_jobs.tracking.report_source import ReportSource
+    from cnn_jobs.tracking.run_reader import ReportSource
 
     source = ReportSource(tracking_uri())
     found = source.experiment(experiment)

@@ -18,7 +18,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from cnn_jobs.process import keep_freed_memory, limit_spinning
+from cnn_jobs.system.process import keep_freed_memory, limit_spinning
 
 OUT = Path(__file__).resolve().with_name("recording.json")
 RECORDER_CALLS = ("metrics", "tags", "params", "dataset", "artifact", "sync")
@@ -72,11 +72,11 @@ def measure(task: str, where: str, steps: int) -> dict[str, float]:
 
 
 def _train(task_name: str, uri: str, folder: Path, steps: int, dataset: Any) -> dict[str, float]:
-    from cnn_jobs import job
     from cnn_jobs.cli.console import LineWatcher
     from cnn_jobs.errors import InterruptedRunError
-    from cnn_jobs.run import JobOptions
-    from cnn_jobs.stop import StopRequest
+    from cnn_jobs.runs import train as job
+    from cnn_jobs.runs.setup import JobOptions
+    from cnn_jobs.system.signals import StopRequest
     from cnn_jobs.tasks import get_task
     from cnn_jobs.tracking.recorder import JournalRecorder
 

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.children import prepare_mlflow
-from cnn_jobs.reporting.rows import NEEDED
 from cnn_jobs.tasks import TASKS
+from cnn_jobs.tracking.run_reader import NEEDED
 
 EXPERIMENT = "many"
 VALIDATIONS = 20

@@ -22,8 +22,8 @@ from benchmarks.children import environment, json_from
 from benchmarks.figures import Summary
 from benchmarks.render import conditions_line, into_page, table
 from benchmarks.report_runs import EXPERIMENT, NAMES, make_store
-from cnn_jobs.files import write_text
-from cnn_jobs.monitoring.device_memory import peak_memory
+from cnn_jobs.monitoring.metrics import peak_memory
+from cnn_jobs.system.files import write_text
 
 ROOT = Path(__file__).resolve().parents[1]
 JSON_FILE, PAGE = ROOT / "benchmarks/report_speed.json", ROOT / "docs/report-speed.md"
@@ -35,7 +35,7 @@ BEYOND_S, MEMORY_MB = 10.0, 500.0
 
 def whole_report(uri: str, folder: Path) -> dict[str, float]:
     """Seconds and peak memory of the report, in this process."""
-    from cnn_jobs.report import ReportRequest, make_report
+    from cnn_jobs.report.report import ReportRequest, make_report
 
     class Silent:
         def begin(self, what: str, count: int) -> None:
@@ -56,8 +56,8 @@ def whole_report(uri: str, folder: Path) -> dict[str, float]:
 
 def calls_alone(uri: str, folder: Path) -> dict[str, float]:
     """Seconds of the same calls by MLflow's own client, as many at a time, the answers dropped."""
-    from cnn_jobs.tracking.report_source import PAGE as PAGE_SIZE
-    from cnn_jobs.tracking.report_source import READERS
+    from cnn_jobs.tracking.run_reader import PAGE as PAGE_SIZE
+    from cnn_jobs.tracking.run_reader import READERS
 
     _import_mlflow()
     from mlflow import MlflowClient

@@ -10,7 +10,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from cnn_jobs.process import keep_freed_memory, limit_spinning
+from cnn_jobs.system.process import keep_freed_memory, limit_spinning
 
 ROOT = Path(__file__).resolve().parents[1]
 PARTS = ("speed", "ablations", "wait_policy", "startup", "memory")
@@ -103,7 +103,7 @@ def main(arguments: list[str]) -> None:
     limit_spinning()
     keep_freed_memory()
     from benchmarks.render import into_page, render
-    from cnn_jobs.files import write_text
+    from cnn_jobs.system.files import write_text
 
     if options.render:
         results = json.loads(options.json.read_text(encoding="utf-8"))

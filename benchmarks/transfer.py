@@ -17,7 +17,7 @@ from typing import Any
 
 from benchmarks.figures import Summary
 from benchmarks.render import conditions_line, into_page, table
-from cnn_jobs.process import keep_freed_memory, limit_spinning
+from cnn_jobs.system.process import keep_freed_memory, limit_spinning
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGE, JSON_FILE = ROOT / "docs/transfer.md", ROOT / "benchmarks/transfer.json"
@@ -47,7 +47,7 @@ def measure(options: argparse.Namespace, arguments: list[str]) -> dict[str, Any]
     from cnn_jobs.data.sources import open_dataset
     from cnn_jobs.tasks import get_task
     from cnn_jobs.training.device import available_threads, configure_arithmetic
-    from cnn_jobs.training.trunk_cache import FeatureKey
+    from cnn_jobs.training.feature_cache import FeatureKey
 
     threads = available_threads()
     task = get_task("task4a")
@@ -87,7 +87,7 @@ class Ours:
     """``train`` and the final figures as ``cnn-jobs train task4a`` makes them, without tracking."""
 
     def __init__(self, task: Any, recipe: Any, dataset: Any) -> None:
-        from cnn_jobs.training.features import FEATURE_TYPES
+        from cnn_jobs.training.feature_cache import FEATURE_TYPES
 
         self.types = FEATURE_TYPES
         self.losses: dict[str, list[float]] = {}
@@ -96,13 +96,12 @@ class Ours:
 
     def run(self, *, kept: bool) -> dict[str, float]:
         """One training; seconds of the pass over all images."""
-        from cnn_jobs import outputs
         from cnn_jobs.data.batches import place_on_device
+        from cnn_jobs.runs import artifacts
         from cnn_jobs.training.device import select_device
-        from cnn_jobs.training.features import CHUNK, fill, with_features
+        from cnn_jobs.training.feature_cache import CHUNK, FeatureKey, MemoryFeatures, fill, with_features
         from cnn_jobs.training.loop import Ledger, train
         from cnn_jobs.training.state import new_state
-        from cnn_jobs.training.trunk_cache import FeatureKey, MemoryFeatures
 
         task, recipe, placement = self._task, self._recipe, select_device("cpu")
         data = place_on_device(self._dataset, recipe, task.transform, placement.device, placement.memory_format)
@@ -117,7 +116,7 @@ class Ours:
         passed = time.perf_counter() - started
         features = with_features(data, state.frozen, recipe.precision, store)
         train(state, features, recipe)
-        metrics = outputs.final_metrics(state, outputs.final_evaluations(state, features, recipe, Ledger()))
+        metrics = artifacts.final_metrics(state, artifacts.final_evaluations(state, features, recipe, Ledger()))
         name = "cached" if kept else "uncached"
         self.losses[name] = state.train_losses
         self.accuracies[name] = {key: value for key, value in metrics.items() if key.endswith("_accuracy")}
@@ -212,7 +211,7 @@ def main(arguments: list[str]) -> None:
     options = parse(arguments)
     limit_spinning()
     keep_freed_memory()
-    from cnn_jobs.files import write_text
+    from cnn_jobs.system.files import write_text
 
     if not options.render:
         write_text(JSON_FILE, json.dumps(measure(options, arguments), indent=1) + "\n")

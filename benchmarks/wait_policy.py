@@ -14,7 +14,7 @@ from contextlib import ExitStack, contextmanager
 from typing import Any
 
 from benchmarks.children import python
-from cnn_jobs.process import SPIN_COUNT, keep_freed_memory
+from cnn_jobs.system.process import SPIN_COUNT, keep_freed_memory
 
 POLICIES = {
     "shipped": {"GOMP_SPINCOUNT": SPIN_COUNT},

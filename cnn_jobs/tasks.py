@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from cnn_jobs.errors import RecipeError, UserError
-from cnn_jobs.models.spec import ConvBlock, ConvNet, InputTransform, Network, Pool, ResNet18
+from cnn_jobs.networks.spec import ConvBlock, ConvNet, InputTransform, Network, Pool, ResNet18
 from cnn_jobs.recipe import NO_WEIGHTS, Recipe, digest_of
 
 

@@ -151,7 +151,7 @@ def fork_server(folder: Path) -> Iterator[ForkServer]:
 
 def _serve() -> None:
     # As the command itself does before it imports torch.
-    from cnn_jobs.process import keep_freed_memory, limit_spinning
+    from cnn_jobs.system.process import keep_freed_memory, limit_spinning
 
     limit_spinning()
     keep_freed_memory()
@@ -163,10 +163,10 @@ def _serve() -> None:
         "torch",
         "torch._dynamo",
         "torch._inductor.config",
-        "cnn_jobs.job",
+        "cnn_jobs.runs.train",
         "cnn_jobs.cli.train",
-        "cnn_jobs.run_series",
-        "cnn_jobs.reproduce",
+        "cnn_jobs.runs.series",
+        "cnn_jobs.runs.reproduce",
     ):
         importlib.import_module(name)
     lock = threading.Lock()

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from cnn_jobs.arithmetic import (
+from cnn_jobs.errors import RecipeError
+from cnn_jobs.networks.arithmetic import (
     activation_bytes,
     batch_norm_parameters,
     conv_macs,
@@ -27,7 +28,6 @@ from cnn_jobs.arithmetic import (
     same_padding,
     window_output_size,
 )
-from cnn_jobs.errors import RecipeError
 
 META = torch.device("meta")
 SMALL = st.integers(1, 12)

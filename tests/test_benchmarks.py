@@ -18,7 +18,7 @@ from benchmarks.networks import assert_same_function, usual_network
 from benchmarks.setting import Setting, random_dataset
 from cnn_jobs.data.dataset import Dataset
 from cnn_jobs.data.prepared import write_prepared
-from cnn_jobs.models.spec import ResNet18
+from cnn_jobs.networks.spec import ResNet18
 from cnn_jobs.tasks import TASKS
 
 ROOT = Path(__file__).resolve().parents[1]

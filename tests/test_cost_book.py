@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cnn_jobs.cost_book import AttemptCost, CostBook, merged, read_costs
-from cnn_jobs.files import read_if_whole as read_text
+from cnn_jobs.runs.cost import AttemptCost, CostBook, merged, read_costs
+from cnn_jobs.system.files import read_if_whole as read_text
 from cnn_jobs.training.loop import Ledger
 
 costs = st.builds(

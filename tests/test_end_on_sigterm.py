@@ -98,7 +98,7 @@ def test_as_the_first_process_a_command_ends_at_once_and_says_why(name: str, tmp
 
 def run(body: str, tmp_path: Path) -> tuple[int, str, float]:
     """Exit code, output and seconds after a SIGTERM of a program that says 'ready'."""
-    script = "import time\nfrom cnn_jobs.stop import end_on_sigterm\n" + textwrap.dedent(body)
+    script = "import time\nfrom cnn_jobs.system.signals import end_on_sigterm\n" + textwrap.dedent(body)
     process = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True, cwd=tmp_path)
     assert process.stdout
     assert process.stdout.readline() == "ready\n"

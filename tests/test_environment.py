@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cnn_jobs import environment
 from cnn_jobs.errors import UserError
+from cnn_jobs.system import environment
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from cnn_jobs.errors import DiskFullError, StateDirError
-from cnn_jobs.files import make_folder, whole_file, write_text
+from cnn_jobs.system.files import make_folder, whole_file, write_text
 
 
 def test_a_file_appears_only_when_it_is_whole(tmp_path: Path) -> None:
@@ -78,7 +78,7 @@ def test_the_bytes_are_on_the_disk_before_the_file_has_its_name(
 KILLED_WRITER = """
 import sys
 from pathlib import Path
-from cnn_jobs.files import write_text
+from cnn_jobs.system.files import write_text
 path = Path(sys.argv[1])
 while True:
     for letter in "ab":

@@ -13,15 +13,15 @@ import torch
 from click.testing import CliRunner, Result
 from PIL import Image
 
-from cnn_jobs import trunk_features
 from cnn_jobs.cli import cli
 from cnn_jobs.data.dataset import Dataset
 from cnn_jobs.errors import CheckpointMismatchError, CnnJobsError, StateDirError
-from cnn_jobs.job import run_task
-from cnn_jobs.models.spec import ResNet18
-from cnn_jobs.stop import StopRequest
+from cnn_jobs.networks.spec import ResNet18
+from cnn_jobs.runs.train import run_task
+from cnn_jobs.system.signals import StopRequest
 from cnn_jobs.tasks import TASKS
-from cnn_jobs.tracking.query import runs_of
+from cnn_jobs.tracking.run_reader import runs_of
+from cnn_jobs.training import feature_cache
 from cnn_jobs.training.checkpoint import load_checkpoint, save_checkpoint
 from tests.test_job import Watcher, client, options
 
@@ -163,7 +163,7 @@ def test_the_transferred_network_of_a_run_has_both_its_parts(
     mlflow_uri: str, tmp_path: Path, tiny_dataset: Dataset, weights: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(TASKS, "task4a", replace(TASKS["task4a"], network=ResNet18(side=64)))
-    monkeypatch.setattr(trunk_features, "_kept", [])
+    monkeypatch.setattr(feature_cache, "_kept", [])
     run_id = trained(mlflow_uri, tmp_path, tiny_dataset, "task4a", weights=str(weights))
     output = done("task4b", "--run", run_id, "--out", tmp_path / "b", "--no-log")
     # The frozen part is the one of the weights: its filters are the known ones.

@@ -15,15 +15,15 @@ from typing import Any
 import pytest
 import torch
 
-from cnn_jobs import outputs, saving
 from cnn_jobs.data.dataset import Dataset
 from cnn_jobs.errors import DeviceError, DivergedError, InterruptedRunError, RecipeError, StateDirError, TrackingError
-from cnn_jobs.job import run_task
-from cnn_jobs.run import JobOptions, RunResult
-from cnn_jobs.stop import StopRequest
+from cnn_jobs.runs import artifacts, checkpointing
+from cnn_jobs.runs.setup import JobOptions, RunResult
+from cnn_jobs.runs.train import run_task
+from cnn_jobs.system.signals import StopRequest
 from cnn_jobs.tasks import TASKS
 from cnn_jobs.training.checkpoint import load_checkpoint
-from cnn_jobs.watcher import LiveAttempt, Phase
+from cnn_jobs.training.observer import LiveAttempt, Phase
 
 # MLflow and torch.export raise warnings of their own when a model is saved or loaded.
 pytestmark = pytest.mark.filterwarnings("default")
@@ -264,7 +264,7 @@ def test_an_unexpected_error_is_failed_with_its_reason(
     def broken(*args: object) -> None:
         raise ZeroDivisionError("a bug")
 
-    monkeypatch.setattr(outputs, "write", broken)
+    monkeypatch.setattr(artifacts, "write", broken)
     with pytest.raises(ZeroDivisionError):
         run(mlflow_uri, tmp_path, tiny_dataset)
     found = only_run(mlflow_uri)
@@ -277,7 +277,7 @@ def test_a_refusing_server_stops_the_training(
     mlflow_uri: str, tmp_path: Path, tiny_dataset: Dataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from cnn_jobs.tracking import recorder
-    from cnn_jobs.tracking.remote import RefusalError, Remote
+    from cnn_jobs.tracking.client import RefusalError, Remote
 
     def refuse(*args: object) -> None:
         raise RefusalError("MLflow answered 403")
@@ -330,7 +330,7 @@ def test_a_full_disk_fails_the_run_with_its_reason(
     def full(path: Path, content: object, **settings: object) -> Path:
         raise from_os_error(OSError(errno.ENOSPC, "No space left on device"), path)
 
-    monkeypatch.setattr(saving, "save_checkpoint", full)
+    monkeypatch.setattr(checkpointing, "save_checkpoint", full)
     with pytest.raises(Exception, match="no space left on the device") as caught:
         run(mlflow_uri, tmp_path, tiny_dataset)
     assert caught.value.exit_code == 1  # type: ignore[attr-defined]

@@ -14,9 +14,10 @@ import psutil
 import pytest
 
 from cnn_jobs.errors import StateDirError, TrackingError
-from cnn_jobs.local_server import Server, record, running_server, start_server, stop_server
-from cnn_jobs.local_server.ports import free_port, is_free
-from cnn_jobs.local_server.processes import ProcessId, end, identify
+from cnn_jobs.local_server import Server, running_server, start_server, stop_server
+from cnn_jobs.local_server import process as record
+from cnn_jobs.local_server.process import ProcessId, end, identify
+from cnn_jobs.local_server.server import free_port, is_free
 
 SLEEP = [sys.executable, "-c", "import time; time.sleep(60)"]
 
@@ -116,7 +117,7 @@ def test_any_free_port() -> None:
 
 
 def test_no_port_left(monkeypatch: pytest.MonkeyPatch, taken: int) -> None:
-    monkeypatch.setattr("cnn_jobs.local_server.ports.PORTS_TRIED", 1)
+    monkeypatch.setattr("cnn_jobs.local_server.server.PORTS_TRIED", 1)
     with pytest.raises(TrackingError, match=f"no port from {taken} to {taken} is free"):
         free_port(taken, print)
 

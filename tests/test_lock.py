@@ -13,12 +13,12 @@ from pathlib import Path
 import pytest
 
 from cnn_jobs.errors import AnotherAttemptError, DiskError, StateDirError
-from cnn_jobs.lock import RunLock
+from cnn_jobs.system.lock import RunLock
 
 HOLDER = """
 import sys, time
 from pathlib import Path
-from cnn_jobs.lock import RunLock
+from cnn_jobs.system.lock import RunLock
 lock = RunLock(Path(sys.argv[1]))
 print("held", flush=True)
 time.sleep(60)

@@ -9,7 +9,7 @@ import sys
 
 import pytest
 
-from cnn_jobs.process import SPIN_COUNT, limit_spinning
+from cnn_jobs.system.process import SPIN_COUNT, limit_spinning
 
 
 @pytest.fixture(autouse=True)
@@ -36,7 +36,7 @@ def test_kept_memory_is_not_cleared_again_by_the_kernel() -> None:
     """Page faults of 50 allocations of 16 MB, each written to and freed."""
     script = (
         "import resource, sys, numpy as np\n"
-        "from cnn_jobs.process import keep_freed_memory\n"
+        "from cnn_jobs.system.process import keep_freed_memory\n"
         "if sys.argv[1] == 'keep':\n"
         "    assert keep_freed_memory()\n"
         "np.ones(2 << 20)\n"

@@ -9,8 +9,8 @@ import pytest
 
 from benchmarks import report_speed
 from benchmarks.report_runs import EXPERIMENT, VALIDATIONS, history, make_store
-from cnn_jobs.reporting.groups import put_together
-from cnn_jobs.tracking.report_source import ReportSource
+from cnn_jobs.report.groups import put_together
+from cnn_jobs.tracking.run_reader import ReportSource
 from tests.conftest import MLFLOW_WARNING
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings(MLFLOW_WARNING)]

@@ -9,16 +9,16 @@ from typing import Any
 import pytest
 import torch
 
-from cnn_jobs import reproduce as module
 from cnn_jobs.data.dataset import Dataset
 from cnn_jobs.data.prepared import read_prepared, write_prepared
 from cnn_jobs.errors import DataError, ReproductionError, UserError
-from cnn_jobs.job import run_task
-from cnn_jobs.reproduce import Comparison, reproduce
-from cnn_jobs.run import RunResult
-from cnn_jobs.stop import StopRequest
+from cnn_jobs.runs import reproduce as module
+from cnn_jobs.runs.reproduce import Comparison, reproduce
+from cnn_jobs.runs.setup import RunResult
+from cnn_jobs.runs.train import run_task
+from cnn_jobs.system import environment
+from cnn_jobs.system.signals import StopRequest
 from cnn_jobs.tasks import TASKS
-from cnn_jobs.tracking import lineage
 from tests.conftest import striped_dataset
 from tests.test_job import Watcher, client, options
 
@@ -94,9 +94,9 @@ def test_a_run_that_cannot_come_out_the_same_is_refused(mlflow_uri: str, recorde
 def test_another_version_is_refused_by_name(
     mlflow_uri: str, recorded: RunResult, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = lineage.version_of
-    monkeypatch.setattr(lineage, "version_of", lambda name: "9.9" if name == "torch" else real(name))
-    monkeypatch.setattr(lineage, "cpu_name", lambda: "another CPU")
+    real = environment.version_of
+    monkeypatch.setattr(environment, "version_of", lambda name: "9.9" if name == "torch" else real(name))
+    monkeypatch.setattr(environment, "cpu_name", lambda: "another CPU")
     with pytest.raises(ReproductionError, match=r"cpu was .*, here it is another CPU; .*torch was .*, here it is 9\.9"):
         again(mlflow_uri, recorded.run_id)
 

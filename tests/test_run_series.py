@@ -10,13 +10,13 @@ from typing import Any
 
 import pytest
 
-from cnn_jobs import run_series as module
 from cnn_jobs.data.dataset import Dataset
 from cnn_jobs.errors import CheckpointMismatchError, DivergedError, InterruptedRunError, NotShippedError
-from cnn_jobs.run import JobOptions, RunResult
-from cnn_jobs.run_series import run_series
-from cnn_jobs.series import Planned, exit_code, plan
-from cnn_jobs.stop import StopRequest
+from cnn_jobs.recipe import Planned, exit_code, plan
+from cnn_jobs.runs import series as module
+from cnn_jobs.runs.series import run_series
+from cnn_jobs.runs.setup import JobOptions, RunResult
+from cnn_jobs.system.signals import StopRequest
 from cnn_jobs.tasks import TASKS
 from cnn_jobs.tracking.replay import replay
 from tests.test_job import Watcher, only_run, options

@@ -9,8 +9,7 @@ from cnn_jobs.errors import (
     TrackingError,
     UserError,
 )
-from cnn_jobs.recipe import Recipe
-from cnn_jobs.series import Planned, exit_code, parse_seeds, parse_sweep, plan, run_all
+from cnn_jobs.recipe import Planned, Recipe, exit_code, parse_seeds, parse_sweep, plan, run_all
 
 
 @pytest.mark.parametrize(

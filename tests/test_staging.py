@@ -21,7 +21,7 @@ from cnn_jobs.data.prepared import write_prepared
 from cnn_jobs.data.sources import open_dataset
 from cnn_jobs.errors import RemoteDataError, UserError, WeightsError
 from cnn_jobs.models import weights
-from cnn_jobs.staging import stage_cifar10, stage_imagenet
+from cnn_jobs.models.staging import stage_cifar10, stage_imagenet
 from tests.conftest import striped_dataset
 from tests.data.test_cifar10 import archive, members  # noqa: F401 - fixtures
 from tests.tracking.test_connection import unused_address

@@ -20,8 +20,8 @@ from cnn_jobs.data.prepared import write_prepared
 from cnn_jobs.data.sources import open_dataset
 from cnn_jobs.errors import DataError, InterruptedRunError, RemoteDataError
 from cnn_jobs.models import weights
-from cnn_jobs.staging import stage_cifar10, stage_imagenet
-from cnn_jobs.stop import StopRequest
+from cnn_jobs.models.staging import stage_cifar10, stage_imagenet
+from cnn_jobs.system.signals import StopRequest
 from tests.data.test_cifar10 import archive, members  # noqa: F401 - fixtures
 from tests.doctor.servers import speaking
 from tests.test_staging import cache_dir, hub, imagenets, in_a_pod  # noqa: F401 - fixtures

@@ -11,13 +11,13 @@ from contextlib import contextmanager
 import pytest
 
 from cnn_jobs.errors import InterruptedRunError
-from cnn_jobs.stop import StopRequest
+from cnn_jobs.system.signals import StopRequest
 
 SIGNALS = [signal.SIGTERM, signal.SIGINT]
 PROLOGUE = """
 import time
 from cnn_jobs.errors import InterruptedRunError
-from cnn_jobs.stop import StopRequest
+from cnn_jobs.system.signals import StopRequest
 
 def say(text):
     print(text, flush=True)

@@ -7,11 +7,12 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from cnn_jobs import document_run, task1
 from cnn_jobs.cli import cli
-from cnn_jobs.document_run import log_documents
+from cnn_jobs.course import task1
 from cnn_jobs.errors import NotShippedError
-from cnn_jobs.tracking.query import runs_of
+from cnn_jobs.tracking import document_run
+from cnn_jobs.tracking.document_run import log_documents
+from cnn_jobs.tracking.run_reader import runs_of
 from tests.tracking.conftest import client
 from tests.tracking.test_connection import unused_address
 

@@ -5,8 +5,8 @@ from dataclasses import replace
 import pytest
 
 from cnn_jobs.errors import RecipeError, UserError
-from cnn_jobs.models.describe import describe, total_parameters
-from cnn_jobs.models.spec import ConvBlock, InputTransform, Pool, ResNet18
+from cnn_jobs.networks.spec import ConvBlock, InputTransform, Pool, ResNet18
+from cnn_jobs.networks.table import describe, total_parameters
 from cnn_jobs.recipe import FIELD_NAMES, Recipe
 from cnn_jobs.tasks import TASKS, get_task
 

@@ -14,23 +14,23 @@ from typing import Any
 import pytest
 import torch
 
-from cnn_jobs import trunk_features as module
 from cnn_jobs.data.batches import place_on_device
 from cnn_jobs.data.dataset import Dataset
 from cnn_jobs.data.prepared import read_prepared, write_prepared
 from cnn_jobs.errors import InterruptedRunError, RecipeError, ReproductionError, UserError
-from cnn_jobs.job import run_task
 from cnn_jobs.models.build import PixelModel, whole_network
 from cnn_jobs.models.resnet import build_resnet18
-from cnn_jobs.models.spec import ResNet18
 from cnn_jobs.models.weights import open_weights
-from cnn_jobs.reproduce import reproduce
-from cnn_jobs.run import Run, RunResult
-from cnn_jobs.stop import StopRequest
+from cnn_jobs.networks.spec import ResNet18
+from cnn_jobs.runs.reproduce import reproduce
+from cnn_jobs.runs.setup import Run, RunResult
+from cnn_jobs.runs.train import run_task
+from cnn_jobs.system.signals import StopRequest
 from cnn_jobs.tasks import TASKS
+from cnn_jobs.training import feature_cache as module
 from cnn_jobs.training.checkpoint import load_checkpoint
 from cnn_jobs.training.device import select_device
-from cnn_jobs.trunk_features import FOLDER, FeaturePlan, features_of_run, plan_features
+from cnn_jobs.training.feature_cache import FOLDER, FeaturePlan, features_of_run, plan_features
 from tests.test_job import Watcher, client, only_run, options
 
 # MLflow and torch.export raise warnings of their own when a model is saved or loaded.

@@ -4,36 +4,47 @@ from __future__ import annotations
 
 import importlib
 import sys
+from collections.abc import Callable
 
 import click
 
 from cnn_jobs import __version__
-from cnn_jobs.cli.telling import tell
 from cnn_jobs.errors import CnnJobsError, StoppedError
 
 # Not as 'logs': this package has a command of that name, whose import would take its place.
 from cnn_jobs.monitoring import logs as log_format
-from cnn_jobs.monitoring.stacks import show_stacks
-from cnn_jobs.stop import end_on_sigterm
+from cnn_jobs.system.process import show_stacks
+from cnn_jobs.system.signals import end_on_sigterm
+
+
+def _on_stderr(line: str) -> None:
+    click.echo(line, err=True)
+
+
+def tell(error: CnnJobsError | StoppedError, say: Callable[[str], object] = _on_stderr) -> None:
+    """One line on stderr, or wherever ``say`` puts it, and one for each note that it carries."""
+    for line in [f"error: {error}", *getattr(error, "__notes__", ())]:
+        say(line)
+
 
 # Command to its module in this package, and the line that 'cnn-jobs --help' shows of it.
 COMMANDS = {
     "tasks": ("tasks", "List the tasks: network, recipe, reference."),
     "describe": ("tasks", "Show a task's network as a table: layers, output shapes, parameters."),
-    "arithmetic": ("arithmetic", "Answer task 1: sizes and parameters, with the working."),
+    "arithmetic": ("tasks", "Answer task 1: sizes and parameters, with the working."),
     "train": ("train", "Train a task; the run goes to MLflow."),
     "interpret": ("interpret", "Show filters, activations and where a network looks (tasks 4b, 4c)."),
     "runs": ("runs", "Compare the runs of an experiment in a table."),
     "report": ("report", "Compare runs: tables, intervals, tests and plots in one page."),
-    "replay": ("replay", "Send what is left of a run to MLflow."),
-    "reap": ("reap", "Repair the status of runs whose process is gone."),
-    "reproduce": ("reproduce", "Train again what a run recorded, and compare."),
+    "replay": ("runs", "Send what is left of a run to MLflow."),
+    "reap": ("runs", "Repair the status of runs whose process is gone."),
+    "reproduce": ("runs", "Train again what a run recorded, and compare."),
     "doctor": ("doctor", "Check data, MLflow, credentials, device and disk; say what to do."),
     "manifests": ("manifests", "Write the Kubernetes Jobs from the registry, or check them."),
     "submit": ("submit", "Run a task on a Kubernetes cluster, as a new Job."),
-    "status": ("status", "Show Jobs, their pods and their MLflow runs in a table."),
-    "logs": ("logs", "Show the log of a Job's pods, or follow it to the Job's end."),
-    "cancel": ("cancel", "Stop a Job and say so in MLflow."),
+    "status": ("jobs", "Show Jobs, their pods and their MLflow runs in a table."),
+    "logs": ("jobs", "Show the log of a Job's pods, or follow it to the Job's end."),
+    "cancel": ("jobs", "Stop a Job and say so in MLflow."),
     "data": ("data", "Stage and check data sets."),
 }
 

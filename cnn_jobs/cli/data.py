@@ -26,7 +26,7 @@ def prepare_command(src: str, dest: str) -> None:
     SRC is 'cifar10', 'shapes', an ImageFolder directory or .zip, an .npz or s3://bucket/key; DEST a
     directory, a path that ends in .npz, s3://bucket/prefix/ or s3://bucket/key.npz.
     """
-    from cnn_jobs.data.prepare import prepare, verify
+    from cnn_jobs.data.sources import prepare, verify
 
     written = prepare(src, dest)
     _show(verify(written))  # read back: what is shown is what the file holds
@@ -53,7 +53,7 @@ def stage_command(cifar10: bool, cifar10_from: str, imagenet: bool, imagenet_fro
     The data set goes to CNN_JOBS_CACHE_DIR, the weights to TORCH_HOME: on Kubernetes a volume that
     training pods read. What lies there already is checked and kept.
     """
-    from cnn_jobs.staging import stage_cifar10, stage_imagenet
+    from cnn_jobs.models.staging import stage_cifar10, stage_imagenet
 
     wanted = [(stage_cifar10, cifar10_from)] * cifar10 + [(stage_imagenet, imagenet_from)] * imagenet
     for stage, source in wanted:
@@ -72,7 +72,7 @@ def stage_command(cifar10: bool, cifar10_from: str, imagenet: bool, imagenet_fro
 )
 def verify_command(uri: str, digest: str | None) -> None:
     """Open the data set URI, check it and print what is in it."""
-    from cnn_jobs.data.prepare import verify
+    from cnn_jobs.data.sources import verify
 
     _show(verify(uri, digest))
 

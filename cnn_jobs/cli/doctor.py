@@ -87,7 +87,7 @@ def _draw(findings: Sequence[Finding], out: TextIO) -> None:
     from rich.console import Console
     from rich.text import Text
 
-    from cnn_jobs.cli.tables import table
+    from cnn_jobs.cli.console import table
 
     listing = table("Result", "Check", "Found", unbroken=2)
     listing.columns[2].overflow = "fold"  # a long path goes on in the next line: nothing is cut off

@@ -7,8 +7,8 @@ from typing import Any
 
 import click
 
+from cnn_jobs.cli.console import console, table
 from cnn_jobs.cli.options import option, state_dir_option
-from cnn_jobs.cli.tables import console, table
 from cnn_jobs.errors import UserError
 from cnn_jobs.tasks import get_interpretation
 
@@ -61,8 +61,8 @@ def interpret(context: click.Context, /, task: str, **given: Any) -> None:
         raise UserError("--run and --weights name two networks; leave one of them out")
     channels = parse_channels(given["filters"])
 
-    from cnn_jobs.interpretation import Request
-    from cnn_jobs.interpretation import interpret as show
+    from cnn_jobs.interpret.interpretation import Request
+    from cnn_jobs.interpret.interpretation import interpret as show
     from cnn_jobs.tracking.connection import tracking_uri
 
     shown = show(
@@ -96,6 +96,6 @@ def interpret(context: click.Context, /, task: str, **given: Any) -> None:
 
 def parse_channels(text: str) -> tuple[int, ...]:
     """``0-9`` or ``14,26,32`` to numbers, "" to none. Raises ``UserError`` for anything else, and for a repetition."""
-    from cnn_jobs.series import parse_numbers
+    from cnn_jobs.recipe import parse_numbers
 
     return tuple(parse_numbers(text, "--filters", "14,26,32")) if text else ()

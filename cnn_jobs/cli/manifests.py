@@ -82,8 +82,8 @@ def render_command(jobs: tuple[str, ...], out: Path, **given: Any) -> None:
     that differ in the seed), task2-ddp or task4a-ddp (one run, two processes),
     prepare-data, doctor or report.
     """
+    from cnn_jobs.cluster.manifests import write_files
     from cnn_jobs.cluster.plans import choose
-    from cnn_jobs.cluster.render import write_files
 
     settings = _settings(**given)
     for path in write_files(choose(jobs, data_volume=bool(settings.data_claim)), settings, out):
@@ -97,7 +97,7 @@ def check_command(out: Path, **given: Any) -> None:
 
     Takes the options with which they were rendered. Everything counts: fields, comments, missing and surplus files.
     """
-    from cnn_jobs.cluster.drift import differences
+    from cnn_jobs.cluster.manifests import differences
     from cnn_jobs.cluster.plans import choose
 
     settings = _settings(**given)

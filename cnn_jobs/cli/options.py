@@ -9,9 +9,9 @@ from typing import Any, get_type_hints
 
 import click
 
-from cnn_jobs.environment import in_pod
 from cnn_jobs.monitoring import logs
 from cnn_jobs.recipe import Recipe
+from cnn_jobs.system.environment import in_pod
 
 Command = Callable[..., Any]
 

@@ -9,10 +9,10 @@ from typing import Any
 
 import click
 
+from cnn_jobs.cli.console import console, table
 from cnn_jobs.cli.options import env_name, option, state_dir_option
-from cnn_jobs.cli.tables import console, table
 from cnn_jobs.errors import UserError
-from cnn_jobs.reporting.text_files import FORMATS
+from cnn_jobs.report.formats import FORMATS
 from cnn_jobs.tasks import get_task
 
 REDRAW_EVERY = 100
@@ -61,8 +61,8 @@ def report(**given: Any) -> None:
         get_task(name)
     since_ms = parse_since(given["since"])
 
-    from cnn_jobs.report import ReportRequest, make_report
-    from cnn_jobs.reporting.statistics import estimate
+    from cnn_jobs.report.report import ReportRequest, make_report
+    from cnn_jobs.report.statistics import estimate
     from cnn_jobs.tracking.connection import tracking_uri
 
     request = ReportRequest(

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import sys
+from pathlib import Path
+
 import click
 
+from cnn_jobs.cli.console import console, table
 from cnn_jobs.cli.options import option
-from cnn_jobs.cli.tables import console, table
+from cnn_jobs.system.process import keep_freed_memory, limit_spinning
+from cnn_jobs.system.signals import StopRequest
 from cnn_jobs.tasks import get_task
 
 FIGURES = (
@@ -25,7 +30,7 @@ def runs(experiment: str, task: str) -> None:
     if task:
         get_task(task)
     from cnn_jobs.tracking.connection import tracking_uri
-    from cnn_jobs.tracking.query import runs_of
+    from cnn_jobs.tracking.run_reader import runs_of
 
     rows = runs_of(tracking_uri(), experiment, task)
     figures = ("last train", "last val", "last test", "best val", "best test", "device s")
@@ -39,3 +44,91 @@ def runs(experiment: str, task: str) -> None:
     out = console()
     out.print(listing)
     out.print(f"{len(rows)} runs in experiment '{experiment}'; accuracies of the last and of the best model.")
+
+
+@click.command(context_settings={"show_default": True})
+@click.argument("folder", type=click.Path(path_type=Path))
+@option(
+    "ship_deadline",
+    type=click.FloatRange(min=0),
+    default=60.0,
+    help="Seconds to go on trying while MLflow does not answer.",
+)
+def replay(folder: Path, ship_deadline: float) -> None:
+    """Send what is left of the run in FOLDER (DIR/<run_key>) to MLflow; nothing is trained.
+
+    As often as you like, also to another server (MLFLOW_TRACKING_URI): what is there already is not doubled. Ends with
+    exit code 75 while MLflow stays away, 1 where it refused something.
+    """
+    from cnn_jobs.tracking.connection import tracking_uri
+    from cnn_jobs.tracking.replay import replay as send
+
+    done = send(folder, tracking_uri(), ship_deadline)
+    for line in done.damage:
+        click.echo(f"warning: {line}; what is whole was sent", err=True)
+    status = done.status or "RUNNING, as before: its last attempt ended without a word"
+    click.echo(
+        f"run {done.run_key}: {done.records} records of its journal are in MLflow; status {status}\n  {done.url}"
+    )
+    if not done.status:
+        click.echo(
+            f"Go on with the command that began it and --run-key {done.run_key}, or close it with 'cnn-jobs reap'."
+        )
+    if done.rejected:
+        click.echo(f"error: {done.rejected}", err=True)
+        sys.exit(1)
+
+
+@click.command(context_settings={"show_default": True})
+@option("experiment", default="cnn-jobs", help="Experiment in MLflow.")
+@option("missing_ok", is_flag=True, default=False, help="An experiment that is not there (yet) has no such runs.")
+def reap(experiment: str, missing_ok: bool) -> None:
+    """Set runs to FAILED that MLflow shows as RUNNING though no process trains them.
+
+    Looks twice, 60 seconds apart: a living run moves its heartbeat counter in that time.
+    """
+    from cnn_jobs.tracking.connection import tracking_uri
+    from cnn_jobs.tracking.reap import reap as look_twice
+
+    watched = look_twice(tracking_uri(), experiment, missing_ok=missing_ok, say=lambda text: click.echo(text, err=True))
+    if not watched:
+        click.echo(f"no run of experiment '{experiment}' is RUNNING")
+        return
+    listing = table("Run", "Key", "Attempt", "Now", unbroken=4)
+    for each in watched:
+        now = {"FAILED": "FAILED (lost)", "KILLED": "KILLED (cancelled)"}.get(each.status, each.status)
+        listing.add_row(each.run.name, each.run.tags["cnn_jobs.run_key"], str(each.run.attempt), now)
+    console().print(listing)
+
+
+SHOWN = 5
+
+
+@click.command(context_settings={"show_default": True})
+@click.argument("run_id")
+@option("data", default="", show_default="where the run had it", help="The run's data set, if it has moved.")
+def reproduce(run_id: str, data: str) -> None:
+    """Train the finished run RUN_ID again from its recorded recipe, seed and data, and compare the two.
+
+    Nothing is recorded. Ends with exit code 0 where every metric row, the weights and the optimiser are the same in
+    every bit, 1 where they differ, 2 where they cannot be the same (other data, packages or machine), saying why.
+    """
+    stop = StopRequest()
+    stop.install()
+    limit_spinning()
+    keep_freed_memory()
+    from cnn_jobs.cli.console import watcher
+    from cnn_jobs.runs.reproduce import reproduce as train_again
+    from cnn_jobs.tracking.connection import tracking_uri
+
+    comparisons = train_again(tracking_uri(), run_id, data, watcher(), stop)
+    listing = table("Compared", right=("values", "differing"), unbroken=1)
+    for each in comparisons:
+        listing.add_row(each.what, f"{each.compared:,}", f"{len(each.differences):,}")
+    console().print(listing)
+    differing = [each for each in comparisons if each.differences]
+    for each in differing:
+        more = f" and {len(each.differences) - SHOWN} more" if len(each.differences) > SHOWN else ""
+        click.echo(f"{each.what}: {'; '.join(each.differences[:SHOWN])}{more}")
+    click.echo(f"run {run_id}: {'NOT identical' if differing else 'identical'}")
+    sys.exit(1 if differing else 0)

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import click
 
-from cnn_jobs.cli.tables import console, table
-from cnn_jobs.models.describe import COLUMNS, LEGEND, cells, summary, total_parameters
-from cnn_jobs.models.describe import describe as describe_network
+from cnn_jobs.cli.console import console, table
+from cnn_jobs.cli.options import option, state_dir_option
+from cnn_jobs.networks.table import COLUMNS, LEGEND, cells, summary, total_parameters
+from cnn_jobs.networks.table import describe as describe_network
+from cnn_jobs.system.files import write_text
 from cnn_jobs.tasks import INTERPRETATIONS, TASKS, get_task
 
 
@@ -54,3 +58,38 @@ def describe(task: str) -> None:
     out.print(listing)
     out.print(summary(layers))
     out.print(LEGEND)
+
+
+@click.command(context_settings={"show_default": True})
+@option("log", is_flag=True, default=False, help="Keep the answers in an MLflow run, too.")
+@option("experiment", default="cnn-jobs", help="Experiment in MLflow.")
+@state_dir_option
+def arithmetic(log: bool, experiment: str, state_dir: Path) -> None:
+    """Answer task 1: sizes, paddings, kernels and parameters, each with its working.
+
+    Where the course report says something else, the reason follows.
+    """
+    from cnn_jobs.course import task1
+
+    answers, out = task1.answers(), console()
+    for each in answers:
+        out.print(f"\n[bold]{each.part}[/bold]  {each.question}")
+        for line in each.working:
+            out.print(f"    {line}", markup=False)
+        out.print("    answer:", *(f"\n        {line}" for line in each.answer.splitlines()), markup=False, sep="")
+        out.print(f"    report: {each.report} - {each.verdict}", markup=False)
+    summary = table("Part", "Answer", "Course report", "", title="\nTask 1", unbroken=1)
+    for each in answers:
+        summary.add_row(each.part, each.short, each.report, "wrong" if each.mistake else "right")
+    out.print(summary)
+    if log:
+        from cnn_jobs.tracking.connection import tracking_uri
+        from cnn_jobs.tracking.document_run import log_documents
+
+        def write(folder: Path) -> None:
+            write_text(folder / "arithmetic.md", task1.as_markdown(answers))
+
+        where = log_documents(
+            "task1", "task1", write, tracking_uri=tracking_uri(), experiment=experiment, state_dir=state_dir
+        )
+        out.print(f"In MLflow: {where}", markup=False)

@@ -9,23 +9,22 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from cnn_jobs.cli import tell
 from cnn_jobs.cli.options import monitoring_options, option, recipe_options, state_dir_option
-from cnn_jobs.cli.telling import tell
-from cnn_jobs.distributed.peers import Company, company
+from cnn_jobs.distributed.rendezvous import Company, company
 from cnn_jobs.distributed.world import RENDEZVOUS_TIMEOUT_S, World, default_size, world_of
-from cnn_jobs.environment import check_run_key, default_ship_deadline_s, in_pod, job_group, job_run_key
 from cnn_jobs.errors import CnnJobsError, UserError
 from cnn_jobs.monitoring import logs
-from cnn_jobs.monitoring.watch import MonitoringOptions, watched
-from cnn_jobs.process import keep_freed_memory, limit_spinning
-from cnn_jobs.recipe import FIELD_NAMES, Recipe
-from cnn_jobs.series import Planned, exit_code, pick, plan
-from cnn_jobs.stop import StopRequest
+from cnn_jobs.monitoring.monitor import MonitoringOptions, watched
+from cnn_jobs.recipe import FIELD_NAMES, Planned, Recipe, exit_code, pick, plan
+from cnn_jobs.system.environment import check_run_key, default_ship_deadline_s, in_pod, job_group, job_run_key
+from cnn_jobs.system.process import keep_freed_memory, limit_spinning
+from cnn_jobs.system.signals import StopRequest
 from cnn_jobs.tasks import Task, get_task
-from cnn_jobs.watcher import Watcher, Watchers
+from cnn_jobs.training.observer import Watcher, Watchers
 
 if TYPE_CHECKING:  # torch is imported when the options are known to be good
-    from cnn_jobs.run import JobOptions
+    from cnn_jobs.runs.setup import JobOptions
 
 
 @click.command(context_settings={"show_default": True})
@@ -180,7 +179,7 @@ def _train(
         world.check_batch(item.recipe.batch_size)
 
     def options() -> JobOptions:
-        from cnn_jobs.run import JobOptions
+        from cnn_jobs.runs.setup import JobOptions
         from cnn_jobs.tracking.connection import tracking_uri
 
         return JobOptions(
@@ -215,10 +214,9 @@ def _run(
     peers: Company | None = None,
 ) -> list[CnnJobsError]:
     """Trains, and tells what came of it; the errors, one for each run that did not finish."""
-    from cnn_jobs.cli.console import watcher
-    from cnn_jobs.cli.results import how_to_go_on, print_results
+    from cnn_jobs.cli.console import how_to_go_on, print_results, watcher
     from cnn_jobs.data.sources import open_dataset
-    from cnn_jobs.run_series import run_series
+    from cnn_jobs.runs.series import run_series
 
     logs.adopt_libraries()
     dataset = open_dataset(data)
@@ -249,7 +247,7 @@ def _follow(
     """Trains with rank 0, which does all the rest."""
     from cnn_jobs.cli.console import watcher
     from cnn_jobs.data.sources import open_dataset
-    from cnn_jobs.follower import follow_task
+    from cnn_jobs.runs.worker import follow_task
 
     logs.adopt_libraries()
     follow_task(entry, recipe, options, open_dataset(data), Watchers(monitor, watcher()), stop, peers)

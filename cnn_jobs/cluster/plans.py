@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
-from cnn_jobs.cluster.resources import (
+from cnn_jobs import __version__
+from cnn_jobs.cluster.settings import (
     INTERPRETATION,
     REPORT,
     SMALL_NETWORK,
@@ -176,3 +177,14 @@ def _doctor() -> Plan:
         data="read",
         env=(("CNN_JOBS_LOG_FORMAT", "text"),),
     )
+
+
+def labels_of(plan: Plan) -> dict[str, str]:
+    """Of the Job and of its pods."""
+    return {
+        "app.kubernetes.io/name": "cnn-jobs",
+        "app.kubernetes.io/part-of": "cnn-jobs",
+        "app.kubernetes.io/component": plan.component,
+        "app.kubernetes.io/version": __version__,
+        **({"cnn-jobs/task": plan.task} if plan.task else {}),
+    }

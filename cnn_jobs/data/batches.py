@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from cnn_jobs.data.dataset import Dataset
 from cnn_jobs.data.split import generator_for, split_indices
-from cnn_jobs.models.spec import InputTransform
+from cnn_jobs.networks.spec import InputTransform
 from cnn_jobs.recipe import Recipe
 
 LOOK_AHEAD = 8  # batches made at once

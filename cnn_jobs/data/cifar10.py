@@ -13,10 +13,9 @@ from urllib.error import HTTPError, URLError
 import numpy as np
 
 from cnn_jobs.data.dataset import Dataset
-from cnn_jobs.data.downloads import with_timeout
 from cnn_jobs.data.prepared import cached
-from cnn_jobs.environment import STAGE_IN_CLUSTER
 from cnn_jobs.errors import CnnJobsError, DataError, InterruptedRunError, RemoteDataError, from_os_error
+from cnn_jobs.system.environment import STAGE_IN_CLUSTER, with_timeout
 
 NAME = "cifar10"
 CIFAR10_URL = "https://www.cs.toronto.edu/~kriz/cifar-10-python.tar.gz"

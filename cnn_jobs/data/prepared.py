@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from cnn_jobs.data.dataset import Dataset
 from cnn_jobs.errors import DataError, DiskFullError, StateDirError
-from cnn_jobs.files import whole_file
+from cnn_jobs.system.files import whole_file
 
 FORMAT_VERSION = 1
 SHORT_DIGEST = 12

@@ -13,7 +13,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from cnn_jobs.errors import CnnJobsError, DataError, RemoteDataError
-from cnn_jobs.files import whole_file
+from cnn_jobs.system.files import whole_file
 
 SCHEME = "s3://"
 CONNECT_TIMEOUT_S = 10

@@ -4,15 +4,110 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
+from cnn_jobs.data import s3
 from cnn_jobs.doctor import network
-from cnn_jobs.doctor.finding import Finding, failed, ok, skipped, warning
-from cnn_jobs.environment import in_pod
+from cnn_jobs.doctor.finding import Finding, failed, from_error, ok, skipped, warning
+from cnn_jobs.errors import DataError
+from cnn_jobs.system.environment import in_pod
 
 if TYPE_CHECKING:
     from cnn_jobs.tracking.probe import ProbeFile
+
+
+KEYS = "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
+ENDPOINT = "AWS_ENDPOINT_URL"
+
+# What a server answers, and what is wrong then; the codes are those of S3, which other servers repeat.
+_REFUSALS = {
+    "InvalidAccessKeyId": ("it does not know the access key", f"correct {KEYS}: they may be of another server"),
+    "SignatureDoesNotMatch": ("the secret key does not fit the access key", f"correct {KEYS}"),
+    "ExpiredToken": ("the keys have expired", "get new ones, and set AWS_SESSION_TOKEN with them"),
+    "InvalidToken": ("the session token is not valid", "get new keys, and set AWS_SESSION_TOKEN with them"),
+    "RequestTimeTooSkewed": ("this machine's clock is more than 15 minutes off", "set it by NTP"),
+    "AccessDenied": ("these keys may not read it", "allow s3:GetObject on it, and s3:ListBucket on the bucket"),
+    "NoSuchBucket": ("there is no such bucket", f"check the bucket's name, and {ENDPOINT}"),
+    "NoSuchKey": ("the bucket has no such key", "check the key; 'cnn-jobs data prepare SRC s3://BUCKET/' makes one"),
+    "PermanentRedirect": ("the bucket is in another region", "set AWS_DEFAULT_REGION to the bucket's"),
+    "AuthorizationHeaderMalformed": ("the region is wrong", "set AWS_DEFAULT_REGION to the bucket's"),
+}
+_BY_STATUS = {301: "PermanentRedirect", 403: "AccessDenied", 404: "NoSuchKey"}
+
+
+@dataclass(frozen=True)
+class Looked:
+    """What was found of an object: ``size`` in bytes; ``digest`` of the data set in it, "" where nobody stored one."""
+
+    finding: Finding
+    size: int = 0
+    digest: str = ""
+
+    @property
+    def there(self) -> bool:
+        """Whether it can be read."""
+        return self.finding.status == "ok"
+
+
+def look(uri: str) -> Looked:
+    """Reads the first byte of the object: a mere look (HEAD) would not say why it is refused."""
+    from botocore import exceptions as boto
+
+    try:
+        bucket, key = s3.split_uri(uri)
+        client = _client()
+    except DataError as error:
+        return Looked(from_error(error, "the form is s3://bucket/key"))
+    except (boto.BotoCoreError, ValueError) as error:
+        return Looked(failed(f"{uri}: {error}", f"check {ENDPOINT} and the other AWS_ variables"))
+    endpoint = str(client.meta.endpoint_url)
+    try:
+        found = client.get_object(Bucket=bucket, Key=key, Range="bytes=0-0")
+    except boto.ClientError as error:
+        return Looked(_refused(uri, endpoint, error.response))
+    except (boto.NoCredentialsError, boto.PartialCredentialsError, boto.CredentialRetrievalError) as error:
+        return Looked(failed(f"{uri}: no keys for {network.shown(endpoint)} ({error})", f"set {KEYS}"))
+    except (boto.ConnectionError, boto.HTTPClientError) as error:
+        found_out, advice = network.diagnose(error, endpoint)
+        return Looked(failed(f"{uri}: {found_out}", f"{advice}; {ENDPOINT} names the server"))
+    except (boto.BotoCoreError, ValueError) as error:
+        return Looked(failed(f"{uri}: {error}", "check the URI and the AWS_ variables"))
+    size = int(str(found.get("ContentRange", "/0")).rpartition("/")[2])
+    digest = found.get("Metadata", {}).get("cnn-jobs-digest", "")
+    return Looked(ok(f"{uri}: {size / 1e6:.1f} MB at {network.shown(endpoint)}, keys are taken"), size, digest)
+
+
+def _client() -> Any:
+    import boto3
+    from botocore.config import Config
+
+    config = Config(
+        connect_timeout=network.CONNECT_S,
+        read_timeout=network.ANSWER_S,
+        retries={"mode": "standard", "total_max_attempts": 1},
+        request_checksum_calculation="when_required",
+        response_checksum_validation="when_required",
+    )
+    # As the data module makes its own, but for the waits.
+    return boto3.Session().client("s3", endpoint_url=s3.endpoint_url(), config=config)
+
+
+def _refused(uri: str, endpoint: str, response: Any) -> Finding:
+    status = int(response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
+    error = response.get("Error", {})
+    code = str(error.get("Code", ""))
+    said = f"{status} {code}: {error.get('Message', '')}".rstrip(": ")
+    where = network.shown(endpoint)
+    if code == "InvalidRange":
+        return failed(f"{uri} is empty", "stage it again: 'cnn-jobs data prepare'")
+    known = _REFUSALS.get(code) or _REFUSALS.get(_BY_STATUS.get(status, ""))
+    if known:
+        return failed(f"{uri}: {known[0]} ({where}: {said})", known[1])
+    if status >= 500:
+        return failed(f"{uri}: {where} fails ({said})", "look at the server's log, or try again later")
+    return failed(f"{uri}: {where} refuses it ({said})", f"check {ENDPOINT} and the bucket's policy")
+
 
 SWITCHES = ("MLFLOW_ENABLE_PROXY_MULTIPART_DOWNLOAD", "MLFLOW_ENABLE_PROXY_MULTIPART_UPLOAD")
 BEHIND_SERVER = "start the server with --artifacts-destination and without --default-artifact-root"

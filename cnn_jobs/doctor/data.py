@@ -6,13 +6,13 @@ from typing import TYPE_CHECKING
 
 from cnn_jobs.doctor import network
 from cnn_jobs.doctor.finding import Finding, failed, from_error, ok, skipped, warning
-from cnn_jobs.environment import STAGE_IN_CLUSTER, in_pod, may_download
 from cnn_jobs.errors import CnnJobsError
 from cnn_jobs.recipe import NO_WEIGHTS
+from cnn_jobs.system.environment import STAGE_IN_CLUSTER, in_pod, may_download
 
 if TYPE_CHECKING:
     from cnn_jobs.data.dataset import Dataset
-    from cnn_jobs.doctor.object_store import Looked
+    from cnn_jobs.doctor.artifacts import Looked
 
 SCHEME = "s3://"
 # What is fetched from S3 to be checked; more would take a doctor's time.

@@ -3,19 +3,67 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from cnn_jobs.doctor import artifacts, clock, data, database, machine, object_store, server
-from cnn_jobs.doctor.disk import check_disk
-from cnn_jobs.doctor.finding import OK, Finding, failed, from_error, ok, skipped
-from cnn_jobs.doctor.packages import import_all
-from cnn_jobs.doctor.running import Check, run
-from cnn_jobs.doctor.shared import NoAnswerError, Shared
-from cnn_jobs.doctor.versions import check_versions
-from cnn_jobs.errors import TrackingUriError
+from cnn_jobs.doctor import artifacts, data, database, machine, server
+from cnn_jobs.doctor import artifacts as object_store
+from cnn_jobs.doctor import server as clock
+from cnn_jobs.doctor.finding import OK, Finding, NoAnswerError, Shared, failed, from_error, ok, skipped
+from cnn_jobs.doctor.machine import check_disk, import_all
+from cnn_jobs.doctor.server import check_versions
+from cnn_jobs.errors import CnnJobsError, TrackingUriError
 from cnn_jobs.tasks import get_task
+
+Check = Callable[[], Finding]
+
+
+def run(checks: Sequence[tuple[str, Check]], limit_s: float) -> list[Finding]:
+    """What each check of that name found, in their order; one that takes longer than ``limit_s`` has failed.
+
+    The threads do not hold up the process's exit.
+    """
+    found: dict[str, Finding] = {}
+
+    def call(name: str, check: Check) -> None:
+        found[name] = _guarded(check)
+
+    threads = [threading.Thread(target=call, args=each, name=each[0], daemon=True) for each in checks]
+    for thread in threads:
+        thread.start()
+    deadline = time.monotonic() + limit_s
+    for thread in threads:
+        thread.join(max(0.0, deadline - time.monotonic()))
+    late = failed(
+        f"no answer within {limit_s:.0f} s", "what it looks at hangs or is slow: a disk, a network or a server"
+    )
+    return [found.get(name, late).of(name) for name, _ in checks]
+
+
+def _guarded(check: Check) -> Finding:
+    """The check's finding; an error that it did not expect is one, too."""
+    try:
+        return check()
+    except CnnJobsError as error:
+        return from_error(error, "see 'cnn-jobs doctor --help'")
+    except ImportError as error:
+        return failed(f"a package is missing or broken ({error})", "see the check 'versions', and install it again")
+    except Exception as error:
+        return failed(
+            f"{type(error).__name__}: {error} ({_place(error)})",
+            "this check itself has failed: please report this line",
+        )
+
+
+def _place(error: Exception) -> str:
+    """File and line that raised the error."""
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    return f"{Path(trace.tb_frame.f_code.co_filename).name}, line {trace.tb_lineno}" if trace else "nowhere"
+
 
 # Imports, then checks: with the start of Python less than 30 s together.
 IMPORT_LIMIT_S = 10.0

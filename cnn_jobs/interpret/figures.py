@@ -12,10 +12,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from PIL import Image
 
-from cnn_jobs.interpret.channels import ChannelFacts
-from cnn_jobs.interpret.filters import FilterFacts
+from cnn_jobs.interpret.measurements import ChannelFacts, FilterFacts
 from cnn_jobs.interpret.picture import Picture
-from cnn_jobs.reporting.figure_file import save_figure
+from cnn_jobs.system.figures import save_figure
 
 Array = npt.NDArray[np.float64]
 BAR_COLOUR = "#0072B2"

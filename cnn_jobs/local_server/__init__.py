@@ -4,7 +4,7 @@ The directory holds the database, the artifacts, ``server.log`` and ``server.jso
 MLflow itself is not imported: that takes seconds, and all that is needed here is HTTP and a process.
 """
 
-from cnn_jobs.local_server.record import Server, running_server
+from cnn_jobs.local_server.process import Server, running_server
 from cnn_jobs.local_server.server import start_server, stop_server
 
 __all__ = ["Server", "running_server", "start_server", "stop_server"]

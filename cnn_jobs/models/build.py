@@ -8,11 +8,11 @@ from collections.abc import Mapping
 import torch
 from torch import nn
 
-from cnn_jobs.models.describe import describe
+from cnn_jobs.models.cpu_kernels.winograd import WinogradConv2d, use_tiles
 from cnn_jobs.models.pooling import add_bias_late
 from cnn_jobs.models.resnet import Trunk, build_resnet18
-from cnn_jobs.models.spec import ConvBlock, ConvNet, InputTransform, Network, ResNet18
-from cnn_jobs.models.winograd import WinogradConv2d, use_tiles
+from cnn_jobs.networks.spec import ConvBlock, ConvNet, InputTransform, Network, ResNet18
+from cnn_jobs.networks.table import describe
 
 
 def build_network(

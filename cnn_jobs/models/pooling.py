@@ -13,7 +13,7 @@ import torch
 from torch import nn
 from torch.autograd.function import once_differentiable
 
-from cnn_jobs.models.own_layers import takes_own_layers
+from cnn_jobs.models.cpu_kernels.winograd import takes_own_layers
 
 
 class LateBiasConv2d(nn.Conv2d):

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from cnn_jobs.models.winograd import use_tiles
+from cnn_jobs.models.cpu_kernels.winograd import use_tiles
 
 TRUNK = ("conv1", "bn1", "relu", "maxpool", "layer1", "layer2", "layer3")
 TOP = ("layer4", "avgpool", "flatten", "fc")

@@ -13,11 +13,10 @@ from urllib.error import HTTPError
 import torch
 
 from cnn_jobs.data import s3
-from cnn_jobs.data.downloads import with_timeout
 from cnn_jobs.data.sources import writable_cache_dir
-from cnn_jobs.environment import STAGE_IN_CLUSTER, may_download
 from cnn_jobs.errors import CnnJobsError, InterruptedRunError, RemoteDataError, WeightsError
 from cnn_jobs.recipe import NO_WEIGHTS
+from cnn_jobs.system.environment import STAGE_IN_CLUSTER, may_download, with_timeout
 
 IMAGENET = "imagenet"
 # ResNet18_Weights.IMAGENET1K_V1; the file's name holds the first 8 digits of its SHA-256.

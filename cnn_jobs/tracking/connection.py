@@ -8,8 +8,8 @@ from json import JSONDecodeError
 from pathlib import Path
 from urllib.parse import urlsplit, urlunsplit
 
-from cnn_jobs.environment import POD_TRACKING_URI, in_pod
 from cnn_jobs.errors import TrackingUriError
+from cnn_jobs.system.environment import POD_TRACKING_URI, in_pod
 
 # MLflow's own defaults (7 retries of up to 120 s) block for minutes; a user's settings win.
 _CLIENT_SETTINGS = {

@@ -11,10 +11,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
+from cnn_jobs.tracking.client import OutageError, Remote, RemoteRun
 from cnn_jobs.tracking.connection import NO_ANSWER
-from cnn_jobs.tracking.joining import runs_of_key
+from cnn_jobs.tracking.ownership import runs_of_key
 from cnn_jobs.tracking.records import CHECKPOINT_SLOTS, RunHeader
-from cnn_jobs.tracking.remote import OutageError, Remote, RemoteRun
 
 Result = TypeVar("Result")
 

@@ -10,9 +10,9 @@ import torch
 from torch import nn
 
 from cnn_jobs.models.build import PixelModel
-from cnn_jobs.models.spec import InputTransform
+from cnn_jobs.networks.spec import InputTransform
+from cnn_jobs.system.environment import version_of
 from cnn_jobs.tracking.connection import configure_client
-from cnn_jobs.tracking.lineage import version_of
 
 # Two images: torch.export takes a batch of one for a constant.
 EXAMPLE_BATCH = 2

@@ -7,9 +7,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from cnn_jobs.errors import UserError
-from cnn_jobs.tracking.joining import RUN_KEY_TAG, STILL_S
+from cnn_jobs.tracking.client import Remote, RemoteRun
+from cnn_jobs.tracking.ownership import RUN_KEY_TAG, STILL_S
 from cnn_jobs.tracking.records import now_ms
-from cnn_jobs.tracking.remote import Remote, RemoteRun
 
 
 @dataclass(frozen=True)

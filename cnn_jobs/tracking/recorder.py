@@ -12,12 +12,12 @@ from functools import partial
 from pathlib import Path
 
 from cnn_jobs.errors import AnotherAttemptError, CnnJobsError, RejectedRecordsError, ThreadError, TrackingError
+from cnn_jobs.tracking.client import OutageError, Remote
 from cnn_jobs.tracking.connection import REFUSED, SHIP_ERRORS, run_url
 from cnn_jobs.tracking.journal import Journal
 from cnn_jobs.tracking.outbox import Outbox
 from cnn_jobs.tracking.records import AttemptMark, DatasetInput, Ending, RunHeader, now_ms
-from cnn_jobs.tracking.remote import OutageError, Remote
-from cnn_jobs.tracking.shipper import Shipper
+from cnn_jobs.tracking.uploader import Shipper
 
 SHIP_INTERVAL_S = 1.0
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.5, 30.0

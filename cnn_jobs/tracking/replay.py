@@ -9,14 +9,14 @@ from functools import partial
 from pathlib import Path
 
 from cnn_jobs.errors import DamagedJournalError, NotShippedError, UserError
-from cnn_jobs.files import read_if_whole
-from cnn_jobs.lock import RunLock
+from cnn_jobs.system.files import read_if_whole
+from cnn_jobs.system.lock import RunLock
+from cnn_jobs.tracking.client import OutageError, Remote
 from cnn_jobs.tracking.connection import run_url
-from cnn_jobs.tracking.cursor import CursorFile
+from cnn_jobs.tracking.delivery import CursorFile
 from cnn_jobs.tracking.journal import Journal
-from cnn_jobs.tracking.left_behind import LeftBehind, read_left_behind
-from cnn_jobs.tracking.remote import OutageError, Remote
-from cnn_jobs.tracking.shipper import JOURNAL, Shipper
+from cnn_jobs.tracking.journal_summary import LeftBehind, read_left_behind
+from cnn_jobs.tracking.uploader import JOURNAL, Shipper
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from cnn_jobs.errors import CnnJobsError, DamagedCheckpointError, InterruptedRunError, from_os_error
-from cnn_jobs.files import whole_file
+from cnn_jobs.system.files import whole_file
 
 # In the order in which they are tried.
 NEWEST_FIRST = ("last.pt", "previous.pt")

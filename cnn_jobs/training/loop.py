@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum
 from functools import partial
 
@@ -15,15 +15,61 @@ from torch.nn import functional as F
 
 from cnn_jobs.data.batches import Examples, TrainingData, augmentation_generator
 from cnn_jobs.data.split import epoch_order
-from cnn_jobs.errors import RecipeError
+from cnn_jobs.errors import DivergedError, RecipeError
 from cnn_jobs.recipe import Recipe
-from cnn_jobs.training.early_stopping import should_stop_early
+from cnn_jobs.training.cuda_graph import GraphedStep, Step
 from cnn_jobs.training.evaluation import Evaluation, EvaluationStoppedError, evaluate, precision_context
-from cnn_jobs.training.graph import GraphedStep, Step
-from cnn_jobs.training.group import Group, OneProcess
-from cnn_jobs.training.loss_log import LossLog, diverged
-from cnn_jobs.training.recorder import NullRecorder, Recorder
+from cnn_jobs.training.observer import NullRecorder, Recorder
+from cnn_jobs.training.process_group import Group, OneProcess
 from cnn_jobs.training.state import TrainState, Validation
+
+# On CUDA a loss is read back only every so many steps: each reading waits for the device.
+CUDA_LOSS_INTERVAL = 20
+
+
+@dataclass
+class LossLog:
+    """Reads losses back from the device, in order, and refuses one that is not finite."""
+
+    state: TrainState
+    recorder: Recorder
+    device: torch.device
+    pending: list[torch.Tensor] = field(default_factory=list)
+
+    def add(self, loss: torch.Tensor) -> None:
+        """The loss of the step that is under way, a scalar on the device."""
+        self.pending.append(loss)
+        if self.device.type == "cpu" or len(self.pending) == CUDA_LOSS_INTERVAL:
+            self.flush()
+
+    def flush(self) -> None:
+        """Records every loss that waits. Raises ``DivergedError`` at the first that is not finite."""
+        if not self.pending:
+            return
+        values = torch.stack(self.pending).float().tolist()
+        self.pending.clear()
+        for value in values:
+            step = len(self.state.train_losses) + 1
+            if not math.isfinite(value):
+                raise diverged("training", value, step)
+            self.state.train_losses.append(value)
+            self.recorder.metrics({"train/loss": value}, step)
+
+
+def diverged(kind: str, loss: float, step: int) -> DivergedError:
+    """The error for a ``kind`` of loss that is not finite."""
+    return DivergedError(f"the {kind} loss is {loss} at step {step}: the training diverged; try a smaller --lr")
+
+
+def should_stop_early(validation_losses: Sequence[float], count: int) -> bool:
+    """Whether the oldest of the last ``count`` validation losses is the smallest of them; 0 = never.
+
+    The rule of the course's hand-out. With fewer than ``count`` losses the answer is no.
+    """
+    if not count or len(validation_losses) < count:
+        return False
+    recent = validation_losses[-count:]
+    return recent[0] == min(recent)
 
 
 class Ending(Enum):

@@ -13,7 +13,7 @@ from torch import nn
 from cnn_jobs.data.split import derived_seed
 from cnn_jobs.models.build import build_network
 from cnn_jobs.models.resnet import Trunk
-from cnn_jobs.models.spec import Network
+from cnn_jobs.networks.spec import Network
 from cnn_jobs.recipe import Recipe
 from cnn_jobs.training.device import Placement
 

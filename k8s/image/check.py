@@ -51,7 +51,9 @@ def check(version: str, variant: str) -> list[str]:
 
     found = [line for each in metadata.distributions() for line in unmet(each)]
     found += [
-        f"{each} has no bytecode that fits" for each in ("cnn_jobs.job", "mlflow", "torch", "numpy") if stale(each)
+        f"{each} has no bytecode that fits"
+        for each in ("cnn_jobs.runs.train", "mlflow", "torch", "numpy")
+        if stale(each)
     ]
     if metadata.version("cnn-jobs") != version:
         found.append(f"cnn-jobs is {metadata.version('cnn-jobs')}, the label would say {version}")

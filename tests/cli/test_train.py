@@ -11,10 +11,10 @@ import torch
 from PIL import Image
 
 from cnn_jobs.cli import main
-from cnn_jobs.cli.results import compare_command
+from cnn_jobs.cli.console import compare_command
 from cnn_jobs.data.dataset import Dataset
 from cnn_jobs.data.prepared import write_prepared
-from cnn_jobs.run import JobOptions, RunResult
+from cnn_jobs.runs.setup import JobOptions, RunResult
 from cnn_jobs.tasks import TASKS
 from tests.conftest import striped_dataset
 from tests.tracking.test_connection import answering, unused_address
@@ -288,7 +288,7 @@ def test_the_compare_command_hides_a_password_and_quotes() -> None:
 
 
 def test_the_table_fits_a_terminal_of_80_columns(capsys: pytest.CaptureFixture[str], monkeypatch) -> None:
-    from cnn_jobs.cli import results, tables
+    from cnn_jobs.cli import console
 
     parts = [f"{part}_{kind}" for part in ("train", "val", "test") for kind in ("loss", "accuracy")]
     metrics = {f"{model}/{part}": 0.5 for model in ("best", "last") for part in parts}
@@ -297,9 +297,9 @@ def test_the_table_fits_a_terminal_of_80_columns(capsys: pytest.CaptureFixture[s
     result = RunResult(
         run_id="r", url="u", name=name, recipe=recipe, metrics=metrics, steps=1, stopped_early=False, seconds=1
     )
-    monkeypatch.setattr(tables, "WIDTH_OF_A_LOG", 80)
+    monkeypatch.setattr(console, "WIDTH_OF_A_LOG", 80)
     options = JobOptions(tracking_uri="http://host:5000", state_dir=Path())
-    results.print_results(TASKS["task3d-batchnorm"], [result], options, synthetic=False)
+    console.print_results(TASKS["task3d-batchnorm"], [result], options, synthetic=False)
     lines = capsys.readouterr().out.splitlines()
     rows = [line.split() for line in lines if line.strip().startswith(name) and "0.5000" in line]
     assert rows == [[name, "best", *["0.5000"] * 6], [name, "last", *["0.5000"] * 6]]

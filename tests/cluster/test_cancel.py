@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from cnn_jobs import endings
-from cnn_jobs.cluster import cancel as module
+from cnn_jobs.cluster import jobs as module
 from cnn_jobs.errors import InterruptedRunError
+from cnn_jobs.tracking import run_status
 from tests.cluster.calls import Called, call
 from tests.cluster.fake_api import FakeApi
 from tests.cluster.job_files import DOCUMENTS
@@ -46,7 +46,7 @@ def test_mlflow_is_told_before_the_job_is_deleted_and_asked_after_its_pods_are_g
         def stop(deleted: dict[str, Any]) -> None:
             seen.append(state(mlflow_uri, recorder.run_id))
             time.sleep(0.2)  # of the grace period
-            ending = endings.ending_of(InterruptedRunError("stopped by SIGTERM"))
+            ending = run_status.ending_of(InterruptedRunError("stopped by SIGTERM"))
             assert ending
             recorder.finish(ending, 30)
             api._forget(deleted)
@@ -88,7 +88,7 @@ def test_a_job_that_never_began_and_one_that_is_over(
 def test_nothing_is_stopped_that_mlflow_could_not_hear_of(
     uri: str, code: int, told: str, api: FakeApi, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from cnn_jobs.tracking.cancel import JobRuns
+    from cnn_jobs.tracking.cancellation import JobRuns
 
     monkeypatch.setattr(JobRuns.__init__, "__defaults__", (0.5,))
     if uri:

@@ -10,10 +10,8 @@ from typing import Any
 
 import pytest
 
-from cnn_jobs.cluster.drift import compare, differences
-from cnn_jobs.cluster.manifest import documents
+from cnn_jobs.cluster.manifests import compare, differences, documents, text_of
 from cnn_jobs.cluster.plans import all_plans
-from cnn_jobs.cluster.render import text_of
 from cnn_jobs.cluster.settings import Settings
 from cnn_jobs.cluster.yaml_text import item_path, key_path, to_yaml
 from cnn_jobs.errors import CnnJobsError, UserError

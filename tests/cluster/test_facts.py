@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from cnn_jobs.cluster.facts import job_facts, pod_facts
+from cnn_jobs.cluster.status import job_facts, pod_facts
 from tests.cluster.job_files import DOCUMENTS
 
 TRUE = {"status": "True"}
@@ -53,7 +53,7 @@ def test_the_state_of_a_job(made: Any, state: str, message: str, over: bool) -> 
 
 
 def test_the_keys_of_its_runs_are_those_that_its_pods_take(monkeypatch: pytest.MonkeyPatch) -> None:
-    from cnn_jobs.environment import job_run_key
+    from cnn_jobs.system.environment import job_run_key
 
     monkeypatch.setenv("CNN_JOBS_JOB_UID", "u")
     facts = job_facts(job())

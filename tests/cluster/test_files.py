@@ -13,13 +13,11 @@ import pytest
 import yaml
 
 from cnn_jobs import __version__
-from cnn_jobs.cluster.drift import differences
+from cnn_jobs.cluster.manifests import differences, text_of, write_files
 from cnn_jobs.cluster.plans import DISTRIBUTED, PROCESSES, SEEDS, all_plans, choose
-from cnn_jobs.cluster.render import text_of, write_files
-from cnn_jobs.cluster.resources import RESNET, needs_of
-from cnn_jobs.cluster.settings import Settings
+from cnn_jobs.cluster.settings import RESNET, Settings, needs_of
 from cnn_jobs.errors import CONTINUE, UserError
-from cnn_jobs.models.spec import ResNet18
+from cnn_jobs.networks.spec import ResNet18
 from cnn_jobs.tasks import INTERPRETATIONS, TASKS
 from tests.cluster.job_files import DOCUMENTS, FOLDER, OBJECTS, PATHS, ROOT, container_of, env_of, pod_of
 from tests.cluster.job_rules import quantity
@@ -76,8 +74,8 @@ def test_a_file_is_for_people_too(path: Path) -> None:
 
 def test_every_process_renders_the_same_bytes(tmp_path: Path) -> None:
     script = (
-        "import sys, pathlib; from cnn_jobs.cluster import plans, render, settings; "
-        "render.write_files(plans.all_plans(), settings.Settings(), pathlib.Path(sys.argv[1]))"
+        "import sys, pathlib; from cnn_jobs.cluster import manifests, plans, settings; "
+        "manifests.write_files(plans.all_plans(), settings.Settings(), pathlib.Path(sys.argv[1]))"
     )
     for seed in ("1", "2"):
         environment = {**os.environ, "PYTHONHASHSEED": seed, "LC_ALL": "C", "TZ": f"UTC-{seed}"}

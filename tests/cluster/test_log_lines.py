@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cnn_jobs.cluster.log_lines import LineFilter
+from cnn_jobs.cluster.logs import LineFilter
 
 LINES = [
     b"2026-11-25T14:00:00.9Z one",

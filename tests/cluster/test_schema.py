@@ -10,8 +10,8 @@ import kubernetes_validate
 import pytest
 import yaml
 
+from cnn_jobs.cluster.manifests import text_of
 from cnn_jobs.cluster.plans import all_plans
-from cnn_jobs.cluster.render import text_of
 from cnn_jobs.cluster.settings import Settings
 from tests.cluster.job_files import DOCUMENTS, PATHS
 from tests.cluster.job_rules import refusals

@@ -100,7 +100,7 @@ def test_runs_are_found_by_the_jobs_uid_in_any_experiment(
 
 
 def test_mlflow_that_is_away_takes_nothing_but_the_runs(api: FakeApi, monkeypatch: pytest.MonkeyPatch) -> None:
-    from cnn_jobs.cli import status as module
+    from cnn_jobs.cli import jobs as module
 
     monkeypatch.setattr(module, "ASK_S", 1.0)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", unused_address())

@@ -11,13 +11,12 @@ import kubernetes_validate
 import pytest
 import yaml
 
-from cnn_jobs.cli.pod_options import DECIDED, command_of
-from cnn_jobs.cluster.manifest import job as manifest_of
+from cnn_jobs.cli.submit import DECIDED, command_of
+from cnn_jobs.cluster.jobs import ALPHABET, LONGEST_NAME
+from cnn_jobs.cluster.manifests import job as manifest_of
 from cnn_jobs.cluster.plans import all_plans
 from cnn_jobs.cluster.settings import Settings
-from cnn_jobs.cluster.submit import ALPHABET, LONGEST_NAME
-from cnn_jobs.recipe import FIELD_NAMES
-from cnn_jobs.series import pick, plan
+from cnn_jobs.recipe import FIELD_NAMES, pick, plan
 from cnn_jobs.tasks import TASKS, get_task
 from tests.cluster.calls import Called, call
 from tests.cluster.fake_api import FakeApi

@@ -13,7 +13,7 @@ from cnn_jobs.data.batches import (
     random_crop,
 )
 from cnn_jobs.data.dataset import Dataset
-from cnn_jobs.models.spec import InputTransform
+from cnn_jobs.networks.spec import InputTransform
 from cnn_jobs.recipe import Recipe
 
 CPU = torch.device("cpu")

@@ -7,9 +7,8 @@ from pathlib import Path
 import boto3
 import pytest
 
-from cnn_jobs.data.prepare import prepare, verify
 from cnn_jobs.data.prepared import write_prepared
-from cnn_jobs.data.sources import open_dataset
+from cnn_jobs.data.sources import open_dataset, prepare, verify
 from cnn_jobs.errors import DataError, StateDirError
 from tests.data.conftest import Pictures, small_dataset
 

@@ -6,13 +6,13 @@ from collections.abc import Iterator
 
 import pytest
 
-from cnn_jobs.distributed import board as board_module
-from cnn_jobs.distributed import peers as peers_module
-from cnn_jobs.distributed.board import Board, is_loopback, listen
-from cnn_jobs.distributed.peers import Company
+from cnn_jobs.distributed import rendezvous as peers_module
+from cnn_jobs.distributed import status_store as board_module
+from cnn_jobs.distributed.rendezvous import Company
+from cnn_jobs.distributed.status_store import Board, is_loopback, listen
 from cnn_jobs.distributed.world import World
 from cnn_jobs.errors import DivergedError, InterruptedRunError, PeerLostError, RendezvousError, UserError
-from cnn_jobs.stop import StopRequest
+from cnn_jobs.system.signals import StopRequest
 from tests.conftest import free_port, until
 
 

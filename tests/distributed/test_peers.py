@@ -8,12 +8,12 @@ import time
 
 import pytest
 
-from cnn_jobs.distributed import peers
-from cnn_jobs.distributed.board import Entry
-from cnn_jobs.distributed.peers import Company
+from cnn_jobs.distributed import rendezvous
+from cnn_jobs.distributed.rendezvous import Company
+from cnn_jobs.distributed.status_store import Entry
 from cnn_jobs.distributed.world import World
 from cnn_jobs.errors import CONTINUE, CnnJobsError, InterruptedRunError, UserError
-from cnn_jobs.stop import StopRequest
+from cnn_jobs.system.signals import StopRequest
 
 
 def stopped_company() -> Company:
@@ -37,7 +37,7 @@ def test_a_stopped_process_waits_for_the_word_that_the_state_is_saved() -> None:
 
 
 def test_it_does_not_wait_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(peers, "LAST_WORD_S", 0.7)
+    monkeypatch.setattr(rendezvous, "LAST_WORD_S", 0.7)
     with pytest.raises(InterruptedRunError, match="stopped by SIGTERM") as caught:
         stopped_company().wait_for_end()
     assert caught.value.exit_code == CnnJobsError.exit_code

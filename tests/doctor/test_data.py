@@ -13,8 +13,8 @@ from cnn_jobs.data.dataset import Dataset
 from cnn_jobs.data.prepared import write_prepared
 from cnn_jobs.data.sources import default_cache_dir
 from cnn_jobs.doctor import data
+from cnn_jobs.doctor.artifacts import Looked
 from cnn_jobs.doctor.finding import failed, ok
-from cnn_jobs.doctor.object_store import Looked
 from cnn_jobs.models import weights
 from tests.data.test_cifar10 import archive, members
 from tests.doctor import servers

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from cnn_jobs.doctor import disk
-from cnn_jobs.doctor.disk import MIB, check_disk
+from cnn_jobs.doctor import machine
+from cnn_jobs.doctor.machine import MIB, check_disk
 
 Mount = Callable[[str], Path]
 
@@ -88,6 +88,6 @@ def test_a_file_in_the_place_of_the_folder(tmp_path: Path) -> None:
 
 
 def test_nothing_is_left_behind(tmp_path: Path) -> None:
-    disk.write_and_delete(tmp_path)
+    machine.write_and_delete(tmp_path)
     assert list(tmp_path.iterdir()) == []
     assert MIB == 1_048_576

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from cnn_jobs.doctor import examine
+from cnn_jobs.doctor.examine import run
 from cnn_jobs.doctor.finding import Finding
-from cnn_jobs.doctor.running import run
 from cnn_jobs.tracking import probe
 from tests.conftest import MLFLOW_WARNING
 from tests.doctor import servers

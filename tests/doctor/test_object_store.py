@@ -8,7 +8,7 @@ import boto3
 import pytest
 import requests
 
-from cnn_jobs.doctor import network, object_store
+from cnn_jobs.doctor import artifacts, network
 from cnn_jobs.doctor.finding import Finding
 from tests.doctor import servers
 
@@ -16,7 +16,7 @@ XML = {"Content-Type": "application/xml"}
 
 
 def look(uri: str = "s3://bucket/x.npz") -> Finding:
-    finding = object_store.look(uri).finding
+    finding = artifacts.look(uri).finding
     assert "the-secret" not in finding.of("S3").found
     return finding
 
@@ -25,7 +25,7 @@ def look(uri: str = "s3://bucket/x.npz") -> Finding:
 def test_an_object_that_is_there(bucket: str, moto_server: str) -> None:
     metadata = {"cnn-jobs-digest": "ab" * 32}
     boto3.client("s3").put_object(Bucket=bucket, Key="x.npz", Body=b"1" * 2_500_000, Metadata=metadata)
-    looked = object_store.look(f"s3://{bucket}/x.npz")
+    looked = artifacts.look(f"s3://{bucket}/x.npz")
     assert looked.there
     assert (looked.size, looked.digest) == (2_500_000, "ab" * 32)
     assert looked.finding.found == f"s3://{bucket}/x.npz: 2.5 MB at {network.shown(moto_server)}, keys are taken"

@@ -5,9 +5,8 @@ import time
 
 import pytest
 
-from cnn_jobs.doctor.finding import Finding, ok, warning
-from cnn_jobs.doctor.running import run
-from cnn_jobs.doctor.shared import NoAnswerError, Shared
+from cnn_jobs.doctor.examine import run
+from cnn_jobs.doctor.finding import Finding, NoAnswerError, Shared, ok, warning
 from cnn_jobs.errors import DataError
 
 

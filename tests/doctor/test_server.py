@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from cnn_jobs.doctor import clock, network, server
+from cnn_jobs.doctor import network, server
+from cnn_jobs.doctor import server as clock
 from cnn_jobs.doctor.finding import Finding
 from cnn_jobs.tracking import probe
 from tests.doctor import servers

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from cnn_jobs.doctor.versions import check_versions, requirement
+from cnn_jobs.doctor.server import check_versions, requirement
 
 
 @pytest.fixture

@@ -15,19 +15,19 @@ from typing import Any
 
 def cheap_outputs() -> None:
     """Leaves out plots and the MLflow model: seconds of every child that identity does not depend on."""
-    from cnn_jobs import outputs
+    from cnn_jobs.runs import artifacts
 
     def write(task: Any, state: Any, results: Any, data: Any, classes: Any, folder: Path) -> None:
         (folder / "history.csv").write_text("step\n")
 
-    outputs.write = write
+    artifacts.write = write
 
 
 def quick_heartbeats(interval_s: float = 0.2, still_s: float = 2.0) -> None:
     """Seconds in place of a minute, where a test waits for a heartbeat to stand still."""
-    from cnn_jobs.tracking import joining, recorder
+    from cnn_jobs.tracking import ownership, recorder
 
-    joining.HEARTBEAT_INTERVAL_S, joining.STILL_S, joining.POLL_S = interval_s, still_s, 0.1
+    ownership.HEARTBEAT_INTERVAL_S, ownership.STILL_S, ownership.POLL_S = interval_s, still_s, 0.1
     recorder.SHIP_INTERVAL_S = 0.1
 
 
@@ -160,11 +160,11 @@ def resume_without_generators() -> None:
 
 def refused_metric() -> None:
     """The run records a metric under a name that MLflow does not take."""
-    from cnn_jobs import outputs
+    from cnn_jobs.runs import artifacts
 
     cheap_outputs()
-    real = outputs.final_metrics
-    outputs.final_metrics = lambda *args: {**real(*args), "bad#name": 1.0}
+    real = artifacts.final_metrics
+    artifacts.final_metrics = lambda *args: {**real(*args), "bad#name": 1.0}
 
 
 def journal_thread_dies() -> None:
@@ -173,7 +173,7 @@ def journal_thread_dies() -> None:
 
     recorder.SYNC_INTERVAL_S = 0.05
     slow_steps(0.1)
-    from cnn_jobs.cost_book import CostBook
+    from cnn_jobs.runs.cost import CostBook
 
     write = CostBook.write
 
@@ -187,18 +187,17 @@ def journal_thread_dies() -> None:
 
 def small_chunks() -> None:
     """The frozen trunk's pass in six chunks."""
-    from cnn_jobs import trunk_features
-    from cnn_jobs.training import trunk_cache
+    from cnn_jobs.training import feature_cache
 
     cheap_outputs()
-    trunk_features.CHUNK["cpu"] = 10
-    trunk_cache.INDEX_INTERVAL_S = 0.0
+    feature_cache.CHUNK["cpu"] = 10
+    feature_cache.INDEX_INTERVAL_S = 0.0
 
 
 def kill_in_pass(chunk: int, name: str) -> None:
     """The process sends itself the signal before it keeps chunk number ``chunk`` of the frozen trunk's features."""
     small_chunks()
-    from cnn_jobs.training.trunk_cache import DiskFeatures
+    from cnn_jobs.training.feature_cache import DiskFeatures
 
     real = DiskFeatures.write
 
@@ -256,11 +255,11 @@ def signal_in_step(step: int, name: str) -> None:
 
 def gloo_on_cuda() -> None:
     """Processes that share a device talk by gloo, which cannot take it from each other as NCCL does."""
-    from cnn_jobs import preparation
-    from cnn_jobs.training import distributed
+    from cnn_jobs.runs import setup
+    from cnn_jobs.training import process_group
 
     cheap_outputs()
-    preparation.backend_of = distributed.backend_of = lambda device: "gloo"
+    setup.backend_of = process_group.backend_of = lambda device: "gloo"
 
 
 def gloo_on_cuda_signal_in_step(step: int, name: str) -> None:
@@ -280,11 +279,11 @@ def error_in_step(step: int) -> None:
 
 def slow_save(seconds: float) -> None:
     """Each checkpoint takes longer than the silence after which a process counts as lost, which is cut short."""
-    from cnn_jobs.distributed import peers
-    from cnn_jobs.saving import CheckpointSaver
+    from cnn_jobs.distributed import rendezvous
+    from cnn_jobs.runs.checkpointing import CheckpointSaver
 
     cheap_outputs()
-    peers.SILENT_S = 3.0
+    rendezvous.SILENT_S = 3.0
     real = CheckpointSaver.save
 
     def save(self: Any, state: Any) -> Path:
@@ -296,7 +295,7 @@ def slow_save(seconds: float) -> None:
 
 def before_step(step: int, action: Callable[[], object]) -> None:
     """``action`` in a process of several, before that step."""
-    from cnn_jobs.training.distributed import ProcessGroup
+    from cnn_jobs.training.process_group import ProcessGroup
 
     cheap_outputs()
     real = ProcessGroup.begin_step

@@ -13,11 +13,11 @@ def settings(uri: str) -> None:
     """Fractions of a second in place of seconds, so that hundreds of schedules fit into minutes."""
     os.environ["MLFLOW_HTTP_REQUEST_TIMEOUT"] = "1"
     os.environ["MLFLOW_TRACKING_URI"] = uri
-    from cnn_jobs.tracking import joining, recorder
+    from cnn_jobs.tracking import ownership, recorder
 
     recorder.SHIP_INTERVAL_S = recorder.FIRST_PAUSE_S = 0.03
     recorder.LONGEST_PAUSE_S = recorder.LONGEST_LAST_PAUSE_S = 0.2
-    joining.HEARTBEAT_INTERVAL_S, joining.STILL_S, joining.POLL_S = 0.3, 1.0, 0.1
+    ownership.HEARTBEAT_INTERVAL_S, ownership.STILL_S, ownership.POLL_S = 0.3, 1.0, 0.1
 
 
 def run(folder: str, uri: str, key: str, steps: int, back: int, deadline_s: float, forgetful: str = "") -> None:
@@ -28,9 +28,9 @@ def run(folder: str, uri: str, key: str, steps: int, back: int, deadline_s: floa
     settings(uri)
     if forgetful:
         globals()[f"_without_{forgetful}"]()
-    from cnn_jobs import endings
     from cnn_jobs.errors import CnnJobsError, RejectedRecordsError
-    from cnn_jobs.tracking.plain_run import PlainRun
+    from cnn_jobs.tracking import run_status
+    from cnn_jobs.tracking.document_run import PlainRun
     from cnn_jobs.tracking.records import RunHeader, now_ms
 
     code = 75
@@ -38,7 +38,7 @@ def run(folder: str, uri: str, key: str, steps: int, back: int, deadline_s: floa
     try:
         whole.recorder.start(0.2)
         _record(whole, Path(folder) / key, steps, back)
-        code = 0 if whole.recorder.finish(endings.finished(), deadline_s) else 75
+        code = 0 if whole.recorder.finish(run_status.finished(), deadline_s) else 75
     except RejectedRecordsError:
         code = 1
     except CnnJobsError as error:
@@ -79,22 +79,22 @@ def _record(whole: Any, folder: Path, steps: int, back: int) -> None:
 
 def _without_memory() -> None:
     """The negative control: rows that are on the server already are sent again."""
-    from cnn_jobs.tracking.remote import Remote
+    from cnn_jobs.tracking.client import Remote
 
     Remote.history = lambda self, run_id, key: []  # type: ignore[method-assign]
-    import cnn_jobs.tracking.cursor as cursor
+    import cnn_jobs.tracking.delivery as cursor
 
     cursor.CursorFile.load = lambda self, uri: cursor.Cursor()  # type: ignore[method-assign]
 
 
 def _without_search() -> None:
     """The other negative control: a run is made without looking for one."""
-    from cnn_jobs.tracking import joining
+    from cnn_jobs.tracking import ownership
 
-    real, calls = joining.runs_of_key, [0]
+    real, calls = ownership.runs_of_key, [0]
 
     def blind(remote: Any, header: Any) -> Any:
         calls[0] += 1
         return [] if calls[0] == 1 else real(remote, header)[-1:]
 
-    joining.runs_of_key = blind
+    ownership.runs_of_key = blind

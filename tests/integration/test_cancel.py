@@ -93,7 +93,7 @@ def test_a_training_that_is_cancelled_ends_so_and_no_attempt_follows(
 
 
 def test_a_series_that_is_cancelled_is_not_gone_on_with(lab: Lab) -> None:
-    from cnn_jobs.tracking.cancel import JobRuns
+    from cnn_jobs.tracking.cancellation import JobRuns
 
     key = "series-that-is-cancelled"
     hook = {"hook": "kill_at_step", "hook_args": [5, "SIGTERM"]}

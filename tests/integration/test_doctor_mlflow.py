@@ -18,9 +18,8 @@ import boto3
 import pytest
 import requests
 
-from cnn_jobs.doctor.examine import Subject, _of_mlflow
+from cnn_jobs.doctor.examine import Subject, _of_mlflow, run
 from cnn_jobs.doctor.finding import Finding
-from cnn_jobs.doctor.running import run
 from cnn_jobs.tracking import probe
 from tests.doctor import servers
 from tests.fault_proxy import Fault, FaultProxy, Request, _Handler

@@ -47,18 +47,18 @@ TABLE = [
     Row("complete", 0, "FINISHED", "finished"),
     Row("diverged", 2, "FAILED", "diverged", "the training loss is", more=("--lr", "1e12")),
     Row("a bug in the main thread", 1, "FAILED", "failed", "ZeroDivisionError: made by", "raise_in",
-        ("cnn_jobs.outputs:final_metrics", "ZeroDivisionError")),
+        ("cnn_jobs.runs.artifacts:final_metrics", "ZeroDivisionError")),
     Row("out of memory, as an exception", 1, "FAILED", "failed", "MemoryError", "raise_in",
         ("cnn_jobs.training.loop:validate", "MemoryError")),
     Row("a library calls sys.exit(0)", 1, "FAILED", "failed", "SystemExit", "raise_in",
-        ("cnn_jobs.outputs:write", "SystemExit")),
+        ("cnn_jobs.runs.artifacts:write", "SystemExit")),
     Row("a bug in the shipper thread", 1, "FAILED", "failed", "the shipper thread died of ZeroDivisionError",
-        "raise_in", ("cnn_jobs.tracking.remote:Remote.log_metrics", "ZeroDivisionError")),
+        "raise_in", ("cnn_jobs.tracking.client:Remote.log_metrics", "ZeroDivisionError")),
     Row("a bug in the shipper thread that stays", 1, "FAILED", "failed",
         "the shipper thread died of ZeroDivisionError", "raise_in",
-        ("cnn_jobs.tracking.remote:Remote.log_metrics", "ZeroDivisionError", 0)),
+        ("cnn_jobs.tracking.client:Remote.log_metrics", "ZeroDivisionError", 0)),
     Row("a bug before the first step", 1, "FAILED", "failed", "ZeroDivisionError: made by", "raise_in",
-        ("cnn_jobs.continuation:new_state", "ZeroDivisionError")),
+        ("cnn_jobs.runs.resume:new_state", "ZeroDivisionError")),
     Row("a bug in the journal thread", 1, "FAILED", "failed", "the journal thread died of ZeroDivisionError",
         "journal_thread_dies"),
     Row("a stranger's thread dies", 1, "FAILED", "failed", "thread stranger died of ZeroDivisionError",
@@ -67,9 +67,9 @@ TABLE = [
     Row("SIGINT in a step", *KILLED, "stopped by SIGINT after step 5", "kill_at_step", (5, "SIGINT")),
     on_signal("two SIGTERMs", "cnn_jobs.training.loop:validate", *KILLED, times=2),
     on_signal("SIGTERM in a validation", "cnn_jobs.data.batches:ImageSet.in_order", *KILLED),
-    on_signal("SIGTERM in a checkpoint's write", "cnn_jobs.saving:save_checkpoint", *KILLED),
-    on_signal("SIGTERM in the final figures", "cnn_jobs.outputs:final_metrics", *KILLED),
-    on_signal("SIGTERM in the plots", "cnn_jobs.outputs:write", *KILLED),
+    on_signal("SIGTERM in a checkpoint's write", "cnn_jobs.runs.checkpointing:save_checkpoint", *KILLED),
+    on_signal("SIGTERM in the final figures", "cnn_jobs.runs.artifacts:final_metrics", *KILLED),
+    on_signal("SIGTERM in the plots", "cnn_jobs.runs.artifacts:write", *KILLED),
     on_signal("SIGTERM as the data is loaded", "cnn_jobs.data.sources:open_dataset", 1, "", ""),
     on_signal("SIGTERM as the run is looked up", "cnn_jobs.tracking.look_up:find_run", 1, "", ""),
     Row("SIGKILL in a step", -9, "RUNNING", "running", "", "kill_at_step", (5, "SIGKILL")),
@@ -125,7 +125,7 @@ def test_an_ending_is_what_the_table_says(lab: Lab, row: Row) -> None:
 
 def test_a_signal_after_the_run_is_finished_changes_nothing(lab: Lab) -> None:
     """While the result is printed: the run is FINISHED, and so is the command."""
-    hook = ["cnn_jobs.cli.results:print_results", "SIGTERM"]
+    hook = ["cnn_jobs.cli.console:print_results", "SIGTERM"]
     ended = lab.train("task2", "printed", hook="signal_before", hook_args=hook)
     assert ended.code == 0, ended.stderr
     assert "Compare runs" in ended.stdout
@@ -142,7 +142,7 @@ def test_attempts_that_lose_their_disk_before_a_step_do_not_go_on_for_ever(lab: 
     assert codes == [75, 75, 75]  # one step is trained before the signal is granted, and its checkpoint arrives
     codes = []
     for _ in range(2):
-        hook = ["cnn_jobs.job:_Job._train_to_the_end", "SIGTERM"]
+        hook = ["cnn_jobs.runs.train:_Job._train_to_the_end", "SIGTERM"]
         codes.append(lab.train("task2", "none", hook="signal_before", hook_args=hook).code)
         lab.lose_state("none")
     assert codes == [1, 1]
@@ -167,7 +167,7 @@ def test_a_signal_without_progress_is_not_endlessly_ignored(lab: Lab) -> None:
     assert first.code == 75
     for _ in range(2):
         again = lab.train(
-            "task2", "stuck", hook="signal_before", hook_args=["cnn_jobs.job:_Job._train_to_the_end", "SIGTERM"]
+            "task2", "stuck", hook="signal_before", hook_args=["cnn_jobs.runs.train:_Job._train_to_the_end", "SIGTERM"]
         )
         assert again.code == 1, again.stderr
         run = run_of(lab, "stuck")

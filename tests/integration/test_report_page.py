@@ -16,9 +16,9 @@ from typing import ClassVar
 
 import pytest
 
-from cnn_jobs.reporting.contents import Facts, report
-from cnn_jobs.reporting.groups import put_together
-from cnn_jobs.reporting.html import html as page_of
+from cnn_jobs.report.contents import Facts, report
+from cnn_jobs.report.formats import html as page_of
+from cnn_jobs.report.groups import put_together
 from tests.reporting.made_runs import files_of, made_run
 
 pytestmark = [

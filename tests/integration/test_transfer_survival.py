@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from cnn_jobs.trunk_features import FOLDER
+from cnn_jobs.training.feature_cache import FOLDER
 from tests.integration.survival import Lab, Outcome, compare
 
 pytestmark = [pytest.mark.integration, pytest.mark.slow, pytest.mark.timeout(900)]

@@ -8,11 +8,10 @@ import torch
 from torch import nn
 
 from cnn_jobs.errors import UserError
-from cnn_jobs.interpret.activations import grad_cam, look
-from cnn_jobs.interpret.channels import measure_channel
+from cnn_jobs.interpret.measurements import measure_channel
 from cnn_jobs.interpret.picture import draw_picture
-from cnn_jobs.interpret.subject import Subject, pretrained_resnet18
-from cnn_jobs.models.spec import InputTransform
+from cnn_jobs.interpret.subject import Subject, grad_cam, look, pretrained_resnet18
+from cnn_jobs.networks.spec import InputTransform
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cnn_jobs.interpret.filters import (
+from cnn_jobs.interpret.measurements import (
     FilterFacts,
     colour_name,
     measure_filter,

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from cnn_jobs.models.build import PixelModel, UniformDropout, build_model
-from cnn_jobs.models.spec import ConvBlock, ConvNet, InputTransform
+from cnn_jobs.networks.spec import ConvBlock, ConvNet, InputTransform
 from cnn_jobs.tasks import TASKS, get_task
 
 IMAGE = (3, 32, 32)

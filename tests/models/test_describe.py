@@ -7,8 +7,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from cnn_jobs.errors import RecipeError
 from cnn_jobs.models.build import build_model, build_network, whole_network
-from cnn_jobs.models.describe import COLUMNS, Layer, as_markdown, cells, describe, total_parameters
-from cnn_jobs.models.spec import ConvBlock, ConvNet, Network, Pool, ResNet18
+from cnn_jobs.networks.spec import ConvBlock, ConvNet, Network, Pool, ResNet18
+from cnn_jobs.networks.table import COLUMNS, Layer, as_markdown, cells, describe, total_parameters
 from cnn_jobs.tasks import TASKS, get_task
 
 pytestmark = pytest.mark.usefixtures("one_thread")

@@ -13,7 +13,7 @@ from torch import nn
 from benchmarks.networks import usual_network
 from cnn_jobs.models.build import build_model
 from cnn_jobs.models.pooling import BiasMaxPool2d, LateBiasConv2d, add_bias_late
-from cnn_jobs.models.spec import ConvNet
+from cnn_jobs.networks.spec import ConvNet
 from cnn_jobs.tasks import TASKS, get_task
 
 pytestmark = pytest.mark.usefixtures("one_thread")

@@ -6,7 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cnn_jobs.models.tiles import Side, add_up, cut, join, split
+from cnn_jobs.models.cpu_kernels.tiles import Side, add_up, cut, join, split
 
 INPUTS, OUTPUTS = st.integers(1, 6), st.integers(1, 11)
 

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cnn_jobs.models.toom_cook import LARGEST_TILE, ONE, POINTS, matrices
+from cnn_jobs.models.cpu_kernels.toom_cook import LARGEST_TILE, ONE, POINTS, matrices
 
 NUMBERS = st.fractions(min_value=-9, max_value=9, max_denominator=7)
 

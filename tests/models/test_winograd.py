@@ -12,10 +12,10 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from cnn_jobs.models import winograd
 from cnn_jobs.models.build import build_model, build_network, whole_network
-from cnn_jobs.models.winograd import WinogradConv2d, suits
-from cnn_jobs.models.winograd_plan import LARGEST_KERNEL, _as_tensors, best_tile
+from cnn_jobs.models.cpu_kernels import winograd
+from cnn_jobs.models.cpu_kernels.tiles import LARGEST_KERNEL, _as_tensors, best_tile
+from cnn_jobs.models.cpu_kernels.winograd import WinogradConv2d, suits
 from cnn_jobs.tasks import TASKS, get_task
 
 pytestmark = pytest.mark.usefixtures("one_thread")

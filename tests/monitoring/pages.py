@@ -12,15 +12,14 @@ from prometheus_client import generate_latest
 from prometheus_client.core import CollectorRegistry
 from prometheus_client.parser import text_string_to_metric_families
 
-from cnn_jobs.cost_book import AttemptCost, CostBook
-from cnn_jobs.monitoring.collector import LATEST, Collector
+from cnn_jobs.monitoring.metrics import LATEST, Collector, push_outcome
 from cnn_jobs.monitoring.monitor import Monitor
-from cnn_jobs.monitoring.outcome import push_outcome
+from cnn_jobs.runs.cost import AttemptCost, CostBook
 from cnn_jobs.tasks import TASKS
 from cnn_jobs.tracking.connection import SHIP_ERRORS
 from cnn_jobs.tracking.recorder import Backlog
 from cnn_jobs.training.loop import Ledger
-from cnn_jobs.watcher import LiveAttempt
+from cnn_jobs.training.observer import LiveAttempt
 
 
 class StandingRecorder:

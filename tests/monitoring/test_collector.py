@@ -12,9 +12,9 @@ import pytest
 import torch
 
 from cnn_jobs.cli.train import train
-from cnn_jobs.monitoring.device_memory import device_memory
+from cnn_jobs.monitoring.metrics import device_memory
 from cnn_jobs.monitoring.monitor import Monitor
-from cnn_jobs.watcher import Phase
+from cnn_jobs.training.observer import Phase
 from tests.monitoring.pages import live_attempt, page_of, samples
 
 

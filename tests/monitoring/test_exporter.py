@@ -13,11 +13,9 @@ from contextlib import AbstractContextManager, contextmanager
 import pytest
 
 from cnn_jobs.errors import DataError, DivergedError
-from cnn_jobs.monitoring.exporter import Exporter
-from cnn_jobs.monitoring.monitor import Monitor
-from cnn_jobs.monitoring.outcome import push_outcome
-from cnn_jobs.monitoring.watch import MonitoringOptions, watched
-from cnn_jobs.stop import StopRequest
+from cnn_jobs.monitoring.metrics import Exporter, push_outcome
+from cnn_jobs.monitoring.monitor import Monitor, MonitoringOptions, watched
+from cnn_jobs.system.signals import StopRequest
 from tests.conftest import free_port
 from tests.monitoring.pages import live_attempt, pushed, samples
 

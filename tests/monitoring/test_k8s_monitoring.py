@@ -13,9 +13,9 @@ from typing import Any
 import pytest
 import yaml
 
-from cnn_jobs import endings
+from cnn_jobs.tracking import run_status
 from cnn_jobs.tracking.connection import SHIP_ERRORS
-from cnn_jobs.watcher import Phase
+from cnn_jobs.training.observer import Phase
 from tests.monitoring.pages import exported, metrics_table
 
 FOLDER = Path(__file__).resolve().parents[2] / "k8s/monitoring"
@@ -26,7 +26,7 @@ DASHBOARD = json.loads((FOLDER / "dashboard.json").read_text())
 SCRAPED = {"job", "instance", "namespace", "pod", "run"}
 VALUES = {
     "phase": {phase.value for phase in Phase},
-    "state": set(endings.STATES),
+    "state": set(run_status.STATES),
     "kind": {*SHIP_ERRORS, "used", "peak", "limit"},
     "usefulness": {"useful", "wasted"},
 }

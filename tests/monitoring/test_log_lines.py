@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cnn_jobs.monitoring.log_lines import JsonFormatter, TextFormatter
+from cnn_jobs.monitoring.logs import JsonFormatter, TextFormatter
 
 
 def strict(text: str) -> dict[str, Any]:

@@ -11,10 +11,10 @@ import pytest
 
 from cnn_jobs.data.dataset import Dataset
 from cnn_jobs.errors import CnnJobsError, DivergedError, InterruptedRunError
-from cnn_jobs.job import run_task
 from cnn_jobs.monitoring.monitor import Monitor
-from cnn_jobs.stop import StopRequest
-from cnn_jobs.watcher import Phase, Watchers
+from cnn_jobs.runs.train import run_task
+from cnn_jobs.system.signals import StopRequest
+from cnn_jobs.training.observer import Phase, Watchers
 from tests.monitoring.pages import page_of, samples
 from tests.test_job import RECIPE, TASK, Watcher, client, only_run, options
 
@@ -93,7 +93,7 @@ def test_a_run_that_diverges_ends_as_that(mlflow_uri: str, tmp_path: Path, tiny_
 def test_a_run_that_another_attempt_has_ends_as_superseded(
     mlflow_uri: str, tmp_path: Path, tiny_dataset: Dataset
 ) -> None:
-    from cnn_jobs.lock import RunLock
+    from cnn_jobs.system.lock import RunLock
 
     monitor, own = Monitor(TASK.name), options(mlflow_uri, tmp_path, run_key="k")
     lock = RunLock(own.state_dir / "k")

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cnn_jobs.monitoring.secrets import redact
+from cnn_jobs.system.redaction import redact
 
 KEY_ID, KEY = "AKIAIOSFODNN7EXAMPLE", "wJalrXUtnFEMI/K7MDENG/bPxRfiCYEXAMPLEKEY"
 PASSWORDS = st.text(string.ascii_letters + string.digits + "!$%^&*()_+=~@#?.,;-", min_size=1, max_size=30)

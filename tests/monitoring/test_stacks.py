@@ -12,7 +12,7 @@ from pathlib import Path
 CODE = """
 import ctypes, sys, time
 from cnn_jobs.monitoring import logs
-from cnn_jobs.monitoring.stacks import show_stacks
+from cnn_jobs.system.process import show_stacks
 
 def stands_still():
     print("here", flush=True)

@@ -9,8 +9,8 @@ from typing import Any
 
 import matplotlib
 
-from cnn_jobs.reporting.rows import NEEDED, Confusion, Curve, TrainingRun
 from cnn_jobs.tasks import TASKS
+from cnn_jobs.tracking.run_reader import NEEDED, Confusion, Curve, TrainingRun
 
 DIGEST = "d" * 64
 CLASSES = ("cat", "dog")

@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 
 from cnn_jobs.errors import UserError
-from cnn_jobs.reporting.comparisons import compare, overfitting
-from cnn_jobs.reporting.groups import pair_of, put_together
-from cnn_jobs.reporting.rows import Curve, thinned
-from cnn_jobs.reporting.statistics import difference
-from cnn_jobs.reporting.words import clean
+from cnn_jobs.report.comparisons import compare, overfitting
+from cnn_jobs.report.document import clean
+from cnn_jobs.report.groups import pair_of, put_together
+from cnn_jobs.report.statistics import difference
+from cnn_jobs.tracking.run_reader import Curve, thinned
 from tests.reporting.made_runs import made_run, metrics_of, params_of, tags_of
 
 WITHOUT = {name: value for name, value in metrics_of("task2", 0).items() if name != "best/val_loss"}

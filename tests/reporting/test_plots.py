@@ -7,8 +7,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from PIL import Image
 
-from cnn_jobs.reporting import plots
-from cnn_jobs.reporting.run_files import CurvePoint
+from cnn_jobs.runs import artifacts
+from cnn_jobs.runs.artifacts import CurvePoint
 
 LOSSES = [2.0 / step for step in range(1, 121)]
 POINTS = [CurvePoint(60, 0.5, 0.6), CurvePoint(120, 0.4, 0.7)]
@@ -26,28 +26,28 @@ def mistakes(count: int) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def plot_losses(path: Path) -> Path:
-    return plots.plot_losses(LOSSES, POINTS, "task2: loss", path)
+    return artifacts.plot_losses(LOSSES, POINTS, "task2: loss", path)
 
 
 def plot_accuracy(path: Path) -> Path:
-    return plots.plot_accuracy(POINTS, 120, "task2: accuracy", path)
+    return artifacts.plot_accuracy(POINTS, 120, "task2: accuracy", path)
 
 
 def plot_mistakes(path: Path) -> Path:
-    return plots.plot_mistakes(IMAGES, *mistakes(7), CLASSES, path)
+    return artifacts.plot_mistakes(IMAGES, *mistakes(7), CLASSES, path)
 
 
 @pytest.fixture
 def drawn(monkeypatch: pytest.MonkeyPatch) -> list[Figure]:
     """The figures that were saved."""
     figures: list[Figure] = []
-    save = plots.save_figure
+    save = artifacts.save_figure
 
     def keep(figure: Figure, path: Path) -> Path:
         figures.append(figure)
         return save(figure, path)
 
-    monkeypatch.setattr(plots, "save_figure", keep)
+    monkeypatch.setattr(artifacts, "save_figure", keep)
     return figures
 
 
@@ -92,13 +92,13 @@ def test_the_curves_are_at_their_steps(tmp_path: Path, drawn: list[Figure]) -> N
 
 
 def test_a_training_of_one_step_has_a_plot_too(tmp_path: Path) -> None:
-    assert plots.plot_losses([1.5], [CurvePoint(1, 1.4, 0.5)], "short", tmp_path / "x.png").stat().st_size > 1000
+    assert artifacts.plot_losses([1.5], [CurvePoint(1, 1.4, 0.5)], "short", tmp_path / "x.png").stat().st_size > 1000
 
 
 def test_huge_first_losses_do_not_flatten_the_curve_and_no_validation_is_cut_off(
     tmp_path: Path, drawn: list[Figure]
 ) -> None:
-    plots.plot_losses([1e6, *[1.0] * 999], [CurvePoint(1000, 2.0, 0.5)], "x", tmp_path / "x.png")
+    artifacts.plot_losses([1e6, *[1.0] * 999], [CurvePoint(1000, 2.0, 0.5)], "x", tmp_path / "x.png")
     assert 2.0 < drawn[0].axes[0].get_ylim()[1] < 10
 
 
@@ -113,16 +113,16 @@ def test_the_most_confident_mistakes_come_first() -> None:
     logits = torch.tensor([[0.0, 3.0], [0.0, 1.0], [0.0, 2.0], [5.0, 0.0], [2.0, 0.0]])
     labels = torch.tensor([0, 0, 0, 0, 1])
     # Answers 0, 1, 2 and 4 are wrong; 2 and 4 are equally sure and stay in their order.
-    assert plots.most_confident_mistakes(labels, logits).tolist() == [0, 2, 4, 1]
-    assert plots.most_confident_mistakes(labels, logits, count=2).tolist() == [0, 2]
+    assert artifacts.most_confident_mistakes(labels, logits).tolist() == [0, 2, 4, 1]
+    assert artifacts.most_confident_mistakes(labels, logits, count=2).tolist() == [0, 2]
 
 
 def test_at_most_twelve_mistakes_are_shown() -> None:
-    assert plots.most_confident_mistakes(*mistakes(20)).tolist() == list(range(19, 7, -1))
+    assert artifacts.most_confident_mistakes(*mistakes(20)).tolist() == list(range(19, 7, -1))
 
 
 def test_without_a_mistake_there_is_none() -> None:
-    assert plots.most_confident_mistakes(*mistakes(0)).tolist() == []
+    assert artifacts.most_confident_mistakes(*mistakes(0)).tolist() == []
 
 
 def test_every_mistake_is_shown_with_answer_confidence_and_truth(tmp_path: Path, drawn: list[Figure]) -> None:
@@ -139,7 +139,7 @@ def test_every_mistake_is_shown_with_answer_confidence_and_truth(tmp_path: Path,
 
 
 def test_no_mistakes_are_said_in_words(tmp_path: Path, drawn: list[Figure]) -> None:
-    path = plots.plot_mistakes(IMAGES, *mistakes(0), CLASSES, tmp_path / "x.png")
+    path = artifacts.plot_mistakes(IMAGES, *mistakes(0), CLASSES, tmp_path / "x.png")
     assert drawn[0].get_suptitle() == "No mistakes on the test set"
     assert not any(axes.get_images() for axes in drawn[0].axes)
     with Image.open(path) as image:

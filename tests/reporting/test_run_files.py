@@ -4,13 +4,7 @@ import io
 import pytest
 import torch
 
-from cnn_jobs.reporting.run_files import (
-    CurvePoint,
-    confusion_csv,
-    confusion_matrix,
-    history_csv,
-    results_markdown,
-)
+from cnn_jobs.runs.artifacts import CurvePoint, confusion_csv, confusion_matrix, history_csv, results_markdown
 
 
 def test_the_history_has_a_row_a_step_and_the_validations_beside_it() -> None:

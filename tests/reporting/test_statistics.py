@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from cnn_jobs.reporting.statistics import Difference, difference, estimate, holm, verdict
+from cnn_jobs.report.statistics import Difference, difference, estimate, holm, verdict
 
 EXPERIMENTS = 2000
 TEST_IMAGES = 10_000

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from cnn_jobs.cluster.manifest import documents
+from cnn_jobs.cluster.manifests import documents
 from cnn_jobs.cluster.plans import choose
 from cnn_jobs.cluster.settings import Settings
 from tests.stack.manifests import STACK, Object, find

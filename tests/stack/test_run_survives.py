@@ -21,9 +21,9 @@ from urllib.parse import urlsplit
 import pytest
 
 from cnn_jobs.data.prepared import write_prepared
-from cnn_jobs.reporting.text_files import FILE_NAMES
+from cnn_jobs.report.formats import FILE_NAMES
+from cnn_jobs.tracking.client import DIGEST_LENGTH, Remote
 from cnn_jobs.tracking.records import DatasetInput
-from cnn_jobs.tracking.remote import DIGEST_LENGTH, Remote
 from tests.conftest import MLFLOW_WARNING, striped_dataset, until
 from tests.integration.survival import Outcome, Tracked, compare
 from tests.stack import pod_network

@@ -15,7 +15,7 @@ import yaml
 
 from cnn_jobs import __version__
 from cnn_jobs.cli import cli
-from cnn_jobs.environment import POD_TRACKING_URI
+from cnn_jobs.system.environment import POD_TRACKING_URI
 from tests.stack.manifests import FOLDERS, K8S, PAGE, STACK, Object, build, find, pods
 
 MLFLOW = find(STACK, "Deployment", "mlflow")["spec"]["template"]["spec"]["containers"][0]

@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from cnn_jobs import endings
-from cnn_jobs.tracking.plain_run import PlainRun
+from cnn_jobs.tracking import run_status
+from cnn_jobs.tracking.document_run import PlainRun
 from cnn_jobs.tracking.recorder import JournalRecorder
 from cnn_jobs.tracking.records import RunHeader, now_ms
 
@@ -32,7 +32,7 @@ def recording(uri: str, folder: Path, key: str = "key", **changes: Any) -> Itera
 
 def finish(recorder: JournalRecorder, deadline_s: float = 30.0) -> bool:
     """The good end."""
-    return recorder.finish(endings.finished(), deadline_s)
+    return recorder.finish(run_status.finished(), deadline_s)
 
 
 def client(uri: str) -> Any:

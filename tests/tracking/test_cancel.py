@@ -6,10 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from cnn_jobs import endings
 from cnn_jobs.errors import CancelledRunError, InterruptedRunError
-from cnn_jobs.tracking import joining
-from cnn_jobs.tracking.cancel import JobRuns
+from cnn_jobs.tracking import ownership, run_status
+from cnn_jobs.tracking.cancellation import JobRuns
 from cnn_jobs.tracking.reap import reap
 from cnn_jobs.tracking.recorder import JournalRecorder
 from tests.tracking.conftest import client, finish, recording
@@ -26,7 +25,7 @@ def said(uri: str, run_id: str) -> tuple[str, str, str]:
 
 
 def stop(recorder: JournalRecorder, error: BaseException = STOPPED) -> None:
-    ending = endings.ending_of(error)
+    ending = run_status.ending_of(error)
     assert ending
     assert recorder.finish(ending, 30)
 
@@ -45,7 +44,7 @@ def test_an_attempt_that_is_stopped_keeps_the_word(mlflow_uri: str, tmp_path: Pa
 
 
 def test_heartbeats_keep_it_too(mlflow_uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(joining, "HEARTBEAT_INTERVAL_S", 0.0)
+    monkeypatch.setattr(ownership, "HEARTBEAT_INTERVAL_S", 0.0)
     with recording(mlflow_uri, tmp_path, UID) as recorder:
         JobRuns(mlflow_uri, UID).tell(WHY)
         client(mlflow_uri).set_terminated(recorder.run_id, "KILLED")

@@ -11,6 +11,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 
 from cnn_jobs.errors import TrackingUriError
+from cnn_jobs.tracking.client import Remote
 from cnn_jobs.tracking.connection import (
     check_uri,
     configure_client,
@@ -21,7 +22,6 @@ from cnn_jobs.tracking.connection import (
     tracking_uri,
     without_password,
 )
-from cnn_jobs.tracking.remote import Remote
 from tests.conftest import MLFLOW_WARNING
 
 

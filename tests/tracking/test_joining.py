@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 
 from cnn_jobs.errors import AnotherAttemptError, TrackingError
-from cnn_jobs.tracking import joining
-from cnn_jobs.tracking.joining import TwinError
+from cnn_jobs.tracking import ownership
+from cnn_jobs.tracking.client import OutageError, Remote, RemoteRun
+from cnn_jobs.tracking.ownership import TwinError
 from cnn_jobs.tracking.records import AttemptMark, Metric
-from cnn_jobs.tracking.remote import OutageError, Remote, RemoteRun
 from tests.tracking.conftest import client, header
 
 FIRST, SECOND = AttemptMark("first", 1), AttemptMark("second", 1)
@@ -21,58 +21,58 @@ FIRST, SECOND = AttemptMark("first", 1), AttemptMark("second", 1)
 
 def test_a_run_is_made_once(mlflow_uri: str) -> None:
     remote = Remote(mlflow_uri)
-    made = joining.find_or_create(remote, header(tags={"a": "b"}), FIRST)
+    made = ownership.find_or_create(remote, header(tags={"a": "b"}), FIRST)
     assert made.tags["cnn_jobs.run_key"] == "key"
     assert (made.tags["a"], made.attempt, made.attempt_id, made.status) == ("b", 1, "first", "RUNNING")
-    assert joining.find_or_create(remote, header(), SECOND).run_id == made.run_id
+    assert ownership.find_or_create(remote, header(), SECOND).run_id == made.run_id
 
 
 def test_of_twins_the_oldest_counts_and_empty_ones_go(mlflow_uri: str) -> None:
     remote = Remote(mlflow_uri)
     old, young = header(start_ms=1000), header(start_ms=2000)
-    remote.create(young, joining.attempt_tags(SECOND))
-    remote.create(old, joining.attempt_tags(FIRST))
-    remote.create(replace(young, start_ms=3000), joining.attempt_tags(AttemptMark("third", 1)))
-    oldest, second, third = joining.runs_of_key(remote, old)
+    remote.create(young, ownership.attempt_tags(SECOND))
+    remote.create(old, ownership.attempt_tags(FIRST))
+    remote.create(replace(young, start_ms=3000), ownership.attempt_tags(AttemptMark("third", 1)))
+    oldest, second, third = ownership.runs_of_key(remote, old)
     assert (oldest.attempt_id, second.attempt_id) == ("first", "second")
     remote.log_metrics(second.run_id, [Metric("m", 1.0, 1, 1)])
-    assert joining.find_or_create(remote, old, FIRST).run_id == oldest.run_id
-    assert [run.run_id for run in joining.runs_of_key(remote, old)] == [oldest.run_id, second.run_id]
-    assert third.run_id not in {run.run_id for run in joining.runs_of_key(remote, old)}
+    assert ownership.find_or_create(remote, old, FIRST).run_id == oldest.run_id
+    assert [run.run_id for run in ownership.runs_of_key(remote, old)] == [oldest.run_id, second.run_id]
+    assert third.run_id not in {run.run_id for run in ownership.runs_of_key(remote, old)}
     # Its own attempt's rows are in its journal: it moves to the older run.
-    assert joining.find_or_create(remote, young, SECOND).run_id == oldest.run_id
-    assert [run.run_id for run in joining.runs_of_key(remote, old)] == [oldest.run_id]
+    assert ownership.find_or_create(remote, young, SECOND).run_id == oldest.run_id
+    assert [run.run_id for run in ownership.runs_of_key(remote, old)] == [oldest.run_id]
 
 
 def test_a_claim_raises_the_number_and_reopens_what_was_stopped(mlflow_uri: str) -> None:
     remote = Remote(mlflow_uri)
-    run = joining.find_or_create(remote, header(), replace(FIRST, number=4))
+    run = ownership.find_or_create(remote, header(), replace(FIRST, number=4))
     client(mlflow_uri).set_terminated(run.run_id, "KILLED")
     client(mlflow_uri).set_tag(run.run_id, "cnn_jobs.reason", "stopped")
-    (run,) = joining.runs_of_key(remote, header())
-    now, mark = joining.claim(remote, header(), run, SECOND)
+    (run,) = ownership.runs_of_key(remote, header())
+    now, mark = ownership.claim(remote, header(), run, SECOND)
     assert (now.status, now.attempt, now.attempt_id, mark.number) == ("RUNNING", 5, "second", 5)
     assert now.tags["cnn_jobs.reason"] == ""
     with pytest.raises(AnotherAttemptError, match="attempt 5 has taken over run key"):
-        joining.check_claim(remote, header(), run, FIRST)
+        ownership.check_claim(remote, header(), run, FIRST)
 
 
 def test_a_finished_run_is_not_claimed(mlflow_uri: str) -> None:
     remote = Remote(mlflow_uri)
-    run = joining.find_or_create(remote, header(), FIRST)
+    run = ownership.find_or_create(remote, header(), FIRST)
     client(mlflow_uri).set_terminated(run.run_id, "FINISHED")
-    (run,) = joining.runs_of_key(remote, header())
+    (run,) = ownership.runs_of_key(remote, header())
     with pytest.raises(AnotherAttemptError, match="was finished by attempt 1"):
-        joining.claim(remote, header(), run, SECOND)
+        ownership.claim(remote, header(), run, SECOND)
     assert client(mlflow_uri).get_run(run.run_id).info.status == "FINISHED"
 
 
 def test_a_run_that_is_gone_is_joined_anew(mlflow_uri: str) -> None:
     remote = Remote(mlflow_uri)
-    run = joining.find_or_create(remote, header(), FIRST)
+    run = ownership.find_or_create(remote, header(), FIRST)
     remote.delete(run.run_id)
     with pytest.raises(TwinError):
-        joining.check_claim(remote, header(), run, FIRST)
+        ownership.check_claim(remote, header(), run, FIRST)
 
 
 @pytest.mark.parametrize(
@@ -89,30 +89,30 @@ def test_a_run_that_is_gone_is_joined_anew(mlflow_uri: str) -> None:
     ],
 )
 def test_who_may_take_over_at_once(mlflow_uri: str, status: str, attempt_id: str, mark: AttemptMark, may: bool) -> None:
-    run = joining.find_or_create(Remote(mlflow_uri), header(), FIRST)
+    run = ownership.find_or_create(Remote(mlflow_uri), header(), FIRST)
     tags = {**run.tags, "cnn_jobs.attempt_id": attempt_id}
-    assert joining.may_take_over(replace(run, status=status, tags=tags), mark) is may
+    assert ownership.may_take_over(replace(run, status=status, tags=tags), mark) is may
 
 
 def test_a_heartbeat_is_watched_until_it_moves_or_time_is_up(mlflow_uri: str) -> None:
-    run = joining.find_or_create(Remote(mlflow_uri), header(), FIRST)
+    run = ownership.find_or_create(Remote(mlflow_uri), header(), FIRST)
     moved = replace(run, tags={**run.tags, "cnn_jobs.heartbeat": "1"})
     readings = iter([run, run, moved])
     waits: list[float] = []
     with pytest.raises(AnotherAttemptError, match="is alive"):
-        joining.wait_until_still(run, lambda: next(readings), waits.append, still_s=60)
+        ownership.wait_until_still(run, lambda: next(readings), waits.append, still_s=60)
     assert len(waits) == 3
-    joining.wait_until_still(run, lambda: run, threading.Event().wait, still_s=0.1)
+    ownership.wait_until_still(run, lambda: run, threading.Event().wait, still_s=0.1)
     # It ended meanwhile: nothing to wait for.
-    joining.wait_until_still(run, lambda: replace(run, status="KILLED"), waits.append, still_s=60)
+    ownership.wait_until_still(run, lambda: replace(run, status="KILLED"), waits.append, still_s=60)
 
 
 def test_readings_that_are_lost_on_a_bad_line_do_not_end_the_watch(
     mlflow_uri: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Of four three are lost; that the heartbeat moved is found out all the same."""
-    monkeypatch.setattr(joining, "POLL_S", 0.02)
-    run = joining.find_or_create(Remote(mlflow_uri), header(), FIRST)
+    monkeypatch.setattr(ownership, "POLL_S", 0.02)
+    run = ownership.find_or_create(Remote(mlflow_uri), header(), FIRST)
     moved = replace(run, tags={**run.tags, "cnn_jobs.heartbeat": "1"})
     numbers = itertools.count()
 
@@ -123,20 +123,20 @@ def test_readings_that_are_lost_on_a_bad_line_do_not_end_the_watch(
         return late if number > 8 else run  # type: ignore[return-value]
 
     with pytest.raises(AnotherAttemptError, match="is alive"):
-        joining.wait_until_still(run, lambda: read(moved), lambda seconds: None, still_s=60)
+        ownership.wait_until_still(run, lambda: read(moved), lambda seconds: None, still_s=60)
     numbers = itertools.count(1)  # the last reading within the time is lost: one more is asked for
-    joining.wait_until_still(run, read, threading.Event().wait, still_s=0.1)
+    ownership.wait_until_still(run, read, threading.Event().wait, still_s=0.1)
 
 
 def test_a_watch_over_a_line_that_stays_dead_ends(mlflow_uri: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(joining, "POLL_S", 0.02)
-    run = joining.find_or_create(Remote(mlflow_uri), header(), FIRST)
+    monkeypatch.setattr(ownership, "POLL_S", 0.02)
+    run = ownership.find_or_create(Remote(mlflow_uri), header(), FIRST)
 
     def read() -> RemoteRun:
         raise OutageError("dead")
 
     with pytest.raises(OutageError):
-        joining.wait_until_still(run, read, threading.Event().wait, still_s=0.1)
+        ownership.wait_until_still(run, read, threading.Event().wait, still_s=0.1)
 
 
 def test_many_at_once_make_one_run_with_one_owner(mlflow_uri: str, tmp_path: Path) -> None:
@@ -148,11 +148,11 @@ def test_many_at_once_make_one_run_with_one_owner(mlflow_uri: str, tmp_path: Pat
         start.wait()
         while True:
             try:
-                run = joining.find_or_create(remote, header(start_ms=1000 + number), mark)
-                if not joining.may_take_over(run, mark):
+                run = ownership.find_or_create(remote, header(start_ms=1000 + number), mark)
+                if not ownership.may_take_over(run, mark):
                     return
-                joining.claim(remote, header(start_ms=1000 + number), run, mark)
-                joining.check_claim(remote, header(), run, mark)
+                ownership.claim(remote, header(start_ms=1000 + number), run, mark)
+                ownership.check_claim(remote, header(), run, mark)
                 owners.append(mark.id)
                 return
             except AnotherAttemptError:
@@ -165,7 +165,7 @@ def test_many_at_once_make_one_run_with_one_owner(mlflow_uri: str, tmp_path: Pat
         thread.start()
     for thread in threads:
         thread.join(60)
-    (run,) = joining.runs_of_key(Remote(mlflow_uri), header())
+    (run,) = ownership.runs_of_key(Remote(mlflow_uri), header())
     # Whoever thought so before an older twin turned up finds out at the next look.
     assert run.attempt_id in {f"attempt-{number}" for number in range(6)}
     assert owners

@@ -19,8 +19,7 @@ from hypothesis import strategies as st
 
 from cnn_jobs.errors import CnnJobsError, DiskError, DiskFullError, StateDirError
 from cnn_jobs.tracking import journal as module
-from cnn_jobs.tracking.journal import Journal, Reader
-from cnn_jobs.tracking.journal_format import Damage, Entry, encode, scan
+from cnn_jobs.tracking.journal import Damage, Entry, Journal, Reader, encode, scan
 
 # The texts are what a search for the ends of a record could stumble over.
 RECORDS: list[tuple[str, dict[str, Any]]] = [

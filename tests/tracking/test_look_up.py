@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from cnn_jobs.tracking.client import OutageError, RefusalError, Remote
 from cnn_jobs.tracking.look_up import fetch_checkpoints, find_run, within
-from cnn_jobs.tracking.remote import OutageError, RefusalError, Remote
 from tests.tracking.conftest import finish, header, recording
 from tests.tracking.test_connection import unused_address
 

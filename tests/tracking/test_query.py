@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from cnn_jobs.errors import TrackingError, UserError
-from cnn_jobs.tracking import report_source
-from cnn_jobs.tracking.query import runs_of
+from cnn_jobs.tracking import run_reader
+from cnn_jobs.tracking.run_reader import runs_of
 from tests.tracking.conftest import finish, recording
 from tests.tracking.test_connection import answering
 
@@ -61,8 +61,8 @@ def test_a_file_whose_download_fails_once_is_asked_for_again(mlflow_uri: str, mo
         return download(self, *given)  # type: ignore[arg-type]
 
     monkeypatch.setattr(MlflowClient, "download_artifacts", once)
-    monkeypatch.setattr(report_source, "BETWEEN_TRIES_S", 0.0)
-    source = report_source.ReportSource(mlflow_uri)
+    monkeypatch.setattr(run_reader, "BETWEEN_TRIES_S", 0.0)
+    source = run_reader.ReportSource(mlflow_uri)
     (run,) = source.complete(source.experiment("tests").runs, lambda: None)
     assert run.versions["torch"] == "2"
     assert asked.count("lineage.json") == 2

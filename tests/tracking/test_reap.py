@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from cnn_jobs.errors import UserError
+from cnn_jobs.tracking.client import Remote, RemoteRun
 from cnn_jobs.tracking.reap import reap
-from cnn_jobs.tracking.remote import Remote, RemoteRun
 from tests.tracking.conftest import client, finish, recording
 
 

@@ -14,14 +14,14 @@ from typing import Any
 
 import pytest
 
-from cnn_jobs import endings
 from cnn_jobs.errors import AnotherAttemptError, DiskFullError, RejectedRecordsError, ThreadError, TrackingError
 from cnn_jobs.tracking import recorder as module
-from cnn_jobs.tracking import shipper as shipper_module
-from cnn_jobs.tracking.cursor import Cursor, CursorFile
+from cnn_jobs.tracking import run_status
+from cnn_jobs.tracking import uploader as shipper_module
+from cnn_jobs.tracking.client import OutageError, RefusalError, Remote
+from cnn_jobs.tracking.delivery import Cursor, CursorFile
 from cnn_jobs.tracking.recorder import JournalRecorder
 from cnn_jobs.tracking.records import DatasetInput, Ending
-from cnn_jobs.tracking.remote import OutageError, RefusalError, Remote
 from cnn_jobs.tracking.replay import replay
 from tests.tracking.conftest import client, finish, recording, rows
 from tests.tracking.test_connection import answering, unused_address
@@ -241,7 +241,7 @@ def test_a_bug_in_the_shipper_is_told_and_the_run_still_ends_truly(
         failure = recorder.failure
         assert isinstance(failure, ThreadError)
         with pytest.raises(ThreadError, match="ZeroDivisionError: a bug"):
-            recorder.finish(endings.ending_of(failure), 30)  # type: ignore[arg-type]
+            recorder.finish(run_status.ending_of(failure), 30)  # type: ignore[arg-type]
     run = client(mlflow_uri).get_run(recorder.run_id)
     assert (run.info.status, run.data.tags["cnn_jobs.state"]) == ("FAILED", "failed")
     assert "ZeroDivisionError" in run.data.tags["cnn_jobs.reason"]
@@ -263,7 +263,7 @@ def test_a_disk_that_fills_up_does_not_keep_the_ending_from_mlflow(
             patch.setattr(Journal, "append", full)
             with pytest.raises(DiskFullError) as caught:
                 recorder.metrics({"train/loss": 2.0}, 2)
-            ending = endings.ending_of(caught.value)
+            ending = run_status.ending_of(caught.value)
             assert ending
             assert recorder.finish(ending, 30)
     run = client(mlflow_uri).get_run(recorder.run_id)
@@ -273,7 +273,7 @@ def test_a_disk_that_fills_up_does_not_keep_the_ending_from_mlflow(
 def test_an_attempt_that_was_taken_over_stops_without_a_word(
     mlflow_uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(shipper_module.joining, "HEARTBEAT_INTERVAL_S", 0.0)
+    monkeypatch.setattr(shipper_module.ownership, "HEARTBEAT_INTERVAL_S", 0.0)
     with recording(mlflow_uri, tmp_path) as recorder:
         # The number first: the shipper may look between the two.
         client(mlflow_uri).set_tag(recorder.run_id, "cnn_jobs.attempt", "2")
@@ -295,7 +295,7 @@ def test_a_run_that_was_taken_for_lost_shows_that_it_lives(
     with recording(mlflow_uri, tmp_path) as recorder:
         client(mlflow_uri).set_terminated(recorder.run_id, "FAILED")
         client(mlflow_uri).set_tag(recorder.run_id, "cnn_jobs.state", "lost")
-        monkeypatch.setattr(shipper_module.joining, "HEARTBEAT_INTERVAL_S", 0.0)
+        monkeypatch.setattr(shipper_module.ownership, "HEARTBEAT_INTERVAL_S", 0.0)
         while client(mlflow_uri).get_run(recorder.run_id).info.status != "RUNNING":
             pass
         assert finish(recorder)

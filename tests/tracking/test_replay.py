@@ -7,15 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from cnn_jobs import endings
-from cnn_jobs.errors import (
-    AnotherAttemptError,
-    DamagedJournalError,
-    InterruptedRunError,
-    NotShippedError,
-    UserError,
-)
-from cnn_jobs.lock import RunLock
+from cnn_jobs.errors import AnotherAttemptError, DamagedJournalError, InterruptedRunError, NotShippedError, UserError
+from cnn_jobs.system.lock import RunLock
+from cnn_jobs.tracking import run_status
 from cnn_jobs.tracking.replay import replay
 from tests.tracking.conftest import client, finish, recording, rows
 from tests.tracking.test_connection import unused_address
@@ -29,7 +23,7 @@ def unsent(folder: Path, key: str = "key", end: BaseException | None = None, *, 
             recorder.metrics({"train/loss": 1 / step}, step)
         (folder / key / "a.txt").write_text("text")
         recorder.artifact(folder / key / "a.txt", "files/a.txt")
-        ending = endings.ending_of(end) if end else endings.finished()
+        ending = run_status.ending_of(end) if end else run_status.finished()
         assert ending
         if ends:
             assert not recorder.finish(ending, 0.1)
@@ -142,7 +136,7 @@ def test_an_attempt_that_came_after_the_end_and_was_stopped_undoes_nothing(
         first.metrics({"train/loss": 1.0}, 1)
         assert finish(first, 30 if delivered else 0.1) == delivered
     with recording(unused_address(), tmp_path) as second:
-        ending = endings.ending_of(InterruptedRunError("stopped by SIGINT"))
+        ending = run_status.ending_of(InterruptedRunError("stopped by SIGINT"))
         assert ending
         assert not second.finish(ending, 0.1)
     done = replay(tmp_path / "key", mlflow_uri, 30)
@@ -156,7 +150,7 @@ def test_a_run_that_is_trained_anew_after_its_end_is_not_finished(mlflow_uri: st
         assert not finish(first, 0.1)
     with recording(unused_address(), tmp_path) as second:
         second.metrics({"train/loss": 2.0}, 1)
-        ending = endings.ending_of(InterruptedRunError("stopped by SIGTERM"))
+        ending = run_status.ending_of(InterruptedRunError("stopped by SIGTERM"))
         assert ending
         assert not second.finish(ending, 0.1)
     assert replay(tmp_path / "key", mlflow_uri, 30).status == "KILLED"

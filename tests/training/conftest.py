@@ -12,7 +12,7 @@ import torch
 
 from cnn_jobs.data.batches import TrainingData, place_on_device
 from cnn_jobs.data.dataset import Dataset
-from cnn_jobs.models.spec import ConvBlock, ConvNet, InputTransform
+from cnn_jobs.networks.spec import ConvBlock, ConvNet, InputTransform
 from cnn_jobs.recipe import Recipe
 from cnn_jobs.training.device import Placement
 from cnn_jobs.training.state import TrainState, new_state

@@ -17,7 +17,7 @@ import pytest
 import torch
 
 from cnn_jobs.errors import CnnJobsError, DamagedCheckpointError, DiskError, DiskFullError, StateDirError
-from cnn_jobs.models.spec import ConvBlock, ConvNet
+from cnn_jobs.networks.spec import ConvBlock, ConvNet
 from cnn_jobs.training.checkpoint import load_checkpoint, newest_checkpoint, save_checkpoint
 from cnn_jobs.training.loop import train
 from tests.training.conftest import RECIPE, Experiment, differences, snapshot

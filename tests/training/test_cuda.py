@@ -18,15 +18,14 @@ from cnn_jobs.data.dataset import Dataset
 from cnn_jobs.errors import PeerLostError
 from cnn_jobs.recipe import Recipe
 from cnn_jobs.tasks import TASKS, get_task
-from cnn_jobs.training import distributed
+from cnn_jobs.training import process_group
 from cnn_jobs.training.checkpoint import load_checkpoint, save_checkpoint
+from cnn_jobs.training.cuda_graph import WARM_UP_STEPS, GraphedStep
 from cnn_jobs.training.device import Placement, configure_arithmetic, select_device
-from cnn_jobs.training.distributed import ProcessGroup
-from cnn_jobs.training.features import fill, with_features
-from cnn_jobs.training.graph import WARM_UP_STEPS, GraphedStep
+from cnn_jobs.training.feature_cache import FeatureKey, MemoryFeatures, fill, with_features
 from cnn_jobs.training.loop import Ending, train
+from cnn_jobs.training.process_group import ProcessGroup
 from cnn_jobs.training.state import TrainState, new_state
-from cnn_jobs.training.trunk_cache import FeatureKey, MemoryFeatures
 from tests.conftest import free_port, striped_dataset
 from tests.training.conftest import CPU, NETWORK, RECIPE, STEPS, differences, snapshot
 
@@ -259,6 +258,6 @@ def test_who_waits_for_a_process_on_nccl_that_is_lost_gets_out(monkeypatch: pyte
         if len(asked) > 20:
             raise PeerLostError("lost rank 1")
 
-    monkeypatch.setattr(distributed.ProcessGroup, "_guard", lambda self: None)  # which would end this process
+    monkeypatch.setattr(process_group.ProcessGroup, "_guard", lambda self: None)  # which would end this process
     with pytest.raises(PeerLostError, match="lost rank 1"):
         ProcessGroup(0, 2, store_of_one(), torch.device("cuda"), check)

@@ -8,10 +8,9 @@ import pytest
 import torch
 from torch import nn
 
-from cnn_jobs.preparation import _has_batch_norm
+from cnn_jobs.runs.setup import _has_batch_norm
 from cnn_jobs.tasks import TASKS
-from cnn_jobs.training.distributed import ProcessGroup, backend_of, without_sync
-from cnn_jobs.training.group import OneProcess
+from cnn_jobs.training.process_group import OneProcess, ProcessGroup, backend_of, without_sync
 from tests.training.conftest import Experiment
 
 

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cnn_jobs.training.early_stopping import should_stop_early
+from cnn_jobs.training.loop import should_stop_early
 
 LOSSES = st.lists(st.sampled_from([0.5, 1.0, 1.5]) | st.floats(0, 10), max_size=12)
 

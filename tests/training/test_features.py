@@ -15,11 +15,10 @@ from cnn_jobs.data.batches import ImageSet, Parts, place_on_device
 from cnn_jobs.data.dataset import Dataset
 from cnn_jobs.errors import DiskFullError, StateDirError
 from cnn_jobs.models.resnet import Trunk, build_resnet18
-from cnn_jobs.models.spec import InputTransform
+from cnn_jobs.networks.spec import InputTransform
 from cnn_jobs.recipe import Recipe
-from cnn_jobs.training import features as module
-from cnn_jobs.training.features import features_of, fill, with_features
-from cnn_jobs.training.trunk_cache import DiskFeatures, FeatureKey, MemoryFeatures
+from cnn_jobs.training import feature_cache as module
+from cnn_jobs.training.feature_cache import DiskFeatures, FeatureKey, MemoryFeatures, features_of, fill, with_features
 from tests.training.conftest import CPU
 
 RECIPE = Recipe(batch_size=9)

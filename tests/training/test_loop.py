@@ -13,14 +13,13 @@ from hypothesis import strategies as st
 from cnn_jobs.data.batches import augmentation_generator
 from cnn_jobs.data.split import epoch_order
 from cnn_jobs.errors import DivergedError, RecipeError
-from cnn_jobs.models.spec import ConvBlock, ConvNet
+from cnn_jobs.networks.spec import ConvBlock, ConvNet
 from cnn_jobs.recipe import Recipe
 from cnn_jobs.training import evaluation, loop
 from cnn_jobs.training.checkpoint import load_checkpoint, save_checkpoint
 from cnn_jobs.training.evaluation import evaluate
-from cnn_jobs.training.loop import Ending, Ledger, train, validation_batches
-from cnn_jobs.training.loss_log import CUDA_LOSS_INTERVAL, LossLog
-from cnn_jobs.training.recorder import Recorder
+from cnn_jobs.training.loop import CUDA_LOSS_INTERVAL, Ending, Ledger, LossLog, train, validation_batches
+from cnn_jobs.training.observer import Recorder
 from cnn_jobs.training.state import TrainState, copy_weights
 from tests.training.conftest import (
     NETWORK,

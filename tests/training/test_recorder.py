@@ -1,6 +1,6 @@
 import pytest
 
-from cnn_jobs.training.recorder import NullRecorder, Recorders
+from cnn_jobs.training.observer import NullRecorder, Recorders
 from tests.training.conftest import ListRecorder
 
 

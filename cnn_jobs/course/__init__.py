@@ -1,0 +1,1 @@
+"""Task 1 of the course: arithmetic of convolutional networks."""

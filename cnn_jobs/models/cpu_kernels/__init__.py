@@ -1,0 +1,1 @@
+"""Convolutions of our own for training on a CPU, behind one function."""

@@ -1,0 +1,1 @@
+"""A network as data: tables, sizes, parameters, costs. No torch."""

@@ -1,0 +1,1 @@
+"""The comparison report: rows of runs in, tables and pictures out."""

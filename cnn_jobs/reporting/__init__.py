@@ -1,1 +1,0 @@
-"""Tables and pictures of results: rows in, files out. Knows neither MLflow nor the network that was trained."""

@@ -1,0 +1,125 @@
+"""What the attempts of a run cost: steps, device seconds and wall time, useful or thrown away."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from cnn_jobs.errors import CnnJobsError
+from cnn_jobs.system.files import write_text
+from cnn_jobs.training.loop import Ledger
+
+# A book is written at least so often.
+UNWRITTEN_S = 1.0
+
+
+@dataclass(frozen=True)
+class AttemptCost:
+    """One attempt: optimiser steps done, seconds of the device (training and evaluation), seconds from the start of its
+    process to its end."""
+
+    attempt: int
+    steps: int
+    device_seconds: float
+    wall_seconds: float
+
+
+@dataclass
+class CostBook:
+    """The attempts before this one, this one, and how much of it all is in the present state of the training.
+
+    Thrown away is what was spent and is not in that state: steps since the last checkpoint before a kill, which are
+    trained a second time.
+    """
+
+    attempt: int
+    began: float  # on the monotonic clock
+    path: Path
+    own: Ledger
+    before: Sequence[AttemptCost] = ()
+    # Of the checkpoint that this attempt went on from.
+    useful_steps: int = 0
+    useful_device_seconds: float = 0.0
+
+    def attempts(self) -> list[AttemptCost]:
+        """Every attempt so far, this one as it is now."""
+        wall = time.monotonic() - self.began
+        return [*self.before, AttemptCost(self.attempt, self.own.steps, self.own.device_seconds, wall)]
+
+    def useful(self) -> dict[str, float]:
+        """What led to the present state; goes into a checkpoint."""
+        own = self.own
+        return {
+            "steps": self.useful_steps + own.steps,
+            "device_seconds": self.useful_device_seconds + own.device_seconds - own.devices * own.repeated_seconds,
+        }
+
+    def totals(self) -> dict[str, float]:
+        """Metrics by name: ``ledger/...`` over all attempts."""
+        attempts, useful = self.attempts(), self.useful()
+        steps = sum(each.steps for each in attempts)
+        device = sum(each.device_seconds for each in attempts)
+        return {
+            "ledger/attempts": float(len(attempts)),
+            "ledger/steps": float(steps),
+            "ledger/steps_thrown_away": max(0.0, steps - useful["steps"]),
+            "ledger/device_seconds": device,
+            # Not below zero by the rounding of what was read back.
+            "ledger/device_seconds_thrown_away": max(0.0, device - useful["device_seconds"]),
+            "ledger/wall_seconds": sum(each.wall_seconds for each in attempts),
+        }
+
+    def as_json(self) -> str:
+        """For the tag and for the next attempt."""
+        attempts = [
+            {name: round(value, 4) if isinstance(value, float) else value for name, value in asdict(each).items()}
+            for each in self.attempts()
+        ]
+        # A tag holds 8,000 characters, an attempt takes about 90.
+        return json.dumps({"attempts": merged(attempts, most=80), "useful": self.useful()}, separators=(",", ":"))
+
+    def write(self) -> None:
+        """Keeps the book for the next attempt; a disk that refuses is told by the journal."""
+        with contextlib.suppress(CnnJobsError):
+            write_text(self.path, self.as_json() + "\n")
+
+
+def merged(attempts: Sequence[Mapping[str, Any]], *, most: int) -> list[dict[str, Any]]:
+    """At most so many rows: the oldest are added up into the first."""
+    rows = [dict(each) for each in attempts]
+    while len(rows) > most:
+        oldest, second = rows.pop(0), rows[0]
+        rows[0] = {**second, **{name: oldest[name] + second[name] for name in second if name != "attempt"}}
+    return rows
+
+
+def read_costs(*texts: str, steps_of_last: int = 0, last: int | None = None) -> list[AttemptCost]:
+    """The attempts of the fullest of several books (a file, a tag); none where no text is a book.
+
+    ``steps_of_last``: what a journal shows of attempt number ``last``. One that was killed had no time to write down
+    its last second; its device seconds of that are estimated by those of its steps before.
+    """
+    books = [_parse(text) for text in texts]
+    fullest = max(books, key=lambda book: sum(each.wall_seconds for each in book), default=[])
+    if fullest and last in (None, fullest[-1].attempt) and steps_of_last > fullest[-1].steps:
+        fullest[-1] = _with_steps(fullest[-1], steps_of_last)
+    return fullest
+
+
+def _with_steps(cost: AttemptCost, steps: int) -> AttemptCost:
+    """The attempt with more ``steps`` than its book shows, which is no older than a second."""
+    missing = cost.device_seconds * (steps / cost.steps - 1) if cost.steps else 0.0
+    device = cost.device_seconds + min(missing, UNWRITTEN_S)
+    return replace(cost, steps=steps, device_seconds=device, wall_seconds=max(device, cost.wall_seconds))
+
+
+def _parse(text: str) -> list[AttemptCost]:
+    try:
+        return [AttemptCost(**each) for each in json.loads(text)["attempts"]]
+    except (ValueError, KeyError, TypeError):
+        return []

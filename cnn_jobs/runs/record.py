@@ -1,0 +1,167 @@
+"""What a run says of itself in MLflow: where it comes from, what it spent, how it ended."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from cnn_jobs.data.dataset import Dataset
+from cnn_jobs.models.resnet import Trunk
+from cnn_jobs.networks.spec import ResNet18
+from cnn_jobs.networks.table import as_markdown, describe
+from cnn_jobs.recipe import Recipe
+from cnn_jobs.runs.artifacts import results_markdown
+from cnn_jobs.runs.cost import CostBook
+from cnn_jobs.runs.setup import Run
+from cnn_jobs.system import environment
+from cnn_jobs.system.environment import pod_tags
+from cnn_jobs.system.files import make_folder, write_text
+from cnn_jobs.tasks import Task
+from cnn_jobs.tracking.journal_summary import START_COMPLETE
+from cnn_jobs.tracking.recorder import JournalRecorder
+from cnn_jobs.tracking.records import DatasetInput
+from cnn_jobs.training.checkpoint import save_checkpoint
+from cnn_jobs.training.feature_cache import FeaturePlan
+from cnn_jobs.training.state import TrainState
+
+
+def note(task: Task, recipe: Recipe, dataset: Dataset, metrics: Mapping[str, float] | None = None) -> str:
+    """Markdown: what is trained on what and, once there are ``metrics``, what came out beside the reference."""
+    images = f"{len(dataset.train_images):,} training and {len(dataset.test_images):,} test images"
+    drawn = " (synthetic pictures that the package draws itself)" if dataset.synthetic else ""
+    lines = [
+        f"**{task.name}** - {task.title}",
+        "",
+        f"Data: `{dataset.name}`{drawn}, {images}, digest `{dataset.digest[:12]}`.",
+        f"Recipe: {recipe.optimizer} at learning rate {recipe.lr:g}, batch size {recipe.batch_size}, "
+        f"at most {recipe.epochs} epochs, {recipe.precision}, seed {recipe.seed}.",
+    ]
+    if isinstance(task.network, ResNet18):
+        lines.append(f"Begins with weights `{recipe.weights}`; frozen but for layer4 and the last layer.")
+    if metrics:
+        lines += ["", results_markdown(metrics)]
+        # The reference is of CIFAR-10: beside drawn pictures it would only mislead.
+        if not dataset.synthetic and (reference := reference_line(task)):
+            lines.append(reference)
+    return "\n".join(lines)
+
+
+def reference_line(task: Task) -> str:
+    """The course report's figures for the last model, in one line; empty where it gives none."""
+    reference = task.reference
+    named = {
+        "training accuracy": reference.train_accuracy,
+        "validation accuracy": reference.val_accuracy,
+        "test accuracy": reference.test_accuracy,
+        "training loss": reference.train_loss,
+    }
+    given = [f"{name} {value:g}" for name, value in named.items() if value is not None]
+    return f"Course report: {', '.join(given)}." if given else ""
+
+
+def first_tags(run: Run) -> dict[str, str]:
+    """The tags that the run is made with."""
+    identity = {f"cnn_jobs.{key}": str(value) for key, value in run.identity().items()}
+    return {
+        **identity,
+        "cnn_jobs.group": run.options.group or run.key,
+        "cnn_jobs.data": run.dataset.name,
+        "cnn_jobs.synthetic_data": str(run.dataset.synthetic).lower(),
+        "mlflow.source.name": "cnn-jobs",
+        "mlflow.source.type": "LOCAL",
+        "mlflow.note.content": note(run.task, run.recipe, run.dataset),
+    }
+
+
+def record_attempt(run: Run, recorder: JournalRecorder, plan: FeaturePlan | None = None) -> None:
+    """Where this attempt runs, and whether it keeps the frozen trunk's features."""
+    git = environment.git_facts()
+    recorder.tags(
+        {
+            **({"cnn_jobs.trunk_cache": plan.text} if plan else {}),
+            **({"cnn_jobs.weights": lasting_uri(run.recipe.weights)} if run.weights else {}),
+            "mlflow.source.git.commit": git["commit"],
+            "cnn_jobs.git_dirty": git["dirty"],
+            "cnn_jobs.device": environment.device_name(run.placement.device),
+            "cnn_jobs.threads": run.threads,
+            "cnn_jobs.deterministic": not run.options.fast,
+            **({"cnn_jobs.world_size": run.processes, "cnn_jobs.backend": run.backend} if run.backend else {}),
+            **pod_tags(),
+        }
+    )
+
+
+def record_start(run: Run, recorder: JournalRecorder, frozen: Trunk | None = None) -> None:
+    """Params, data set, lineage, frozen weights and the network's table, before the first step of the run."""
+    # The weights by what they are: an attempt elsewhere may find them in another place, and a param cannot change.
+    weights = run.weights.name if run.weights else run.recipe.weights
+    recorder.params({"task": run.task.name, **run.recipe.as_dict(), "weights": weights})
+    dataset = run.dataset
+    profile = {
+        "train_images": len(dataset.train_images),
+        "test_images": len(dataset.test_images),
+        "image": list(run.image),
+        "classes": list(dataset.classes),
+        "synthetic": dataset.synthetic,
+    }
+    uri = lasting_uri(dataset.uri)
+    recorder.dataset(DatasetInput(dataset.name, dataset.digest, uri, profile))
+    facts = environment.collect(run.placement.device, run.threads)
+    data_facts = {"uri": uri, "digest": dataset.digest, **profile}
+    origin = {"uri": lasting_uri(run.recipe.weights), "digest": run.weights_digest}
+    content = {**run.identity(), "recipe": run.recipe.as_dict(), "data": data_facts, "weights": origin, **facts}
+    folder = make_folder(run.folder / "artifacts")
+    path = write_text(folder / "lineage.json", json.dumps(content, indent=2) + "\n")
+    recorder.artifact(path, path.name)
+    if frozen:
+        # Once, and not in every checkpoint: they never change.
+        path = save_checkpoint(run.folder / frozen_file(frozen), {"model": frozen.layers.state_dict()})
+        recorder.artifact(path, frozen_file(frozen))
+    table = as_markdown(describe(run.task.network, run.image, len(dataset.classes)))
+    # Last: left_behind.START_COMPLETE.
+    recorder.artifact(write_text(folder / START_COMPLETE, table), START_COMPLETE)
+
+
+def record_history(state: TrainState, recorder: JournalRecorder) -> None:
+    """Every measurement that a checkpoint remembers; the shipper leaves out what MLflow has."""
+    for step, loss in enumerate(state.train_losses, start=1):
+        recorder.metrics({"train/loss": loss}, step)
+    for each in state.validations:
+        recorder.metrics({"val/loss": each.loss, "val/accuracy": each.accuracy}, each.step)
+
+
+def record_costs(book: CostBook, step: int, recorder: JournalRecorder) -> None:
+    """What the run cost: each attempt at its number as step, and all together at the run's last step."""
+    for each in book.attempts():
+        costs = {
+            "attempt/steps": each.steps,
+            "attempt/device_seconds": each.device_seconds,
+            "attempt/wall_seconds": each.wall_seconds,
+        }
+        recorder.metrics(costs, each.attempt)
+    recorder.metrics(book.totals(), step)
+
+
+def frozen_file(frozen: Trunk) -> str:
+    """Where the weights of a frozen trunk are among a run's artifacts, and below its folder."""
+    return f"checkpoints/frozen-{frozen.digest()[:12]}.pt"
+
+
+def machine(run: Run, plan: FeaturePlan | None = None) -> dict[str, Any]:
+    """What has to be the same for a continued run to be the same in every bit."""
+    return {
+        **({"features": plan.kept} if plan else {}),
+        "cpu": environment.cpu_name(),
+        "device": environment.device_name(run.placement.device),
+        "torch": environment.version_of("torch"),
+        "threads": run.threads,
+        "processes": run.processes,
+    }
+
+
+def lasting_uri(uri: str) -> str:
+    """A data set's URI as it is understood from any folder."""
+    path = Path(uri).expanduser()
+    return str(path.resolve()) if "://" not in uri and (path.is_file() or "/" in uri) and path.exists() else uri

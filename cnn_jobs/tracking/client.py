@@ -1,0 +1,324 @@
+"""Calls to MLflow: each either acknowledged, or an ``OutageError`` (try again), or a ``RefusalError`` (never)."""
+
+from __future__ import annotations
+
+import contextlib
+import getpass
+import json
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from cnn_jobs.errors import TrackingError, TrackingUriError
+from cnn_jobs.tracking.connection import (
+    UNCLEAR,
+    check_uri,
+    configure_client,
+    explain,
+    is_refusal,
+    is_transient,
+    kind_of,
+    without_password,
+)
+from cnn_jobs.tracking.records import CANCELLED, DatasetInput, Metric, RunHeader
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.entities import Run
+
+
+# MLflow's limits a call: 1,000 metrics, 100 params, 100 tags, 36 characters of a data set's digest.
+METRICS_PER_CALL = 1000
+VALUES_PER_CALL = 100
+DIGEST_LENGTH = 36
+# What the UI calls an experiment of this kind.
+EXPERIMENT_TAGS = {"mlflow.experimentKind": "custom_model_development"}
+
+Result = TypeVar("Result")
+
+
+class OutageError(TrackingError):
+    """No clear answer: the same call may work later, and may even have worked now. ``kind``: of ``SHIP_ERRORS``."""
+
+    def __init__(self, message: str, kind: str = UNCLEAR) -> None:
+        super().__init__(message)
+        self.kind = kind
+
+
+class RefusalError(TrackingError):
+    """MLflow understood, and will not."""
+
+
+@dataclass(frozen=True)
+class RemoteRun:
+    """A run as MLflow has it; ``metrics`` are the latest values."""
+
+    run_id: str
+    experiment_id: str
+    name: str
+    status: str
+    start_ms: int
+    params: Mapping[str, str]
+    metrics: Mapping[str, float]
+    tags: Mapping[str, str]
+
+    @property
+    def attempt(self) -> int:
+        """Number of the last attempt, 0 for none."""
+        text = self.tags.get("cnn_jobs.attempt", "0")
+        return int(text) if text.isdigit() else 0
+
+    @property
+    def attempt_id(self) -> str:
+        """Id of the last attempt, "" for none."""
+        return self.tags.get("cnn_jobs.attempt_id", "")
+
+    @property
+    def state(self) -> str:
+        """``cnn_jobs.state``, "" for none."""
+        return self.tags.get("cnn_jobs.state", "")
+
+    @property
+    def cancelled(self) -> bool:
+        """Whether somebody cancelled it; it may be running still, or FINISHED before it heard of that."""
+        return self.state == CANCELLED
+
+    @property
+    def heartbeat(self) -> int:
+        """The counter that a living attempt moves."""
+        text = self.tags.get("cnn_jobs.heartbeat", "0")
+        return int(text) if text.isdigit() else 0
+
+
+class Remote:
+    """One MLflow server or database."""
+
+    def __init__(self, uri: str) -> None:
+        """Raises ``TrackingUriError`` for a URI that MLflow does not understand; connects to nothing yet."""
+        self.uri = check_uri(uri)
+        self._made: MlflowClient | None = None
+
+    def load(self) -> None:
+        """Imports MLflow, which takes seconds: before a time limit begins. Opens no connection."""
+        configure_client()
+        import mlflow  # noqa: F401
+
+    def call(self, function: Callable[[MlflowClient], Result]) -> Result:
+        """``function`` of a client. Raises ``OutageError`` or ``RefusalError``."""
+        try:
+            return function(self._client())
+        except TrackingError:
+            raise
+        except ImportError as error:
+            raise TrackingUriError(
+                f"MLFLOW_TRACKING_URI is '{without_password(self.uri)}', but its driver is missing ({error}); "
+                "install it, or name a server by http://host:5000"
+            ) from error
+        except Exception as error:  # MLflow passes on whatever the network, its client and its database raise
+            if is_refusal(error):
+                raise RefusalError(explain(error, self.uri)) from error
+            if is_transient(error):
+                raise OutageError(explain(error, self.uri), kind_of(error)) from error
+            raise
+
+    def find(self, experiment: str, tag: str, value: str) -> list[RemoteRun]:
+        """Active runs of an experiment with this tag, the oldest first; none where there is no such experiment."""
+
+        runs = self._search(experiment, f"tags.`{tag}` = '{value}'")
+        return sorted(runs, key=lambda run: (run.start_ms, run.run_id))
+
+    def has_experiment(self, name: str) -> bool:
+        """Whether there is one of this name."""
+        return self.call(lambda client: client.get_experiment_by_name(name)) is not None
+
+    def running(self, experiment: str) -> list[RemoteRun]:
+        """Active runs of an experiment whose status is RUNNING."""
+        return self._search(experiment, "attributes.status = 'RUNNING'")
+
+    def of_job(self, uid: str) -> list[RemoteRun]:
+        """Active runs of any experiment whose key a Kubernetes Job of this UID gave, by key; twins the oldest first."""
+
+        def search(client: MlflowClient) -> list[RemoteRun]:
+            ids = [each.experiment_id for each in client.search_experiments(max_results=1000)]
+            return _all_runs(client, ids, f"tags.`cnn_jobs.run_key` LIKE '{uid}%'") if ids else []
+
+        return sorted(self.call(search), key=lambda run: (run.tags["cnn_jobs.run_key"], run.start_ms, run.run_id))
+
+    def create(self, header: RunHeader, tags: Mapping[str, str]) -> None:
+        """Makes the run, and the experiment where it is missing."""
+
+        def create(client: MlflowClient) -> None:
+            own = {"mlflow.user": _user(), **header.tags, "cnn_jobs.run_key": header.run_key, **tags}
+            experiment_id = _experiment_id(client, header.experiment)
+            client.create_run(experiment_id, start_time=header.start_ms, tags=own, run_name=header.name)
+
+        self.call(create)
+
+    def get(self, run_id: str) -> RemoteRun | None:
+        """The run; ``None`` where it was deleted."""
+        run = self.call(lambda client: client.get_run(run_id))
+        return _remote_run(run) if run.info.lifecycle_stage == "active" else None
+
+    def delete(self, run_id: str) -> None:
+        """Marks the run as deleted."""
+        self.call(lambda client: client.delete_run(run_id))
+
+    def log_metrics(self, run_id: str, metrics: Sequence[Metric]) -> None:
+        """At most ``METRICS_PER_CALL`` points. A point that is there already, timestamp included, changes nothing."""
+        from mlflow.entities import Metric as Point
+
+        points = [Point(each.key, each.value, each.timestamp_ms, each.step) for each in metrics]
+        self.call(lambda client: client.log_batch(run_id, metrics=points))
+
+    def log_params(self, run_id: str, params: Mapping[str, str]) -> None:
+        """Params; one that is there with the same value changes nothing, with another it is refused."""
+        from mlflow.entities import Param
+
+        for chunk in _chunks(params):
+            batch = [Param(*item) for item in chunk]
+            self.call(partial(_log_batch, run_id, params=batch))
+
+    def set_tags(self, run_id: str, tags: Mapping[str, str]) -> None:
+        """Tags; a later value replaces an earlier one."""
+        from mlflow.entities import RunTag
+
+        for chunk in _chunks(tags):
+            batch = [RunTag(*item) for item in chunk]
+            self.call(partial(_log_batch, run_id, tags=batch))
+
+    def log_dataset(self, run_id: str, record: DatasetInput) -> None:
+        """The run's training data."""
+        from mlflow.entities import Dataset, InputTag
+        from mlflow.entities import DatasetInput as Input
+        from mlflow.utils.mlflow_tags import MLFLOW_DATASET_CONTEXT
+
+        source, profile = json.dumps({"uri": record.source}), json.dumps(dict(record.profile))
+        dataset = Dataset(record.name, record.digest[:DIGEST_LENGTH], "uri", source, profile=profile)
+        inputs = [Input(dataset, [InputTag(MLFLOW_DATASET_CONTEXT, "training")])]
+
+        def log(client: MlflowClient) -> None:
+            client.log_inputs(run_id, datasets=inputs)
+
+        try:
+            self.call(log)
+        except RefusalError:
+            # Runs that start together with a data set that is new to MLflow all find it missing, and the database lets
+            # one of them make it; the others are told of a duplicate key. By then it is there.
+            self.call(log)
+
+    def upload(self, run_id: str, path: Path, to: str) -> None:
+        """A file, to stand as ``to`` (its last part is the file's own name) below the run's artifacts; size checked."""
+        # The folder is always named: without it a proxied store may put the file elsewhere (mlflow#11225).
+        folder = str(PurePosixPath(to).parent)
+        folder = "" if folder == "." else folder
+        self.call(lambda client: client.log_artifact(run_id, str(path), folder or None))
+        listed = self.call(lambda client: client.list_artifacts(run_id, folder or None))
+        arrived = next((each.file_size for each in listed if each.path == to), None)
+        if arrived != path.stat().st_size:
+            raise OutageError(f"{to} arrived at MLflow with {arrived} of {path.stat().st_size} bytes")
+
+    def download(self, run_id: str, artifact: str, folder: Path) -> Path:
+        """An artifact into ``folder``, below its own path; returns where it is."""
+        try:
+            return Path(self.call(lambda client: client.download_artifacts(run_id, artifact, str(folder))))
+        except RefusalError as refusal:
+            # MLflow says "not there" of every download that fails, whatever it failed of.
+            raise OutageError(f"{artifact} of run {run_id}: {refusal}") from refusal
+
+    def artifacts(self, run_id: str, folder: str) -> list[str]:
+        """Paths of the artifacts in a folder of the run."""
+        return [each.path for each in self.call(lambda client: client.list_artifacts(run_id, folder))]
+
+    def delete_artifact(self, run_id: str, path: str) -> None:
+        """Removes an artifact; where it is not there, or the server lets nobody delete, nothing happens."""
+
+        def delete(client: MlflowClient) -> None:
+            from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
+
+            where = client.get_run(run_id).info.artifact_uri
+            repository = get_artifact_repository(where, tracking_uri=self.uri)
+            repository.delete_artifacts(path)  # type: ignore[no-untyped-call]
+
+        if path in self.artifacts(run_id, str(PurePosixPath(path).parent)):
+            with contextlib.suppress(RefusalError):
+                self.call(delete)
+
+    def history(self, run_id: str, key: str) -> list[Metric]:
+        """Every point of a metric."""
+        points = self.call(lambda client: client.get_metric_history(run_id, key))
+        return [Metric(each.key, each.value, each.step, each.timestamp) for each in points]
+
+    def set_status(self, run_id: str, status: str, end_ms: int | None = None) -> None:
+        """``RUNNING``, or an end with its time."""
+        if status == "RUNNING":
+            self.call(lambda client: client.update_run(run_id, status=status))
+        else:
+            self.call(lambda client: client.set_terminated(run_id, status, end_ms))
+
+    def _search(self, experiment: str, condition: str) -> list[RemoteRun]:
+        def search(client: MlflowClient) -> list[RemoteRun]:
+            found = client.get_experiment_by_name(experiment)
+            return _all_runs(client, [found.experiment_id], condition) if found else []
+
+        return self.call(search)
+
+    def _client(self) -> MlflowClient:
+        if self._made is None:
+            configure_client()
+            from mlflow import MlflowClient
+
+            self._made = MlflowClient(self.uri)
+        return self._made
+
+
+def _all_runs(client: MlflowClient, experiment_ids: list[str], condition: str) -> list[RemoteRun]:
+    runs: list[RemoteRun] = []
+    token: str | None = None
+    while True:
+        page = client.search_runs(experiment_ids, condition, max_results=1000, page_token=token)
+        runs += map(_remote_run, page)
+        token = page.token
+        if not token:
+            return runs
+
+
+def _remote_run(run: Run) -> RemoteRun:
+    info, data = run.info, run.data
+    facts = (info.run_id, info.experiment_id, info.run_name or "", info.status, info.start_time or 0)
+    return RemoteRun(*facts, params=dict(data.params), metrics=dict(data.metrics), tags=dict(data.tags))
+
+
+def _log_batch(run_id: str, client: MlflowClient, **batch: Any) -> None:
+    client.log_batch(run_id, **batch)
+
+
+def _chunks(values: Mapping[str, str]) -> list[list[tuple[str, Any]]]:
+    items = list(values.items())
+    return [items[start : start + VALUES_PER_CALL] for start in range(0, len(items), VALUES_PER_CALL)]
+
+
+def _user() -> str:
+    try:
+        return getpass.getuser()
+    except (OSError, KeyError):  # a numeric user of a container has no name
+        return str(os.getuid()) if hasattr(os, "getuid") else ""
+
+
+def _experiment_id(client: MlflowClient, name: str) -> str:
+    from mlflow.exceptions import MlflowException
+
+    found = client.get_experiment_by_name(name)
+    if found is None:
+        try:
+            return str(client.create_experiment(name, tags=EXPERIMENT_TAGS))
+        except MlflowException:
+            # Another process may have made it in between; anything else is the error to show.
+            found = client.get_experiment_by_name(name)
+            if found is None:
+                raise
+    if found.lifecycle_stage == "deleted":
+        client.restore_experiment(found.experiment_id)
+    return str(found.experiment_id)

@@ -1,0 +1,147 @@
+"""Records that MLflow refused for good."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import zlib
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from cnn_jobs.errors import from_os_error
+from cnn_jobs.system.files import write_text
+from cnn_jobs.tracking.client import Remote, RemoteRun
+from cnn_jobs.tracking.connection import without_password
+from cnn_jobs.tracking.records import Identity, Metric
+
+
+@dataclass
+class Cursor:
+    """Every record up to these numbers is acknowledged: ``values`` (metrics, params, tags, data sets), ``artifacts``.
+
+    One that lags behind the truth, as after a SIGKILL, only has records sent again, which changes nothing.
+    """
+
+    run_id: str = ""
+    values: int = 0
+    artifacts: int = 0
+
+    def of(self, run_id: str) -> Cursor:
+        """This one if it is of that run, else one at the start."""
+        return self if run_id == self.run_id else Cursor(run_id)
+
+
+class CursorFile:
+    """``shipped.json`` of a run's folder, with its own CRC-32: a flipped digit would pass unsent records as sent."""
+
+    def __init__(self, run_folder: Path) -> None:
+        self._path = run_folder / "shipped.json"
+
+    def load(self, uri: str) -> Cursor:
+        """The cursor of a server."""
+        return self._all().get(without_password(uri), Cursor())
+
+    def save(self, uri: str, cursor: Cursor) -> None:
+        """Keeps the cursor of a server. Raises as ``files.whole_file``."""
+        content = {**self._all(), without_password(uri): cursor}
+        cursors = {where: asdict(each) for where, each in content.items()}
+        write_text(self._path, json.dumps({"cursors": cursors, "crc32": _crc(cursors)}, indent=1) + "\n")
+
+    def highest(self) -> int:
+        """The highest number that any server has acknowledged."""
+        return max((max(each.values, each.artifacts) for each in self._all().values()), default=0)
+
+    def _all(self) -> dict[str, Cursor]:
+        try:
+            content = json.loads(self._path.read_text(encoding="utf-8"))
+            if content["crc32"] != _crc(content["cursors"]):
+                return {}
+            return {str(where): Cursor(**values) for where, values in content["cursors"].items()}
+        except (OSError, ValueError, TypeError, KeyError, AttributeError):
+            # Missing or damaged: everything is sent once more, and what the server has is left out.
+            return {}
+
+
+def _crc(cursors: object) -> str:
+    return f"{zlib.crc32(json.dumps(cursors, sort_keys=True).encode()):08x}"
+
+
+class KnownRows:
+    """The rows of one run, by identity; asked for key by key, when the first row of a key is to be sent.
+
+    On a bad line every answer is kept then: a few dozen histories in one go would never arrive.
+    """
+
+    def __init__(self, remote: Remote, run: RemoteRun) -> None:
+        self._remote, self._run = remote, run
+        self._unread = set(run.metrics)
+        self._rows: set[Identity] = set()
+
+    @property
+    def unread(self) -> int:
+        """Keys of the run whose rows are not known yet."""
+        return len(self._unread)
+
+    def has(self, point: Metric) -> bool:
+        """Whether the run holds the row. Raises as ``Remote.call``."""
+        if point.key in self._unread:
+            self._rows |= {row.identity for row in self._remote.history(self._run.run_id, point.key)}
+            self._unread.discard(point.key)
+        return point.identity in self._rows
+
+    def add(self, identities: Iterable[Identity]) -> None:
+        """Notes rows that the server acknowledged."""
+        self._rows.update(identities)
+
+
+class RejectedRecords:
+    """``rejected.jsonl`` of a run's folder: what servers refused, with which answer; ``count`` is of one of them."""
+
+    def __init__(self, run_folder: Path, server: str) -> None:
+        self.path = run_folder / "rejected.jsonl"
+        self.first_answer = "see there"
+        self._server = server
+        # A run whose records were refused stays so when another process goes on with it.
+        self._known = {_identity(line) for line in self._lines() if line.get("server") == server}
+
+    @property
+    def count(self) -> int:
+        """Records that this server refused."""
+        return len(self._known)
+
+    def summary(self) -> str:
+        """One line: how many, where they are, and what MLflow said to the first."""
+        return f"MLflow refused {self.count} records, kept in {self.path}: {self.first_answer}"
+
+    def add(self, kind: str, content: Mapping[str, Any], answer: Exception) -> None:
+        """Keeps a record with the server's words; once, however often it is refused."""
+        line = {"server": self._server, "kind": kind, "content": dict(content), "answer": str(answer)}
+        if _identity(line) in self._known:
+            return
+        try:
+            with self.path.open("a", encoding="utf-8") as stream:
+                stream.write(json.dumps(line) + "\n")
+        except OSError as error:
+            raise from_os_error(error, self.path) from error
+        if not self._known:
+            self.first_answer = str(answer)
+        self._known.add(_identity(line))
+
+    def _lines(self) -> list[dict[str, Any]]:
+        try:
+            lines = self.path.read_text(encoding="utf-8", errors="replace").splitlines()
+        except FileNotFoundError:
+            return []
+        except OSError as error:
+            raise from_os_error(error, self.path) from error
+        found = []
+        for line in lines:
+            with contextlib.suppress(ValueError):  # cut off by a kill
+                found.append(json.loads(line))
+        return [line for line in found if isinstance(line, dict)]
+
+
+def _identity(line: Mapping[str, Any]) -> str:
+    return json.dumps([line.get("kind"), line.get("content")], sort_keys=True)
