@@ -19,7 +19,7 @@ from cnn_jobs.tracking import run_status
 from cnn_jobs.tracking.document_run import PlainRun
 from cnn_jobs.tracking.records import RunHeader, now_ms
 from cnn_jobs.training.evaluation import precision_context
-from cnn_jobs.training.loop import Ending, Ledger, train
+from cnn_jobs.training.loop import DeviceTime, Ending, train
 from cnn_jobs.training.observer import Recorders
 
 
@@ -66,8 +66,8 @@ class OurLoop:
         self._wait_for_shipper()
         return ledger.training_seconds
 
-    def _train(self, steps: int) -> Ledger:
-        ledger, last = Ledger(), self._state.step + steps
+    def _train(self, steps: int) -> DeviceTime:
+        ledger, last = DeviceTime(), self._state.step + steps
         with contextlib.redirect_stderr(io.StringIO()):
             ending = train(
                 self._state,

@@ -63,11 +63,11 @@ def measure(task_name: str, stretches: int, steps: int, threads: int) -> dict[st
     from benchmarks.setting import Setting, random_dataset
     from cnn_jobs.monitoring.metrics import Exporter
     from cnn_jobs.monitoring.monitor import Monitor
-    from cnn_jobs.training.loop import Ledger, train
+    from cnn_jobs.training.loop import DeviceTime, train
 
     setting = Setting.of(task_name, random_dataset(6000, 100), threads)
     setting.configure(shipped=True)
-    state, ledger = setting.new_state(), Ledger()
+    state, ledger = setting.new_state(), DeviceTime()
     monitor = Monitor(task_name)
     with tempfile.TemporaryDirectory() as folder:
         monitor.opened(_live(setting, ledger, Path(folder)))
@@ -95,23 +95,21 @@ def measure(task_name: str, stretches: int, steps: int, threads: int) -> dict[st
 def _live(setting: Any, ledger: Any, folder: Path) -> Any:
     """What the page reads: a real journal, whose shipper has a server that is away."""
     from benchmarks.setting import random_dataset
-    from cnn_jobs.runs.cost import CostBook
-    from cnn_jobs.runs.setup import JobOptions, Run
-    from cnn_jobs.tracking.client import Remote
+    from cnn_jobs.runs.cost import RunCost
+    from cnn_jobs.runs.setup import Run, RunOptions
+    from cnn_jobs.tracking.client import TrackingClient
     from cnn_jobs.tracking.journal import Journal
     from cnn_jobs.tracking.recorder import JournalRecorder
     from cnn_jobs.tracking.records import AttemptMark, RunHeader, now_ms
     from cnn_jobs.training.observer import LiveAttempt
 
-    options = JobOptions(tracking_uri="http://127.0.0.1:9", state_dir=folder)
+    options = RunOptions(tracking_uri="http://127.0.0.1:9", state_dir=folder)
     run = Run(setting.task, setting.recipe, options, random_dataset(10, 10), setting.placement, setting.threads)
     run.ledger = ledger
     header = RunHeader("benchmark", run.key, run.name, now_ms(), {}, "")
     journal, mark = Journal(folder / "journal.jsonl"), AttemptMark("id", 1, frozenset())
-    recorder = JournalRecorder(folder, Remote(options.tracking_uri), journal, header, mark)
-    return LiveAttempt(
-        run, time.time(), 100, 0, recorder, CostBook(1, time.monotonic(), folder / "ledger.json", ledger)
-    )
+    recorder = JournalRecorder(folder, TrackingClient(options.tracking_uri), journal, header, mark)
+    return LiveAttempt(run, time.time(), 100, 0, recorder, RunCost(1, time.monotonic(), folder / "ledger.json", ledger))
 
 
 def main(arguments: list[str]) -> None:

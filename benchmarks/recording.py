@@ -75,7 +75,7 @@ def _train(task_name: str, uri: str, folder: Path, steps: int, dataset: Any) -> 
     from cnn_jobs.cli.console import LineWatcher
     from cnn_jobs.errors import InterruptedRunError
     from cnn_jobs.runs import train as job
-    from cnn_jobs.runs.setup import JobOptions
+    from cnn_jobs.runs.setup import RunOptions
     from cnn_jobs.system.signals import StopRequest
     from cnn_jobs.tasks import get_task
     from cnn_jobs.tracking.recorder import JournalRecorder
@@ -119,9 +119,9 @@ def _train(task_name: str, uri: str, folder: Path, steps: int, dataset: Any) -> 
             setattr(JournalRecorder, name, timed(call))
         job.train = train
         recipe = replace(task.recipe, epochs=1000, early_stop_count=0)
-        options = JobOptions(tracking_uri=uri, state_dir=folder / "state", ship_deadline_s=0.0)
+        options = RunOptions(tracking_uri=uri, state_dir=folder / "state", ship_deadline_s=0.0)
         with contextlib.suppress(InterruptedRunError):
-            job.run_task(task, recipe, options, dataset, Watcher(), stop)
+            job.train_run(task, recipe, options, dataset, Watcher(), stop)
     finally:
         job.train = real_train
         for name, call in originals.items():

@@ -100,7 +100,7 @@ class Ours:
         from cnn_jobs.runs import artifacts
         from cnn_jobs.training.device import select_device
         from cnn_jobs.training.feature_cache import CHUNK, FeatureKey, MemoryFeatures, fill, with_features
-        from cnn_jobs.training.loop import Ledger, train
+        from cnn_jobs.training.loop import DeviceTime, train
         from cnn_jobs.training.state import new_state
 
         task, recipe, placement = self._task, self._recipe, select_device("cpu")
@@ -116,7 +116,7 @@ class Ours:
         passed = time.perf_counter() - started
         features = with_features(data, state.frozen, recipe.precision, store)
         train(state, features, recipe)
-        metrics = artifacts.final_metrics(state, artifacts.final_evaluations(state, features, recipe, Ledger()))
+        metrics = artifacts.final_metrics(state, artifacts.final_evaluations(state, features, recipe, DeviceTime()))
         name = "cached" if kept else "uncached"
         self.losses[name] = state.train_losses
         self.accuracies[name] = {key: value for key, value in metrics.items() if key.endswith("_accuracy")}

@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cnn_jobs.runs.cost import AttemptCost, CostBook, merged, read_costs
-from cnn_jobs.system.files import read_if_whole as read_text
-from cnn_jobs.training.loop import Ledger
+from cnn_jobs.runs.cost import AttemptCost, RunCost, merged, read_costs
+from cnn_jobs.system.files import read_or_empty as read_text
+from cnn_jobs.training.loop import DeviceTime
 
 costs = st.builds(
     AttemptCost,
@@ -26,8 +26,8 @@ costs = st.builds(
 def test_useful_and_thrown_away_are_all_there_is(before: list[AttemptCost], part: float, steps: int) -> None:
     spent = sum(each.steps for each in before)
     device = sum(each.device_seconds for each in before)
-    own = Ledger(steps=steps, training_seconds=2.0, evaluation_seconds=1.0)
-    book = CostBook(9, time.monotonic() - 5, Path("unused"), own, before, int(part * spent), part * device)
+    own = DeviceTime(steps=steps, training_seconds=2.0, evaluation_seconds=1.0)
+    book = RunCost(9, time.monotonic() - 5, Path("unused"), own, before, int(part * spent), part * device)
     totals, useful = book.totals(), book.useful()
     assert totals["ledger/attempts"] == len(before) + 1
     assert totals["ledger/steps"] == spent + steps
@@ -38,11 +38,11 @@ def test_useful_and_thrown_away_are_all_there_is(before: list[AttemptCost], part
 
 
 def test_the_next_attempt_reads_what_this_one_wrote(tmp_path: Path) -> None:
-    book = CostBook(
+    book = RunCost(
         2,
         time.monotonic() - 7,
         tmp_path / "ledger.json",
-        Ledger(steps=3, training_seconds=1.2),
+        DeviceTime(steps=3, training_seconds=1.2),
         [AttemptCost(1, 5, 1.5, 4.0)],
     )
     book.write()
@@ -76,7 +76,7 @@ def test_a_book_that_cannot_be_read_is_none(tmp_path: Path) -> None:
 @given(st.integers(1, 400))
 def test_a_tag_holds_any_number_of_attempts(count: int) -> None:
     before = [AttemptCost(number, 123456, 12345.67, 123456.78) for number in range(1, count)]
-    book = CostBook(count, time.monotonic(), Path("unused"), Ledger(), before)
+    book = RunCost(count, time.monotonic(), Path("unused"), DeviceTime(), before)
     text = book.as_json()
     assert len(text) < 8000
     again = read_costs(text)

@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 
 from cnn_jobs.errors import DiskFullError, StateDirError
-from cnn_jobs.system.files import make_folder, whole_file, write_text
+from cnn_jobs.system.files import atomic_file, make_folder, write_text
 
 
 def test_a_file_appears_only_when_it_is_whole(tmp_path: Path) -> None:
     path = tmp_path / "deep" / "folder" / "x.txt"
-    with whole_file(path) as partial:
+    with atomic_file(path) as partial:
         partial.write_text("new")
         assert not path.exists()
         assert partial.parent == path.parent
@@ -24,7 +24,7 @@ def test_a_file_appears_only_when_it_is_whole(tmp_path: Path) -> None:
 
 def test_the_old_file_stays_until_the_new_one_is_whole(tmp_path: Path) -> None:
     path = write_text(tmp_path / "x.txt", "old")
-    with whole_file(path) as partial:
+    with atomic_file(path) as partial:
         partial.write_text("new")
         assert path.read_text() == "old"
     assert path.read_text() == "new"
@@ -35,7 +35,7 @@ def test_an_error_while_writing_leaves_the_old_file_and_no_other(tmp_path: Path,
     path = write_text(tmp_path / "x.txt", "old")
 
     def write_half() -> None:
-        with whole_file(path) as partial:
+        with atomic_file(path) as partial:
             partial.write_text("half")
             raise kind
 
@@ -47,7 +47,7 @@ def test_an_error_while_writing_leaves_the_old_file_and_no_other(tmp_path: Path,
 
 def test_two_writers_of_one_file_do_not_write_into_each_others(tmp_path: Path) -> None:
     path = tmp_path / "x.txt"
-    with whole_file(path) as one, whole_file(path) as other:
+    with atomic_file(path) as one, atomic_file(path) as other:
         one.write_text("one")
         other.write_text("other")
         assert one.read_text() == "one"
@@ -107,7 +107,7 @@ def test_what_the_disk_refuses_is_an_error_of_ours(
     tmp_path: Path, number: int, kind: type[DiskFullError], code: int
 ) -> None:
     def write() -> None:
-        with whole_file(tmp_path / "x.txt"):
+        with atomic_file(tmp_path / "x.txt"):
             raise OSError(number, os.strerror(number))
 
     with pytest.raises(kind, match=r"x\.txt: ") as caught:
@@ -120,7 +120,7 @@ def test_what_the_disk_refuses_is_an_error_of_ours(
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full, as on Linux")
 def test_a_device_that_is_really_full(tmp_path: Path) -> None:
     def write() -> None:
-        with whole_file(tmp_path / "x.txt"), Path("/dev/full").open("w") as stream:
+        with atomic_file(tmp_path / "x.txt"), Path("/dev/full").open("w") as stream:
             stream.write("text")
 
     with pytest.raises(DiskFullError, match="no space left"):

@@ -18,8 +18,8 @@ import torch
 from cnn_jobs.data.dataset import Dataset
 from cnn_jobs.errors import DeviceError, DivergedError, InterruptedRunError, RecipeError, StateDirError, TrackingError
 from cnn_jobs.runs import artifacts, checkpointing
-from cnn_jobs.runs.setup import JobOptions, RunResult
-from cnn_jobs.runs.train import run_task
+from cnn_jobs.runs.setup import RunOptions, RunResult
+from cnn_jobs.runs.train import train_run
 from cnn_jobs.system.signals import StopRequest
 from cnn_jobs.tasks import TASKS
 from cnn_jobs.training.checkpoint import load_checkpoint
@@ -61,13 +61,13 @@ class Watcher:
         self.ended.append(state)
 
 
-def options(uri: str, tmp_path: Path, **changes: Any) -> JobOptions:
-    return JobOptions(tracking_uri=uri, state_dir=tmp_path / "state", threads=1, device="cpu", **changes)
+def options(uri: str, tmp_path: Path, **changes: Any) -> RunOptions:
+    return RunOptions(tracking_uri=uri, state_dir=tmp_path / "state", threads=1, device="cpu", **changes)
 
 
 def run(uri: str, tmp_path: Path, dataset: Dataset, **changes: Any) -> RunResult:
     recipe = replace(RECIPE, **changes)
-    return run_task(TASK, recipe, options(uri, tmp_path), dataset, Watcher(), StopRequest())
+    return train_run(TASK, recipe, options(uri, tmp_path), dataset, Watcher(), StopRequest())
 
 
 def client(uri: str) -> Any:
@@ -220,7 +220,7 @@ def test_a_training_that_diverges_is_failed_and_leaves_no_final_figures(
     task = TASKS["task2"]
     recipe = replace(task.recipe, lr=1e12, epochs=2, batch_size=8)
     with pytest.raises(DivergedError, match=r"the training loss is (nan|inf) at step \d+") as caught:
-        run_task(task, recipe, options(mlflow_uri, tmp_path), tiny_dataset, Watcher(), StopRequest())
+        train_run(task, recipe, options(mlflow_uri, tmp_path), tiny_dataset, Watcher(), StopRequest())
     assert caught.value.exit_code == 2
     found = only_run(mlflow_uri)
     assert found.info.status == "FAILED"
@@ -235,7 +235,7 @@ def test_a_signal_ends_the_run_as_killed_with_its_state_on_disk(
     stop = StopRequest()
     watcher = Watcher(stop, after=5)
     with pytest.raises(InterruptedRunError, match="stopped by SIGTERM after step 5") as caught:
-        run_task(TASK, RECIPE, options(mlflow_uri, tmp_path), tiny_dataset, watcher, stop)
+        train_run(TASK, RECIPE, options(mlflow_uri, tmp_path), tiny_dataset, watcher, stop)
     assert caught.value.exit_code == 75
     assert caught.value.run_key == only_run(mlflow_uri).data.tags["cnn_jobs.run_key"]
     assert watcher.ended == ["interrupted"]
@@ -277,20 +277,20 @@ def test_a_refusing_server_stops_the_training(
     mlflow_uri: str, tmp_path: Path, tiny_dataset: Dataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from cnn_jobs.tracking import recorder
-    from cnn_jobs.tracking.client import RefusalError, Remote
+    from cnn_jobs.tracking.client import RefusalError, TrackingClient
 
     def refuse(*args: object) -> None:
         raise RefusalError("MLflow answered 403")
 
     class Later(Watcher):
         def metrics(self, values: Mapping[str, float], step: int) -> None:
-            monkeypatch.setattr(Remote, "find", refuse)
-            monkeypatch.setattr(Remote, "log_metrics", refuse)
+            monkeypatch.setattr(TrackingClient, "find", refuse)
+            monkeypatch.setattr(TrackingClient, "log_metrics", refuse)
 
     monkeypatch.setattr(recorder, "SHIP_INTERVAL_S", 0.01)
     recipe = replace(RECIPE, epochs=1000)
     with pytest.raises(TrackingError, match="answered 403") as caught:
-        run_task(TASK, recipe, options(mlflow_uri, tmp_path), tiny_dataset, Later(), StopRequest())
+        train_run(TASK, recipe, options(mlflow_uri, tmp_path), tiny_dataset, Later(), StopRequest())
     assert caught.value.exit_code == 1
     (state,) = (tmp_path / "state").iterdir()
     assert 0 < load_checkpoint(state / "checkpoints" / "last.pt")["step"] < 4000
@@ -300,7 +300,7 @@ def test_a_refusing_server_stops_the_training(
 def test_cuda_where_there_is_none_leaves_no_run(mlflow_uri: str, tmp_path: Path, tiny_dataset: Dataset) -> None:
     wanted = replace(options(mlflow_uri, tmp_path), device="cuda")
     with pytest.raises(DeviceError, match="device is cuda"):
-        run_task(TASK, RECIPE, wanted, tiny_dataset, Watcher(), StopRequest())
+        train_run(TASK, RECIPE, wanted, tiny_dataset, Watcher(), StopRequest())
     assert client(mlflow_uri).get_experiment_by_name("cnn-jobs") is None
 
 
@@ -316,7 +316,7 @@ def test_a_state_directory_that_cannot_be_made_leaves_no_run(
     (tmp_path / "file").write_text("")
     wanted = replace(options(mlflow_uri, tmp_path), state_dir=tmp_path / "file" / "state")
     with pytest.raises(StateDirError, match="cannot be written"):
-        run_task(TASK, RECIPE, wanted, tiny_dataset, Watcher(), StopRequest())
+        train_run(TASK, RECIPE, wanted, tiny_dataset, Watcher(), StopRequest())
     assert client(mlflow_uri).get_experiment_by_name("cnn-jobs") is None
 
 

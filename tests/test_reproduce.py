@@ -15,7 +15,7 @@ from cnn_jobs.errors import DataError, ReproductionError, UserError
 from cnn_jobs.runs import reproduce as module
 from cnn_jobs.runs.reproduce import Comparison, reproduce
 from cnn_jobs.runs.setup import RunResult
-from cnn_jobs.runs.train import run_task
+from cnn_jobs.runs.train import train_run
 from cnn_jobs.system import environment
 from cnn_jobs.system.signals import StopRequest
 from cnn_jobs.tasks import TASKS
@@ -35,7 +35,7 @@ def recorded(mlflow_uri: str, tmp_path: Path, tiny_dataset: Dataset) -> RunResul
     path = tmp_path / "small.npz"
     write_prepared(tiny_dataset, path, compressed=False)
     dataset = read_prepared(path, uri=str(path))
-    return run_task(TASK, RECIPE, options(mlflow_uri, tmp_path), dataset, Watcher(), StopRequest())
+    return train_run(TASK, RECIPE, options(mlflow_uri, tmp_path), dataset, Watcher(), StopRequest())
 
 
 def again(uri: str, run_id: str, data: str = "") -> list[Comparison]:

@@ -15,7 +15,7 @@ from cnn_jobs.errors import CheckpointMismatchError, DivergedError, InterruptedR
 from cnn_jobs.recipe import Planned, exit_code, plan
 from cnn_jobs.runs import series as module
 from cnn_jobs.runs.series import run_series
-from cnn_jobs.runs.setup import JobOptions, RunResult
+from cnn_jobs.runs.setup import RunOptions, RunResult
 from cnn_jobs.system.signals import StopRequest
 from cnn_jobs.tasks import TASKS
 from cnn_jobs.tracking.replay import replay
@@ -39,7 +39,7 @@ def ending(
     """Makes the second run end with ``error``, or after ``stop``; returns the seeds that are started."""
     started: list[int] = []
 
-    def run_task(task: Any, recipe: Any, options: JobOptions, *rest: Any) -> Any:
+    def train_run(task: Any, recipe: Any, options: RunOptions, *rest: Any) -> Any:
         started.append(recipe.seed)
         if stop and recipe.seed == 1:
             stop.note(signal.SIGTERM)
@@ -50,7 +50,7 @@ def ending(
             raise error
         return result(recipe.seed, note)
 
-    monkeypatch.setattr(module, "run_task", run_task)
+    monkeypatch.setattr(module, "train_run", train_run)
     return started
 
 
@@ -144,12 +144,12 @@ def test_a_series_of_one_has_the_commands_own_key(
 ) -> None:
     keys: list[str] = []
 
-    def run_task(task: Any, recipe: Any, options: JobOptions, *rest: Any) -> Any:
+    def train_run(task: Any, recipe: Any, options: RunOptions, *rest: Any) -> Any:
         keys.append(options.run_key)
         assert options.run_name in ("task2-seed3", "task2-lr0.1")
         return result(recipe.seed)
 
-    monkeypatch.setattr(module, "run_task", run_task)
+    monkeypatch.setattr(module, "train_run", train_run)
     planned = plan(TASK.recipe, seeds, sweeps)
     for key in ("", "mine"):
         given = options(mlflow_uri, tmp_path, run_key=key)

@@ -24,7 +24,7 @@ from cnn_jobs.models.weights import open_weights
 from cnn_jobs.networks.spec import ResNet18
 from cnn_jobs.runs.reproduce import reproduce
 from cnn_jobs.runs.setup import Run, RunResult
-from cnn_jobs.runs.train import run_task
+from cnn_jobs.runs.train import train_run
 from cnn_jobs.system.signals import StopRequest
 from cnn_jobs.tasks import TASKS
 from cnn_jobs.training import feature_cache as module
@@ -57,7 +57,7 @@ def train(
 ) -> RunResult:
     watcher = watcher or Watcher()
     stop = watcher.stop or StopRequest()
-    return run_task(TASK, recipe, options(uri, tmp_path, **more), dataset, watcher, stop)
+    return train_run(TASK, recipe, options(uri, tmp_path, **more), dataset, watcher, stop)
 
 
 def losses(uri: str, run_id: str) -> list[float]:
@@ -299,7 +299,7 @@ def test_weights_for_a_network_that_has_none_are_refused_before_mlflow_hears_of_
     mlflow_uri: str, tmp_path: Path, tiny_dataset: Dataset, recipe: Any
 ) -> None:
     with pytest.raises(RecipeError, match="task2 begins with none"):
-        run_task(TASKS["task2"], recipe, options(mlflow_uri, tmp_path), tiny_dataset, Watcher(), StopRequest())
+        train_run(TASKS["task2"], recipe, options(mlflow_uri, tmp_path), tiny_dataset, Watcher(), StopRequest())
     assert client(mlflow_uri).get_experiment_by_name("cnn-jobs") is None
 
 

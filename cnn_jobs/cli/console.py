@@ -20,11 +20,12 @@ from rich.table import Table
 from cnn_jobs.errors import CnnJobsError, InterruptedRunError, NotShippedError
 from cnn_jobs.monitoring import logs
 from cnn_jobs.tasks import Task
+from cnn_jobs.tracking import names
 from cnn_jobs.tracking.connection import without_password
 from cnn_jobs.training.observer import LiveAttempt, Phase, Watcher
 
 if TYPE_CHECKING:  # torch
-    from cnn_jobs.runs.setup import JobOptions, RunResult
+    from cnn_jobs.runs.setup import RunOptions, RunResult
 
 
 WIDTH_OF_A_LOG = 120  # rich would take 80 characters for anything that is not a terminal
@@ -53,7 +54,7 @@ _log = logging.getLogger("cnn_jobs.train")
 PARTS = ("train", "val", "test")
 
 
-def print_results(task: Task, results: Sequence[RunResult], options: JobOptions, *, synthetic: bool) -> None:
+def print_results(task: Task, results: Sequence[RunResult], options: RunOptions, *, synthetic: bool) -> None:
     """A row a model of each finished run, the runs' pages, and the command that compares runs."""
     if not results:
         return
@@ -86,7 +87,7 @@ def _log_result(task: Task, result: RunResult, *, synthetic: bool) -> None:
         "metrics": dict(result.metrics),
         "note": result.note,
     }
-    accuracy = result.metrics["best/test_accuracy"]
+    accuracy = result.metrics[names.BEST_TEST_ACCURACY]
     text = "%s of %s finished after %d steps: test accuracy %.4f (best model)"
     _log.info(text, result.name, task.name, result.steps, accuracy, extra={"fields": fields})
 
@@ -114,12 +115,12 @@ def _table(task: Task, results: Sequence[RunResult], *, synthetic: bool) -> Tabl
     return listing
 
 
-def compare_command(options: JobOptions) -> str:
+def compare_command(options: RunOptions) -> str:
     """The shell command that lists this experiment's runs side by side, fit to be pasted."""
     return _command(options, f"runs --experiment {shlex.quote(options.experiment)}")
 
 
-def how_to_go_on(error: CnnJobsError, options: JobOptions) -> list[str]:
+def how_to_go_on(error: CnnJobsError, options: RunOptions) -> list[str]:
     """What to type after an end that is none: the command that goes on with the run, or that sends what is left."""
     if not error.run_key or not isinstance(error, NotShippedError | InterruptedRunError):
         return []
@@ -130,7 +131,7 @@ def how_to_go_on(error: CnnJobsError, options: JobOptions) -> list[str]:
     return [f"Go on with it:\n  {_command(options, shlex.join(arguments))}"]
 
 
-def _command(options: JobOptions, arguments: str) -> str:
+def _command(options: RunOptions, arguments: str) -> str:
     program = Path(sys.argv[0])
     # A virtual environment that is not activated: name the program as it was called, if that is short.
     relative = os.path.relpath(program) if program.is_absolute() else str(program)
@@ -178,17 +179,17 @@ class BarWatcher:
 
     def metrics(self, values: Mapping[str, float], step: int) -> None:
         """Moves the bar; redrawn at most ten times a second, so that it costs the training nothing."""
-        names = {
-            "train/loss": ("loss", ".3f"),
-            "val/accuracy": ("accuracy", ".3f"),
-            "train/images_per_second": ("speed", ",.0f"),
+        shown = {
+            names.TRAIN_LOSS: ("loss", ".3f"),
+            names.VAL_ACCURACY: ("accuracy", ".3f"),
+            names.TRAIN_SPEED: ("speed", ",.0f"),
         }
         for key, value in values.items():
-            if key in names:
-                field, form = names[key]
+            if key in shown:
+                field, form = shown[key]
                 self._last[field] = format(value, form)
         now = time.monotonic()
-        if self._progress and (now - self._drawn > REDRAW_INTERVAL_S or "val/loss" in values):
+        if self._progress and (now - self._drawn > REDRAW_INTERVAL_S or names.VAL_LOSS in values):
             self._drawn = now
             fields: dict[str, Any] = self._last
             self._progress.update(self._task, completed=step, **fields)
@@ -227,14 +228,14 @@ class LineWatcher:
 
     def metrics(self, values: Mapping[str, float], step: int) -> None:
         """A line for each validation."""
-        self._loss = values.get("train/loss", self._loss)
-        if "val/loss" in values:
+        self._loss = values.get(names.TRAIN_LOSS, self._loss)
+        if names.VAL_LOSS in values:
             self._say(
                 f"step {step}/{self._steps}: train loss {self._loss:.4f}, "
                 f"val loss {values['val/loss']:.4f}, val accuracy {values['val/accuracy']:.4f}",
                 train_loss=self._loss,
-                val_loss=values["val/loss"],
-                val_accuracy=values["val/accuracy"],
+                val_loss=values[names.VAL_LOSS],
+                val_accuracy=values[names.VAL_ACCURACY],
             )
 
     def phase(self, phase: Phase, text: str) -> None:

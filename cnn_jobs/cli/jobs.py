@@ -22,6 +22,7 @@ from cnn_jobs.cluster.settings import Settings
 from cnn_jobs.cluster.status import JobFacts, Line, jobs_and_pods, lines_of
 from cnn_jobs.errors import TrackingError, UserError
 from cnn_jobs.system.environment import in_pod
+from cnn_jobs.tracking import names
 from cnn_jobs.tracking.client import RemoteRun
 
 Command = Callable[..., Any]
@@ -40,7 +41,11 @@ def next_command(name: str, job: str, namespace: str, context: str) -> str:
 
 
 ASK_S = 10.0
-FIGURES = (("val/accuracy", "val acc."), ("best/test_accuracy", "best test"), ("last/test_accuracy", "last test"))
+FIGURES = (
+    (names.VAL_ACCURACY, "val acc."),
+    (names.BEST_TEST_ACCURACY, "best test"),
+    (names.LAST_TEST_ACCURACY, "last test"),
+)
 
 
 @click.command(context_settings={"show_default": True})
@@ -105,7 +110,7 @@ def _runs(jobs: list[JobFacts], namespace: str) -> dict[str, RemoteRun]:
     runs: dict[str, RemoteRun] = {}
     try:
         for job in asked:
-            runs |= {run.tags["cnn_jobs.run_key"]: run for run in JobRuns(uri, job.uid, ASK_S).runs()}
+            runs |= {run.tags[names.RUN_KEY]: run for run in JobRuns(uri, job.uid, ASK_S).runs()}
     except TrackingError as error:
         click.echo(f"runs are not shown: {error}", err=True)
     return runs
@@ -120,7 +125,7 @@ def _state(run: RemoteRun | None) -> str:
 def _step(run: RemoteRun | None) -> str:
     """As its last heartbeat, or its end, had it."""
     try:
-        return str(int(json.loads(run.tags["cnn_jobs.ledger"])["useful"]["steps"])) if run else "-"
+        return str(int(json.loads(run.tags[names.COST])["useful"]["steps"])) if run else "-"
     except (KeyError, ValueError, TypeError):
         return "-"
 
@@ -141,7 +146,7 @@ def _remarks(line: Line) -> list[str]:
 
         if line.run.status == "RUNNING" and line.job.over:
             found.append(f"{line.title}: RUNNING in MLflow, but its Job is over; 'cnn-jobs reap' sets that right")
-        elif reason := line.run.tags.get("cnn_jobs.reason"):
+        elif reason := line.run.tags.get(names.REASON):
             found.append(f"{line.title}: {reason}")
         found.append(f"{line.title}: {run_url(tracking_uri(), line.run.experiment_id, line.run.run_id)}")
     return found

@@ -14,6 +14,7 @@ from cnn_jobs.cli.options import env_name, option, state_dir_option
 from cnn_jobs.errors import UserError
 from cnn_jobs.report.formats import FORMATS
 from cnn_jobs.tasks import get_task
+from cnn_jobs.tracking import names
 
 REDRAW_EVERY = 100
 
@@ -82,7 +83,7 @@ def report(**given: Any) -> None:
     for section in made.sections:
         listing = table("Task", right=("n", "last test acc., %", "95 % interval"), title=section.name, unbroken=1)
         for group in section.groups:
-            found = estimate(list(group.values("last/test_accuracy").values()))
+            found = estimate(list(group.values(names.LAST_TEST_ACCURACY).values()))
             interval = (
                 "-" if found.low is None or found.high is None else f"{100 * found.low:.2f} to {100 * found.high:.2f}"
             )

@@ -12,13 +12,14 @@ from cnn_jobs.cli.options import option
 from cnn_jobs.system.process import keep_freed_memory, limit_spinning
 from cnn_jobs.system.signals import StopRequest
 from cnn_jobs.tasks import get_task
+from cnn_jobs.tracking import names
 
 FIGURES = (
-    "last/train_accuracy",
-    "last/val_accuracy",
-    "last/test_accuracy",
-    "best/val_accuracy",
-    "best/test_accuracy",
+    names.LAST_TRAIN_ACCURACY,
+    names.LAST_VAL_ACCURACY,
+    names.LAST_TEST_ACCURACY,
+    names.BEST_VAL_ACCURACY,
+    names.BEST_TEST_ACCURACY,
 )
 
 
@@ -37,10 +38,10 @@ def runs(experiment: str, task: str) -> None:
     listing = table("Run", "Data", "State", right=(*figures, "Run id"), unbroken=3)
     for row in rows:
         cells = [f"{row.metrics[name]:.4f}" if name in row.metrics else "-" for name in FIGURES]
-        seconds = row.metrics.get("ledger/device_seconds")
+        seconds = row.metrics.get(names.DEVICE_SECONDS)
         cells.append("-" if seconds is None else f"{seconds:.0f}")
-        state = row.tags.get("cnn_jobs.state", row.status.lower())
-        listing.add_row(row.name, row.tags.get("cnn_jobs.data", "-"), state, *cells, row.run_id[:8])
+        state = row.tags.get(names.STATE, row.status.lower())
+        listing.add_row(row.name, row.tags.get(names.DATA, "-"), state, *cells, row.run_id[:8])
     out = console()
     out.print(listing)
     out.print(f"{len(rows)} runs in experiment '{experiment}'; accuracies of the last and of the best model.")
@@ -97,7 +98,7 @@ def reap(experiment: str, missing_ok: bool) -> None:
     listing = table("Run", "Key", "Attempt", "Now", unbroken=4)
     for each in watched:
         now = {"FAILED": "FAILED (lost)", "KILLED": "KILLED (cancelled)"}.get(each.status, each.status)
-        listing.add_row(each.run.name, each.run.tags["cnn_jobs.run_key"], str(each.run.attempt), now)
+        listing.add_row(each.run.name, each.run.tags[names.RUN_KEY], str(each.run.attempt), now)
     console().print(listing)
 
 

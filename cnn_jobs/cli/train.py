@@ -24,7 +24,7 @@ from cnn_jobs.tasks import Task, get_task
 from cnn_jobs.training.observer import Watcher, Watchers
 
 if TYPE_CHECKING:  # torch is imported when the options are known to be good
-    from cnn_jobs.runs.setup import JobOptions
+    from cnn_jobs.runs.setup import RunOptions
 
 
 @click.command(context_settings={"show_default": True})
@@ -133,7 +133,7 @@ def train(task: str, data: str, seeds: str, sweep: tuple[str, ...], point: int |
     seen = MonitoringOptions(**{field.name: given.pop(field.name) for field in dataclasses.fields(MonitoringOptions)})
     if world.rank:  # the run's figures are rank 0's
         seen = dataclasses.replace(seen, metrics_port=0, pushgateway="")
-    logs.tell_context("world", lambda: {"rank": world.rank} if world.distributed else {})
+    logs.add_context("world", lambda: {"rank": world.rank} if world.distributed else {})
     say = _Speaker(world)
     with watched(
         entry.name, seen, stop, lambda text: say(f"warning: {text}"), lambda error: tell(error, say)
@@ -178,11 +178,11 @@ def _train(
         entry.check(item.recipe)
         world.check_batch(item.recipe.batch_size)
 
-    def options() -> JobOptions:
-        from cnn_jobs.runs.setup import JobOptions
+    def options() -> RunOptions:
+        from cnn_jobs.runs.setup import RunOptions
         from cnn_jobs.tracking.connection import tracking_uri
 
-        return JobOptions(
+        return RunOptions(
             tracking_uri=tracking_uri(),
             ship_deadline_s=given.pop("ship_deadline"),
             checkpoint_every_s=given.pop("checkpoint_every"),
@@ -206,7 +206,7 @@ def _train(
 def _run(
     entry: Task,
     planned: Sequence[Planned],
-    options: JobOptions,
+    options: RunOptions,
     data: str,
     monitor: Watcher,
     stop: StopRequest,
@@ -218,7 +218,7 @@ def _run(
     from cnn_jobs.data.sources import open_dataset
     from cnn_jobs.runs.series import run_series
 
-    logs.adopt_libraries()
+    logs.capture_libraries()
     dataset = open_dataset(data)
     # The monitor first: what the others say of a moment carries its step.
     watchers = Watchers(monitor, watcher())
@@ -238,7 +238,7 @@ def _run(
 def _follow(
     entry: Task,
     recipe: Recipe,
-    options: JobOptions,
+    options: RunOptions,
     data: str,
     monitor: Watcher,
     stop: StopRequest,
@@ -249,7 +249,7 @@ def _follow(
     from cnn_jobs.data.sources import open_dataset
     from cnn_jobs.runs.worker import follow_task
 
-    logs.adopt_libraries()
+    logs.capture_libraries()
     follow_task(entry, recipe, options, open_dataset(data), Watchers(monitor, watcher()), stop, peers)
 
 

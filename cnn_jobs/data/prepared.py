@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from cnn_jobs.data.dataset import Dataset
 from cnn_jobs.errors import DataError, DiskFullError, StateDirError
-from cnn_jobs.system.files import whole_file
+from cnn_jobs.system.files import atomic_file
 
 FORMAT_VERSION = 1
 SHORT_DIGEST = 12
@@ -44,7 +44,7 @@ def write_prepared(dataset: Dataset, path: Path, *, compressed: bool) -> None:
         "synthetic": np.array(dataset.synthetic),
         "format_version": np.array(FORMAT_VERSION),
     }
-    with whole_file(path) as partial, partial.open("wb") as file:
+    with atomic_file(path) as partial, partial.open("wb") as file:
         (np.savez_compressed if compressed else np.savez)(file, **arrays)
 
 

@@ -13,7 +13,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from cnn_jobs.errors import CnnJobsError, DataError, RemoteDataError
-from cnn_jobs.system.files import whole_file
+from cnn_jobs.system.files import atomic_file
 
 SCHEME = "s3://"
 CONNECT_TIMEOUT_S = 10
@@ -62,7 +62,7 @@ def download(uri: str, cache_dir: Path) -> tuple[Path, bool]:
     file = cache_dir / f"s3-{name}{PurePosixPath(key).suffix}"
     if file.exists():
         return file, False
-    with whole_file(file) as partial, _clear_errors(uri), partial.open("wb") as stream:
+    with atomic_file(file) as partial, _clear_errors(uri), partial.open("wb") as stream:
         body = _client().get_object(Bucket=bucket, Key=key, IfMatch=there.etag)["Body"]
         shutil.copyfileobj(body, stream, length=1 << 20)
     return file, True

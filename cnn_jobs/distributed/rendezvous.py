@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
-from cnn_jobs.distributed.status_store import Board, stay_on_loopback
+from cnn_jobs.distributed.status_store import StatusStore, bind_gloo_to_loopback
 from cnn_jobs.distributed.world import World
 from cnn_jobs.errors import (
     CONTINUE,
@@ -37,7 +37,7 @@ POLL_S = 0.05
 # which a process has to end.
 LAST_WORD_S = 8.0
 # How long rank 0 waits for the others to have heard how it ended.
-FAREWELL_S, EARLY_FAREWELL_S = 5.0, 15.0
+SHUTDOWN_TIMEOUT_S, EARLY_SHUTDOWN_TIMEOUT_S = 5.0, 15.0
 Answer = TypeVar("Answer")
 Facts = Mapping[str, str]
 
@@ -84,7 +84,7 @@ class Company:
         self.saved: Callable[[], bool] = lambda: False
         self._stop, self._passed_on = stop, False
         self._began = time.monotonic()
-        self.board = Board(world, self._news)
+        self.board = StatusStore(world, self._news)
 
     # -- the start -------------------------------------------------------------------------------------------------
 
@@ -167,7 +167,7 @@ class Company:
         What can never work is told to those, too, who have yet to come: for a little longer.
         """
         never = code == UserError.exit_code
-        limit = time.monotonic() + (EARLY_FAREWELL_S if never else FAREWELL_S)
+        limit = time.monotonic() + (EARLY_SHUTDOWN_TIMEOUT_S if never else SHUTDOWN_TIMEOUT_S)
         if self.world.rank:
             failed = {"code": code, "text": text, "diverged": diverged}
             self.board.publish(**({"heard_end": True} if self.end_word() else {"failed": failed}))
@@ -184,7 +184,7 @@ class Company:
 
     def _is_over(self, rank: int) -> bool:
         entry = self.board.entries.get(rank)
-        gone = entry is not None and time.monotonic() - entry.heard > FAREWELL_S
+        gone = entry is not None and time.monotonic() - entry.heard > SHUTDOWN_TIMEOUT_S
         return bool(gone or self.said(rank, "heard_end") or self.said(rank, "failed"))
 
     # -- details ---------------------------------------------------------------------------------------------------
@@ -261,7 +261,7 @@ def _error_of(word: Mapping[str, Any]) -> CnnJobsError:
 @contextmanager
 def company(world: World, stop: StopRequest) -> Iterator[Company]:
     """Meets the others, for as long as the context lasts; an error that ends it is told to them."""
-    stay_on_loopback(world.address)
+    bind_gloo_to_loopback(world.address)
     # What torch's C++ prints of a lost connection is told by us, in a line.
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     peers = Company(world, stop)

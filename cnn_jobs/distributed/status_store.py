@@ -39,7 +39,7 @@ class Entry:
     heard: float
 
 
-class Board:
+class StatusStore:
     """This process' line, ``publish``, and those of others, ``entries``: rank 0 reads all, the others rank 0's.
 
     ``fields``, called at each tick in the board's thread, adds to the line. ``failure``: why the store is out of reach
@@ -169,7 +169,7 @@ def is_loopback(address: str) -> bool:
         return address == "::1"
 
 
-def stay_on_loopback(address: str) -> None:
+def bind_gloo_to_loopback(address: str) -> None:
     """Makes gloo listen on loopback, too, where all processes are on this machine; the user's own choice stays."""
     names = {name for _, name in socket.if_nameindex()} & {"lo", "lo0"}
     if is_loopback(address) and names:

@@ -20,7 +20,8 @@ from cnn_jobs.interpret.subject import Subject, grad_cam, look, pretrained_resne
 from cnn_jobs.models.weights import open_weights
 from cnn_jobs.system.files import copy_files, write_text
 from cnn_jobs.tasks import Interpretation
-from cnn_jobs.tracking.client import RefusalError, Remote
+from cnn_jobs.tracking import names
+from cnn_jobs.tracking.client import RefusalError, TrackingClient
 from cnn_jobs.tracking.document_run import log_documents
 from cnn_jobs.training.checkpoint import load_checkpoint
 
@@ -102,7 +103,7 @@ def interpret(request: Request) -> Shown:
     """
     picture = open_picture(request.image) if request.image else draw_picture()
     if request.run_id:
-        subject = subject_of_run(Remote(request.tracking_uri), request.run_id)
+        subject = subject_of_run(TrackingClient(request.tracking_uri), request.run_id)
     else:
         subject = pretrained_resnet18(open_weights(request.weights))
     layer = request.layer or (subject.first if request.task.name == "task4b" else subject.last)
@@ -119,18 +120,18 @@ def interpret(request: Request) -> Shown:
     return Shown(title, summary, subject.note, files, where)
 
 
-def subject_of_run(remote: Remote, run_id: str) -> Subject:
+def subject_of_run(remote: TrackingClient, run_id: str) -> Subject:
     """The best network of a run of ours: its checkpoints, for the exported model cannot be hooked."""
     try:
         run = remote.get(run_id)
     except RefusalError as refusal:
         raise UserError(f"run {run_id}: {refusal}; 'cnn-jobs runs' lists those there are") from refusal
     there = remote.artifacts(run_id, "checkpoints") if run else []
-    if run is None or "checkpoints/best.pt" not in there:
+    if run is None or names.BEST_CHECKPOINT not in there:
         raise UserError(f"run {run_id} has no checkpoints/best.pt; name a run that trained a task to its end")
     with tempfile.TemporaryDirectory(prefix="cnn-jobs-") as name:
         folder = Path(name)
-        best = load_checkpoint(remote.download(run_id, "checkpoints/best.pt", folder))
+        best = load_checkpoint(remote.download(run_id, names.BEST_CHECKPOINT, folder))
         frozen = load_checkpoint(remote.download(run_id, best["frozen"], folder)) if "frozen" in best else None
     return trained_by_us(run.name, best, frozen)
 
@@ -196,6 +197,6 @@ def _log(request: Request, subject: Subject, picture: Picture, layer: str, facts
         tracking_uri=request.tracking_uri,
         experiment=request.experiment,
         state_dir=request.state_dir,
-        tags={"mlflow.note.content": note},
+        tags={names.NOTE: note},
         params=params,
     )

@@ -10,7 +10,7 @@ from torch import nn
 
 from cnn_jobs.models.cpu_kernels.winograd import WinogradConv2d, use_tiles
 from cnn_jobs.models.pooling import add_bias_late
-from cnn_jobs.models.resnet import Trunk, build_resnet18
+from cnn_jobs.models.resnet import Backbone, build_resnet18
 from cnn_jobs.networks.spec import ConvBlock, ConvNet, InputTransform, Network, ResNet18
 from cnn_jobs.networks.table import describe
 
@@ -21,7 +21,7 @@ def build_network(
     classes: int,
     seed: int,
     weights: Mapping[str, torch.Tensor] | None = None,
-) -> tuple[Trunk | None, nn.Module]:
+) -> tuple[Backbone | None, nn.Module]:
     """The frozen part that stands in front, where there is one, and the part that is trained.
 
     ``weights``: a pretrained state dict, for a network that takes one. Otherwise as ``build_model``.

@@ -12,12 +12,12 @@ from torch.nn import functional as F
 
 from cnn_jobs.models.cpu_kernels.winograd import use_tiles
 
-TRUNK = ("conv1", "bn1", "relu", "maxpool", "layer1", "layer2", "layer3")
-TOP = ("layer4", "avgpool", "flatten", "fc")
-TRUNK_CHANNELS, TRUNK_STRIDE = 256, 16
+BACKBONE = ("conv1", "bn1", "relu", "maxpool", "layer1", "layer2", "layer3")
+HEAD = ("layer4", "avgpool", "flatten", "fc")
+BACKBONE_CHANNELS, BACKBONE_STRIDE = 256, 16
 
 
-class Trunk(nn.Module):
+class Backbone(nn.Module):
     """Normalised images (N, 3, H, W) in, features (N, 256, side / 16, side / 16) out; nothing in it is ever trained.
 
     Its BatchNorm uses the statistics that came with the weights, so that the features of an image are a constant.
@@ -29,7 +29,7 @@ class Trunk(nn.Module):
         self.layers, self.side = layers, side
         self.requires_grad_(False).eval()
 
-    def train(self, mode: bool = True) -> Trunk:
+    def train(self, mode: bool = True) -> Backbone:
         """Stays in evaluation mode whatever is asked."""
         return super().train(False)
 
@@ -41,7 +41,7 @@ class Trunk(nn.Module):
     @property
     def feature_shape(self) -> tuple[int, int, int]:
         """Channels, height and width of one image's features."""
-        return TRUNK_CHANNELS, self.side // TRUNK_STRIDE, self.side // TRUNK_STRIDE
+        return BACKBONE_CHANNELS, self.side // BACKBONE_STRIDE, self.side // BACKBONE_STRIDE
 
     def digest(self) -> str:
         """SHA-256 (64 hex digits) over names, types, shapes and bytes of its weights and statistics."""
@@ -62,7 +62,7 @@ def resize(images: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
 
 def build_resnet18(
     weights: Mapping[str, torch.Tensor] | None, side: int, classes: int, seed: int
-) -> tuple[Trunk, nn.Sequential]:
+) -> tuple[Backbone, nn.Sequential]:
     """Trunk and top, whose names of parameters are torchvision's; the last layer is new, for ``classes``.
 
     ``weights``: a state dict of torchvision's ResNet18, or ``None`` for random ones. The same seed gives the same
@@ -83,5 +83,7 @@ def build_resnet18(
         assert set(missing.missing_keys) == {"fc.weight", "fc.bias"}
         assert not missing.unexpected_keys
     network.flatten = nn.Flatten()
-    trunk, top = (nn.Sequential(OrderedDict((name, getattr(network, name)) for name in part)) for part in (TRUNK, TOP))
-    return Trunk(trunk, side), use_tiles(top)
+    backbone, head = (
+        nn.Sequential(OrderedDict((name, getattr(network, name)) for name in part)) for part in (BACKBONE, HEAD)
+    )
+    return Backbone(backbone, side), use_tiles(head)

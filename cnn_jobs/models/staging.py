@@ -14,7 +14,7 @@ from cnn_jobs.data.prepared import write_prepared
 from cnn_jobs.data.sources import default_cache_dir, open_dataset
 from cnn_jobs.errors import DataError, UserError, WeightsError
 from cnn_jobs.models import weights
-from cnn_jobs.system.files import whole_file
+from cnn_jobs.system.files import atomic_file
 
 WEB = ("https://", "http://")
 _log = logging.getLogger(__name__)
@@ -104,5 +104,5 @@ def _copy(source: str, path: Path, folder: Path) -> None:
         )
     # From ``folder``, where it is by now.
     local = s3.download(source, folder)[0] if source.startswith(s3.SCHEME) else Path(source).expanduser()
-    with whole_file(path) as partial:
+    with atomic_file(path) as partial:
         shutil.copyfile(local, partial)

@@ -133,7 +133,7 @@ def is_json() -> bool:
     return _current == JSON
 
 
-def adopt_libraries() -> None:
+def capture_libraries() -> None:
     """Takes from libraries that are imported by now the handlers that they gave their loggers (torch does)."""
     for logger in list(logging.root.manager.loggerDict.values()):
         for handler in [each for each in getattr(logger, "handlers", ()) if _writes_to_console(each)]:
@@ -159,7 +159,7 @@ def _writes_to_console(handler: logging.Handler) -> bool:
     return type(handler) is logging.StreamHandler or any(stream is each for each in console)
 
 
-def tell_context(name: str, source: Context) -> None:
+def add_context(name: str, source: Context) -> None:
     """From now on every JSON line has what ``source`` gives; one of the same ``name`` takes its place."""
     _facts[name] = source
 

@@ -19,6 +19,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, InfoM
 from cnn_jobs import __version__
 from cnn_jobs.monitoring.monitor import Monitor, Totals
 from cnn_jobs.system.redaction import redact
+from cnn_jobs.tracking import names
 from cnn_jobs.training.observer import Phase
 
 if TYPE_CHECKING:  # the page must be there before torch is
@@ -54,10 +55,13 @@ def peak_memory() -> int:
 
 # Metric in MLflow to its name here.
 LATEST = {
-    "train/loss": ("cnn_jobs_train_loss", "Training loss (cross entropy, nats) of the latest step that was read back."),
-    "val/loss": ("cnn_jobs_validation_loss", "Validation loss (cross entropy, nats) of the latest validation."),
-    "val/accuracy": ("cnn_jobs_validation_accuracy_ratio", "Fraction correct, 0 to 1, of the latest validation."),
-    "train/images_per_second": (
+    names.TRAIN_LOSS: (
+        "cnn_jobs_train_loss",
+        "Training loss (cross entropy, nats) of the latest step that was read back.",
+    ),
+    names.VAL_LOSS: ("cnn_jobs_validation_loss", "Validation loss (cross entropy, nats) of the latest validation."),
+    names.VAL_ACCURACY: ("cnn_jobs_validation_accuracy_ratio", "Fraction correct, 0 to 1, of the latest validation."),
+    names.TRAIN_SPEED: (
         "cnn_jobs_train_images_per_second",
         "Speed between the latest two validations, as in MLflow; now: rate(cnn_jobs_images_total[5m]).",
     ),

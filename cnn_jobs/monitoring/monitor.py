@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from cnn_jobs.errors import CnnJobsError
 from cnn_jobs.monitoring import logs
 from cnn_jobs.system.signals import StopRequest
-from cnn_jobs.tracking import run_status
+from cnn_jobs.tracking import names, run_status
 from cnn_jobs.tracking.connection import SHIP_ERRORS
 from cnn_jobs.training.observer import LiveAttempt, Phase
 
@@ -29,12 +29,12 @@ class Totals:
     def plus(self, live: LiveAttempt) -> Totals:
         """These and an attempt's, as it is now."""
         ledger, errors = live.book.totals(), live.recorder.ship_errors
-        wasted, wasted_s = ledger["ledger/steps_thrown_away"], ledger["ledger/device_seconds_thrown_away"]
+        wasted, wasted_s = ledger[names.WASTED_STEPS], ledger[names.WASTED_DEVICE_SECONDS]
         return Totals(
             self.images + live.run.ledger.steps * live.run.recipe.batch_size,
-            self.useful_steps + ledger["ledger/steps"] - wasted,
+            self.useful_steps + ledger[names.STEPS] - wasted,
             self.wasted_steps + wasted,
-            self.useful_device_s + ledger["ledger/device_seconds"] - wasted_s,
+            self.useful_device_s + ledger[names.DEVICE_SECONDS] - wasted_s,
             self.wasted_device_s + wasted_s,
             {kind: count + errors[kind] for kind, count in self.ship_errors.items()},
         )
@@ -127,7 +127,7 @@ def watched(
     An error is told by ``tell`` at once and becomes a ``SystemExit``: nobody waits for it until the page was fetched.
     """
     monitor, began = Monitor(task), time.monotonic()
-    logs.tell_context("run", monitor.where)
+    logs.add_context("run", monitor.where)
     exporter = None
     if options.metrics_port:
         from cnn_jobs.monitoring.metrics import Exporter

@@ -10,6 +10,7 @@ from cnn_jobs.report.groups import Section
 from cnn_jobs.report.statistics import estimate
 from cnn_jobs.report.tables import in_words, run_ids
 from cnn_jobs.tasks import TASKS
+from cnn_jobs.tracking import names
 
 FINAL = "task3e"
 
@@ -38,15 +39,15 @@ def _lacking(section: Section, plan: Plan) -> Paragraph:
 
 def _compared(each: Compared) -> Paragraph:
     pair = f"{each.first.label} - {each.second.label}"
-    effect = in_words(pair, "last/test_accuracy", each.tested, "points", " points of test accuracy")
+    effect = in_words(pair, names.LAST_TEST_ACCURACY, each.tested, "points", " points of test accuracy")
     words: list[Word] = [f"{each.first.label} against {each.second.label}: ", *effect]
     if each.corrected is not None and each.tested.p is not None:
-        words += ["; p = ", Number(pair, "last/test_accuracy", "p", each.tested.p, "p")]
-        words += [", corrected ", Number(pair, "last/test_accuracy", "p Holm", each.corrected, "p")]
+        words += ["; p = ", Number(pair, names.LAST_TEST_ACCURACY, "p", each.tested.p, "p")]
+        words += [", corrected ", Number(pair, names.LAST_TEST_ACCURACY, "p Holm", each.corrected, "p")]
     words += [". The gap between training and test accuracy changes by "]
     words += in_words(pair, "last/gap", each.gap, "points", " points")
     words += ["; the best model's test accuracy by "]
-    words += [*in_words(pair, "best/test_accuracy", each.described, "points", " points"), "."]
+    words += [*in_words(pair, names.BEST_TEST_ACCURACY, each.described, "points", " points"), "."]
     if each.plan.claim:
         words.append(f" The course report says: {each.plan.claim}.")
     lead = f"{each.plan.question}, {each.plan.change}: {each.verdict} in test accuracy."
@@ -55,14 +56,14 @@ def _compared(each: Compared) -> Paragraph:
 
 def _final(section: Section, ending: Overfitting) -> Paragraph:
     group = ending.group
-    test = estimate(list(group.values("last/test_accuracy").values()))
+    test = estimate(list(group.values(names.LAST_TEST_ACCURACY).values()))
     words: list[Word] = [
-        *in_words(group.label, "last/test_accuracy", test, "percent", " % of the test images are right")
+        *in_words(group.label, names.LAST_TEST_ACCURACY, test, "percent", " % of the test images are right")
     ]
     theirs = TASKS[group.task].reference.test_accuracy
     if theirs is not None and not section.synthetic and not group.changed:
-        reference = Number(group.label, "last/test_accuracy", "course report", theirs, "percent")
-        minus = Number(group.label, "last/test_accuracy", "minus course report", test.mean - theirs, "points")
+        reference = Number(group.label, names.LAST_TEST_ACCURACY, "course report", theirs, "percent")
+        minus = Number(group.label, names.LAST_TEST_ACCURACY, "minus course report", test.mean - theirs, "points")
         words += ["; the course report has ", reference, " %, a difference of ", minus, " points"]
     return Paragraph((*words, "."), run_ids(group), f"3e, the final network {group.label}:")
 

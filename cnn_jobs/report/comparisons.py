@@ -10,10 +10,11 @@ from scipy import stats
 
 from cnn_jobs.report.groups import Group, Section
 from cnn_jobs.report.statistics import Difference, Estimate, difference, estimate, holm, verdict
+from cnn_jobs.tracking import names
 
 # The course report's tables are of the last model: its accuracy on the test set is what is tested.
-TESTED = "last/test_accuracy"
-DESCRIBED = "best/test_accuracy"
+TESTED = names.LAST_TEST_ACCURACY
+DESCRIBED = names.BEST_TEST_ACCURACY
 
 
 @dataclass(frozen=True)
@@ -84,7 +85,7 @@ def compare(section: Section, more: Sequence[tuple[Group, Group]] = ()) -> list[
 
 def gaps(group: Group) -> dict[int, float]:
     """Training minus test accuracy of the last model, by seed."""
-    train, test = group.values("last/train_accuracy"), group.values("last/test_accuracy")
+    train, test = group.values(names.LAST_TRAIN_ACCURACY), group.values(names.LAST_TEST_ACCURACY)
     return {seed: train[seed] - test[seed] for seed in train}
 
 

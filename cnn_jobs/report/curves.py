@@ -14,6 +14,7 @@ from cnn_jobs.report.groups import Group
 from cnn_jobs.report.statistics import estimate
 from cnn_jobs.system.figures import png
 from cnn_jobs.tasks import TASKS
+from cnn_jobs.tracking import names
 from cnn_jobs.tracking.run_reader import Curve, TrainingRun
 
 # Okabe and Ito's palette (jfly.uni-koeln.de/color) without its yellow, which is too light for a line, and an olive in
@@ -134,7 +135,7 @@ def accuracy_dots(groups: Sequence[Group], *, with_reference: bool) -> bytes:
         return label if new else ""
 
     for place, group in enumerate(groups):
-        look, values = look_of(group), list(group.values("last/test_accuracy").values())
+        look, values = look_of(group), list(group.values(names.LAST_TEST_ACCURACY).values())
         found = estimate(values)
         percent = [100 * value for value in values]
         axes.plot(

@@ -10,6 +10,7 @@ from cnn_jobs.errors import UserError
 from cnn_jobs.recipe import FIELD_NAMES
 from cnn_jobs.report.document import clean
 from cnn_jobs.tasks import TASKS
+from cnn_jobs.tracking import names
 from cnn_jobs.tracking.run_reader import Aside, TrainingRun, reason_against
 
 SHORT_HASH = 8
@@ -64,7 +65,7 @@ def put_together(runs: Sequence[TrainingRun]) -> tuple[list[Section], list[Aside
     for run in sorted(runs, key=lambda run: (run.start_ms, run.run_id)):
         reason = reason_against(run, list(TASKS))
         if not reason:
-            seeds = by_data[run.tags["cnn_jobs.data_digest"]][run.group_hash]
+            seeds = by_data[run.tags[names.DATA_DIGEST]][run.group_hash]
             first = seeds.setdefault(run.seed, run)
             if first is run:
                 continue
@@ -75,7 +76,7 @@ def put_together(runs: Sequence[TrainingRun]) -> tuple[list[Section], list[Aside
 
 
 def _aside(run: TrainingRun, reason: str) -> Aside:
-    state = run.tags.get("cnn_jobs.state", run.status.lower())
+    state = run.tags.get(names.STATE, run.status.lower())
     return Aside(run.run_id, clean(run.name), run.url, clean(state), clean(reason, 200))
 
 
@@ -90,8 +91,8 @@ def _section(digest: str, found: dict[str, dict[int, TrainingRun]]) -> Section:
     order = list(TASKS)
     groups.sort(key=lambda group: (order.index(group.task), bool(group.changed), group.label))
     tags = groups[0].runs[0].tags
-    synthetic = tags.get("cnn_jobs.synthetic_data") == "true"
-    return Section(digest, clean(tags.get("cnn_jobs.data", "unnamed")), synthetic, tuple(groups))
+    synthetic = tags.get(names.SYNTHETIC_DATA) == "true"
+    return Section(digest, clean(tags.get(names.DATA, "unnamed")), synthetic, tuple(groups))
 
 
 def _group(key: str, runs: Sequence[TrainingRun]) -> Group:

@@ -15,6 +15,7 @@ from cnn_jobs.report.document import Document, clean
 from cnn_jobs.report.formats import FILE_NAMES, FORMATS, html, markdown, report_json, tables_csv
 from cnn_jobs.report.groups import Section, put_together, with_first_runs
 from cnn_jobs.system.files import write_bytes
+from cnn_jobs.tracking import names
 from cnn_jobs.tracking.connection import without_password
 from cnn_jobs.tracking.document_run import log_documents
 from cnn_jobs.tracking.run_reader import Aside, ReportSource
@@ -172,7 +173,7 @@ def _log(request: ReportRequest, document: Document, files: Mapping[str, bytes],
         tracking_uri=request.tracking_uri,
         experiment=request.experiment,
         state_dir=request.state_dir,
-        tags={"mlflow.note.content": f"**Comparison report** of {counted} runs: open `report.html` below Artifacts."},
+        tags={names.NOTE: f"**Comparison report** of {counted} runs: open `report.html` below Artifacts."},
         params={"tasks": ",".join(request.tasks) or "all", "experiment": request.experiment},
-        metrics={"report/runs": float(counted), "report/set_aside": float(set_aside)},
+        metrics={names.REPORT_RUNS: float(counted), names.REPORT_SET_ASIDE: float(set_aside)},
     )

@@ -23,6 +23,7 @@ from cnn_jobs.report.document import (
 from cnn_jobs.report.groups import Group, Section
 from cnn_jobs.report.statistics import Difference, Estimate, estimate
 from cnn_jobs.tasks import TASKS
+from cnn_jobs.tracking import names
 from cnn_jobs.tracking.run_reader import MODELS, Aside, TrainingRun
 
 PART_NAMES = {"train": "training", "val": "validation", "test": "test"}
@@ -157,9 +158,9 @@ def comparison_table(compared: Sequence[Compared]) -> Table:
         how = (count(pair, "pairs", len(seeds)), " pairs") if seeds else ("no pairs: Welch",)
         if each.tested.p is None and not seeds:
             how = ("not tested",)
-        p = Number(pair, "last/test_accuracy", "p", each.tested.p, "p") if each.tested.p is not None else NO_VALUE
+        p = Number(pair, names.LAST_TEST_ACCURACY, "p", each.tested.p, "p") if each.tested.p is not None else NO_VALUE
         holm = (
-            Number(pair, "last/test_accuracy", "p Holm", each.corrected, "p")
+            Number(pair, names.LAST_TEST_ACCURACY, "p Holm", each.corrected, "p")
             if each.corrected is not None
             else NO_VALUE
         )
@@ -167,11 +168,11 @@ def comparison_table(compared: Sequence[Compared]) -> Table:
             Cell(((each.plan.question,), (each.plan.change,))),
             Cell(((each.first.label,), ("against ", each.second.label))),
             Cell.of(*how),
-            difference_cell(pair, "last/test_accuracy", each.tested),
+            difference_cell(pair, names.LAST_TEST_ACCURACY, each.tested),
             Cell.of(p),
             Cell.of(holm),
             Cell.of(each.verdict),
-            difference_cell(pair, "best/test_accuracy", each.described),
+            difference_cell(pair, names.BEST_TEST_ACCURACY, each.described),
             difference_cell(pair, "last/gap", each.gap),
         ]
         rows.append(Row(cells, run_ids(each.first, each.second)))
@@ -202,7 +203,7 @@ def overfitting_table(found: Sequence[Overfitting]) -> Table:
         cells = [
             Cell.of(label),
             estimate_cell(label, "last/gap", each.gap, "points"),
-            Cell.of(Number(label, "val/loss", "lowest at", share, "share") if share is not None else NO_VALUE),
+            Cell.of(Number(label, names.VAL_LOSS, "lowest at", share, "share") if share is not None else NO_VALUE),
             estimate_cell(label, "val/loss rise", each.rise, "change"),
             estimate_cell(label, "val/loss slope", each.slope, "change"),
             Cell.of(each.at_the_end),
@@ -258,12 +259,12 @@ def per_class(group: Group) -> Table | None:
 
 # Sums over the runs of a group.
 SUMS = (
-    ("ledger/attempts", "Attempts", "count"),
-    ("ledger/steps", "Steps", "count"),
-    ("ledger/wall_seconds", "Wall time, s", "seconds"),
-    ("ledger/device_seconds", "Device time, s", "seconds"),
+    (names.ATTEMPTS, "Attempts", "count"),
+    (names.STEPS, "Steps", "count"),
+    (names.WALL_SECONDS, "Wall time, s", "seconds"),
+    (names.DEVICE_SECONDS, "Device time, s", "seconds"),
 )
-WASTED, RATE = "ledger/device_seconds_thrown_away", "train/images_per_second"
+WASTED, RATE = names.WASTED_DEVICE_SECONDS, names.TRAIN_SPEED
 
 
 def cost_table(section: Section) -> Table:
@@ -272,7 +273,7 @@ def cost_table(section: Section) -> Table:
     for group in section.groups:
         cells = [Cell.of(group.label), Cell.of(Number(group.label, "cost", "runs", len(group.runs), "count"))]
         cells += [_sum(group, metric, form) for metric, _, form in SUMS]
-        device, wasted = group.values("ledger/device_seconds"), group.values(WASTED)
+        device, wasted = group.values(names.DEVICE_SECONDS), group.values(WASTED)
         both = device.keys() & wasted.keys()
         useful = sum(device[seed] - wasted[seed] for seed in both)
         cells.append(Cell.of(Number(group.label, "cost", "useful", useful, "seconds") if both else NO_VALUE))
@@ -321,8 +322,8 @@ def runs_table(sections: Sequence[Section], numbers: Mapping[str, int]) -> Table
                 Cell.of(section.name),
                 Cell.of(_time(run)),
                 Cell.of(_commit(run)),
-                Cell.of(clean(run.tags.get("cnn_jobs.attempt", "-"), 8)),
-                Cell.of(clean(run.tags.get("cnn_jobs.device", "-"))),
+                Cell.of(clean(run.tags.get(names.ATTEMPT, "-"), 8)),
+                Cell.of(clean(run.tags.get(names.DEVICE, "-"))),
             ],
             anchor=f"run-{numbers[run.run_id]}",
         )
@@ -339,8 +340,8 @@ def _time(run: TrainingRun) -> str:
 
 
 def _commit(run: TrainingRun) -> str:
-    commit = clean(run.tags.get("mlflow.source.git.commit", ""), 40)[:12] or "unknown"
-    return f"{commit} with changes" if run.tags.get("cnn_jobs.git_dirty", "").lower() == "true" else commit
+    commit = clean(run.tags.get(names.GIT_COMMIT, ""), 40)[:12] or "unknown"
+    return f"{commit} with changes" if run.tags.get(names.GIT_DIRTY, "").lower() == "true" else commit
 
 
 def versions_table(sections: Sequence[Section]) -> Table | None:

@@ -23,9 +23,10 @@ from cnn_jobs.recipe import Recipe
 from cnn_jobs.system.figures import save_figure
 from cnn_jobs.system.files import write_text
 from cnn_jobs.tasks import Task
+from cnn_jobs.tracking import names
 from cnn_jobs.tracking.model_export import save_mlflow_model
 from cnn_jobs.training.evaluation import Evaluation, evaluate
-from cnn_jobs.training.loop import Ledger
+from cnn_jobs.training.loop import DeviceTime
 from cnn_jobs.training.state import TrainState
 
 
@@ -173,7 +174,7 @@ def best_model(state: TrainState) -> nn.Module:
     return model
 
 
-def final_evaluations(state: TrainState, data: TrainingData, recipe: Recipe, ledger: Ledger) -> Evaluations:
+def final_evaluations(state: TrainState, data: TrainingData, recipe: Recipe, ledger: DeviceTime) -> Evaluations:
     """Both models on all three parts, dropout off and BatchNorm on its running statistics."""
     started = time.perf_counter()
     parts = {"train": data.train, "val": data.validation, "test": data.test}
@@ -196,7 +197,7 @@ def final_metrics(state: TrainState, results: Evaluations) -> dict[str, float]:
             metrics[f"{model}/{part}_loss"] = result.loss
             metrics[f"{model}/{part}_accuracy"] = result.accuracy
     if state.best:
-        metrics["best/step"] = float(state.best.validation.step)
+        metrics[names.BEST_STEP] = float(state.best.validation.step)
     return metrics
 
 
@@ -211,7 +212,7 @@ def write(
     """Fills ``folder`` with what belongs at the root of the run's artifacts; test-set files are of the best model."""
     points = [CurvePoint(v.step, v.loss, v.accuracy) for v in state.validations]
     best_step = state.best.validation.step if state.best else state.step
-    write_text(folder / "history.csv", history_csv(state.train_losses, points))
+    write_text(folder / names.HISTORY, history_csv(state.train_losses, points))
     title = f"{task.name}: loss"
     plot_losses(state.train_losses, points, title, folder / "plots" / "loss.png")
     title = f"{task.name}: validation accuracy"
@@ -220,8 +221,8 @@ def write(
     logits = results["best"]["test"].logits
     labels, images = data.test.labels.cpu(), data.test.images.cpu()
     matrix = confusion_matrix(labels, logits.argmax(dim=1), len(classes))
-    write_text(folder / "confusion.csv", confusion_csv(matrix, classes))
-    plot_mistakes(images, labels, logits, classes, folder / "mistakes.png")
+    write_text(folder / names.CONFUSION, confusion_csv(matrix, classes))
+    plot_mistakes(images, labels, logits, classes, folder / names.MISTAKES)
     _, height, width = images.shape[1:]
     # What an attempt that was killed here has left: MLflow writes no model over another.
     shutil.rmtree(folder / "model", ignore_errors=True)

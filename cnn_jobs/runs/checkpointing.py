@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from cnn_jobs.runs import record
-from cnn_jobs.runs.cost import CostBook
+from cnn_jobs.runs.cost import RunCost
 from cnn_jobs.runs.setup import Run
+from cnn_jobs.tracking import names
 from cnn_jobs.tracking.journal import Journal
 from cnn_jobs.tracking.recorder import JournalRecorder
-from cnn_jobs.tracking.records import CHECKPOINT_SLOTS
 from cnn_jobs.training.checkpoint import save_checkpoint
 from cnn_jobs.training.feature_cache import FeaturePlan
 from cnn_jobs.training.state import TrainState
@@ -26,7 +26,7 @@ class CheckpointSaver:
         state: TrainState,
         recorder: JournalRecorder,
         journal: Journal,
-        book: CostBook,
+        book: RunCost,
         plan: FeaturePlan | None = None,
     ) -> None:
         self._run, self._recorder, self._journal, self._book = run, recorder, journal, book
@@ -55,20 +55,20 @@ class CheckpointSaver:
     def after_validation(self, state: TrainState) -> None:
         """``best.pt``, where this validation was the best, and ``last.pt``; both are sent."""
         if state.best and state.best.validation.step == state.step:
-            self._recorder.artifact(self._save_best(state), "checkpoints/best.pt", passing=True)
+            self._recorder.artifact(self._save_best(state), names.BEST_CHECKPOINT, passing=True)
         self.save_and_ship(state)
 
     def save_and_ship(self, state: TrainState) -> Path:
         """``last.pt``, sent to the slot that does not hold the last validation's."""
         path = self.save(state)
-        slot = CHECKPOINT_SLOTS[(len(state.validations) + (not state.is_validated)) % len(CHECKPOINT_SLOTS)]
+        slot = names.CHECKPOINT_SLOTS[(len(state.validations) + (not state.is_validated)) % len(names.CHECKPOINT_SLOTS)]
         self._recorder.artifact(path, slot, passing=True)
         return path
 
     def ship_final(self, state: TrainState) -> None:
         """The state at the end, and the best weights, under their lasting names."""
-        self._recorder.artifact(self._save_best(state), "checkpoints/best.pt")
-        self._recorder.artifact(self.save(state), CHECKPOINT_SLOTS[0])
+        self._recorder.artifact(self._save_best(state), names.BEST_CHECKPOINT)
+        self._recorder.artifact(self.save(state), names.CHECKPOINT_SLOTS[0])
 
     def _save_best(self, state: TrainState) -> Path:
         assert state.best

@@ -12,7 +12,8 @@ from typing import Any
 
 from cnn_jobs.errors import CnnJobsError
 from cnn_jobs.system.files import write_text
-from cnn_jobs.training.loop import Ledger
+from cnn_jobs.tracking import names
+from cnn_jobs.training.loop import DeviceTime
 
 # A book is written at least so often.
 UNWRITTEN_S = 1.0
@@ -30,7 +31,7 @@ class AttemptCost:
 
 
 @dataclass
-class CostBook:
+class RunCost:
     """The attempts before this one, this one, and how much of it all is in the present state of the training.
 
     Thrown away is what was spent and is not in that state: steps since the last checkpoint before a kill, which are
@@ -40,7 +41,7 @@ class CostBook:
     attempt: int
     began: float  # on the monotonic clock
     path: Path
-    own: Ledger
+    own: DeviceTime
     before: Sequence[AttemptCost] = ()
     # Of the checkpoint that this attempt went on from.
     useful_steps: int = 0
@@ -65,13 +66,13 @@ class CostBook:
         steps = sum(each.steps for each in attempts)
         device = sum(each.device_seconds for each in attempts)
         return {
-            "ledger/attempts": float(len(attempts)),
-            "ledger/steps": float(steps),
-            "ledger/steps_thrown_away": max(0.0, steps - useful["steps"]),
-            "ledger/device_seconds": device,
+            names.ATTEMPTS: float(len(attempts)),
+            names.STEPS: float(steps),
+            names.WASTED_STEPS: max(0.0, steps - useful["steps"]),
+            names.DEVICE_SECONDS: device,
             # Not below zero by the rounding of what was read back.
-            "ledger/device_seconds_thrown_away": max(0.0, device - useful["device_seconds"]),
-            "ledger/wall_seconds": sum(each.wall_seconds for each in attempts),
+            names.WASTED_DEVICE_SECONDS: max(0.0, device - useful["device_seconds"]),
+            names.WALL_SECONDS: sum(each.wall_seconds for each in attempts),
         }
 
     def as_json(self) -> str:

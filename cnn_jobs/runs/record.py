@@ -8,17 +8,18 @@ from pathlib import Path
 from typing import Any
 
 from cnn_jobs.data.dataset import Dataset
-from cnn_jobs.models.resnet import Trunk
+from cnn_jobs.models.resnet import Backbone
 from cnn_jobs.networks.spec import ResNet18
 from cnn_jobs.networks.table import as_markdown, describe
 from cnn_jobs.recipe import Recipe
 from cnn_jobs.runs.artifacts import results_markdown
-from cnn_jobs.runs.cost import CostBook
+from cnn_jobs.runs.cost import RunCost
 from cnn_jobs.runs.setup import Run
 from cnn_jobs.system import environment
 from cnn_jobs.system.environment import pod_tags
 from cnn_jobs.system.files import make_folder, write_text
 from cnn_jobs.tasks import Task
+from cnn_jobs.tracking import names
 from cnn_jobs.tracking.journal_summary import START_COMPLETE
 from cnn_jobs.tracking.recorder import JournalRecorder
 from cnn_jobs.tracking.records import DatasetInput
@@ -66,12 +67,12 @@ def first_tags(run: Run) -> dict[str, str]:
     identity = {f"cnn_jobs.{key}": str(value) for key, value in run.identity().items()}
     return {
         **identity,
-        "cnn_jobs.group": run.options.group or run.key,
-        "cnn_jobs.data": run.dataset.name,
-        "cnn_jobs.synthetic_data": str(run.dataset.synthetic).lower(),
-        "mlflow.source.name": "cnn-jobs",
-        "mlflow.source.type": "LOCAL",
-        "mlflow.note.content": note(run.task, run.recipe, run.dataset),
+        names.GROUP: run.options.group or run.key,
+        names.DATA: run.dataset.name,
+        names.SYNTHETIC_DATA: str(run.dataset.synthetic).lower(),
+        names.SOURCE_NAME: "cnn-jobs",
+        names.SOURCE_TYPE: "LOCAL",
+        names.NOTE: note(run.task, run.recipe, run.dataset),
     }
 
 
@@ -80,20 +81,20 @@ def record_attempt(run: Run, recorder: JournalRecorder, plan: FeaturePlan | None
     git = environment.git_facts()
     recorder.tags(
         {
-            **({"cnn_jobs.trunk_cache": plan.text} if plan else {}),
-            **({"cnn_jobs.weights": lasting_uri(run.recipe.weights)} if run.weights else {}),
-            "mlflow.source.git.commit": git["commit"],
-            "cnn_jobs.git_dirty": git["dirty"],
-            "cnn_jobs.device": environment.device_name(run.placement.device),
-            "cnn_jobs.threads": run.threads,
-            "cnn_jobs.deterministic": not run.options.fast,
-            **({"cnn_jobs.world_size": run.processes, "cnn_jobs.backend": run.backend} if run.backend else {}),
+            **({names.FEATURE_CACHE: plan.text} if plan else {}),
+            **({names.WEIGHTS: absolute_uri(run.recipe.weights)} if run.weights else {}),
+            names.GIT_COMMIT: git["commit"],
+            names.GIT_DIRTY: git["dirty"],
+            names.DEVICE: environment.device_name(run.placement.device),
+            names.THREADS: run.threads,
+            names.DETERMINISTIC: not run.options.fast,
+            **({names.WORLD_SIZE: run.processes, names.BACKEND: run.backend} if run.backend else {}),
             **pod_tags(),
         }
     )
 
 
-def record_start(run: Run, recorder: JournalRecorder, frozen: Trunk | None = None) -> None:
+def record_start(run: Run, recorder: JournalRecorder, frozen: Backbone | None = None) -> None:
     """Params, data set, lineage, frozen weights and the network's table, before the first step of the run."""
     # The weights by what they are: an attempt elsewhere may find them in another place, and a param cannot change.
     weights = run.weights.name if run.weights else run.recipe.weights
@@ -106,14 +107,14 @@ def record_start(run: Run, recorder: JournalRecorder, frozen: Trunk | None = Non
         "classes": list(dataset.classes),
         "synthetic": dataset.synthetic,
     }
-    uri = lasting_uri(dataset.uri)
+    uri = absolute_uri(dataset.uri)
     recorder.dataset(DatasetInput(dataset.name, dataset.digest, uri, profile))
     facts = environment.collect(run.placement.device, run.threads)
     data_facts = {"uri": uri, "digest": dataset.digest, **profile}
-    origin = {"uri": lasting_uri(run.recipe.weights), "digest": run.weights_digest}
+    origin = {"uri": absolute_uri(run.recipe.weights), "digest": run.weights_digest}
     content = {**run.identity(), "recipe": run.recipe.as_dict(), "data": data_facts, "weights": origin, **facts}
     folder = make_folder(run.folder / "artifacts")
-    path = write_text(folder / "lineage.json", json.dumps(content, indent=2) + "\n")
+    path = write_text(folder / names.LINEAGE, json.dumps(content, indent=2) + "\n")
     recorder.artifact(path, path.name)
     if frozen:
         # Once, and not in every checkpoint: they never change.
@@ -127,24 +128,24 @@ def record_start(run: Run, recorder: JournalRecorder, frozen: Trunk | None = Non
 def record_history(state: TrainState, recorder: JournalRecorder) -> None:
     """Every measurement that a checkpoint remembers; the shipper leaves out what MLflow has."""
     for step, loss in enumerate(state.train_losses, start=1):
-        recorder.metrics({"train/loss": loss}, step)
+        recorder.metrics({names.TRAIN_LOSS: loss}, step)
     for each in state.validations:
-        recorder.metrics({"val/loss": each.loss, "val/accuracy": each.accuracy}, each.step)
+        recorder.metrics({names.VAL_LOSS: each.loss, names.VAL_ACCURACY: each.accuracy}, each.step)
 
 
-def record_costs(book: CostBook, step: int, recorder: JournalRecorder) -> None:
+def record_costs(book: RunCost, step: int, recorder: JournalRecorder) -> None:
     """What the run cost: each attempt at its number as step, and all together at the run's last step."""
     for each in book.attempts():
         costs = {
-            "attempt/steps": each.steps,
-            "attempt/device_seconds": each.device_seconds,
-            "attempt/wall_seconds": each.wall_seconds,
+            names.ATTEMPT_STEPS: each.steps,
+            names.ATTEMPT_DEVICE_SECONDS: each.device_seconds,
+            names.ATTEMPT_WALL_SECONDS: each.wall_seconds,
         }
         recorder.metrics(costs, each.attempt)
     recorder.metrics(book.totals(), step)
 
 
-def frozen_file(frozen: Trunk) -> str:
+def frozen_file(frozen: Backbone) -> str:
     """Where the weights of a frozen trunk are among a run's artifacts, and below its folder."""
     return f"checkpoints/frozen-{frozen.digest()[:12]}.pt"
 
@@ -161,7 +162,7 @@ def machine(run: Run, plan: FeaturePlan | None = None) -> dict[str, Any]:
     }
 
 
-def lasting_uri(uri: str) -> str:
+def absolute_uri(uri: str) -> str:
     """A data set's URI as it is understood from any folder."""
     path = Path(uri).expanduser()
     return str(path.resolve()) if "://" not in uri and (path.is_file() or "/" in uri) and path.exists() else uri

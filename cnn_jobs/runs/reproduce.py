@@ -18,16 +18,16 @@ from cnn_jobs.errors import CnnJobsError, InterruptedRunError, ReproductionError
 from cnn_jobs.models.weights import Weights, open_weights
 from cnn_jobs.recipe import Recipe
 from cnn_jobs.runs import artifacts
-from cnn_jobs.runs.setup import JobOptions, Run
+from cnn_jobs.runs.setup import Run, RunOptions
 from cnn_jobs.system import environment
 from cnn_jobs.system.signals import StopRequest
 from cnn_jobs.tasks import Task, get_task
-from cnn_jobs.tracking.client import RefusalError, Remote, RemoteRun
-from cnn_jobs.tracking.records import CLOCK_METRICS
+from cnn_jobs.tracking import names
+from cnn_jobs.tracking.client import RefusalError, RemoteRun, TrackingClient
 from cnn_jobs.training.checkpoint import load_checkpoint
 from cnn_jobs.training.device import configure_arithmetic, select_device
 from cnn_jobs.training.feature_cache import COMPUTED_AT_EACH_STEP, features_of_run, plan_features
-from cnn_jobs.training.loop import Ledger, train
+from cnn_jobs.training.loop import DeviceTime, train
 from cnn_jobs.training.observer import Phase, Recorders, Watcher
 from cnn_jobs.training.state import TrainState, new_state
 
@@ -94,7 +94,7 @@ class _RowRecorder:
 
     def metrics(self, values: Mapping[str, float], step: int) -> None:
         for key, value in values.items():
-            if not key.startswith(CLOCK_METRICS):
+            if not key.startswith(names.CLOCK_METRICS):
                 self.rows.setdefault((key, step), []).append(float(value))
 
 
@@ -104,7 +104,7 @@ def reproduce(uri: str, run_id: str, data: str, watcher: Watcher, stop: StopRequ
     ``data`` names the data set where it is no longer where the run had it ("": the recorded place). Raises
     ``ReproductionError`` (exit 2) where identity is impossible from the start, and says why.
     """
-    recorded = _read(Remote(uri), run_id, data)
+    recorded = _read(TrackingClient(uri), run_id, data)
     placement = select_device("cuda" if str(recorded.facts["device"])[:3] != "cpu" else "cpu")
     _check_machine(recorded, environment.collect(placement.device, recorded.facts["threads"]))
     configure_arithmetic(recorded.facts["threads"])
@@ -114,7 +114,7 @@ def reproduce(uri: str, run_id: str, data: str, watcher: Watcher, stop: StopRequ
         )
     with tempfile.TemporaryDirectory(prefix="cnn-jobs-") as folder:
         kept = recorded.last["machine"].get("features") != COMPUTED_AT_EACH_STEP
-        options = JobOptions(tracking_uri=uri, state_dir=Path(folder), trunk_cache="auto" if kept else "off")
+        options = RunOptions(tracking_uri=uri, state_dir=Path(folder), trunk_cache="auto" if kept else "off")
         run = Run(recorded.task, recorded.recipe, options, recorded.dataset, placement, recorded.facts["threads"])
         run.weights = recorded.weights
         rows = _RowRecorder()
@@ -137,7 +137,7 @@ def _train(
             train(state, data, recipe, recorder=Recorders(rows, watcher), should_stop=stop.requested)
         stop.check()
         watcher.phase(Phase.EVALUATION, "final figures of the best and the last model")
-        return state, artifacts.final_evaluations(state, data, recipe, Ledger())
+        return state, artifacts.final_evaluations(state, data, recipe, DeviceTime())
     finally:
         watcher.end("finished")
 
@@ -156,32 +156,32 @@ def _data(run: Run, state: TrainState, images: Parts[ImageSet], watcher: Watcher
     return data
 
 
-def _read(remote: Remote, run_id: str, data: str) -> Recorded:
+def _read(remote: TrackingClient, run_id: str, data: str) -> Recorded:
     try:
         run = remote.get(run_id)
     except RefusalError as refusal:
         raise UserError(f"run {run_id}: {refusal}; 'cnn-jobs runs' lists those there are") from refusal
-    if run is None or run.status != "FINISHED" or "cnn_jobs.recipe_hash" not in run.tags:
+    if run is None or run.status != "FINISHED" or names.RECIPE_HASH not in run.tags:
         state = "was deleted" if run is None else f"is {run.status}" if run.status != "FINISHED" else "trained no task"
         raise UserError(f"run {run_id} {state}; only a finished run of a task can be reproduced")
-    task = get_task(run.tags["cnn_jobs.task"])
+    task = get_task(run.tags[names.TASK])
     recipe = _recipe(run.params)
     # The param says what the weights are, the tag where they were.
-    recipe = replace(recipe, weights=run.tags.get("cnn_jobs.weights", recipe.weights))
-    weights_digest = run.tags.get("cnn_jobs.weights_digest", "")
-    if task.recipe_hash(recipe, weights_digest) != run.tags["cnn_jobs.recipe_hash"]:
+    recipe = replace(recipe, weights=run.tags.get(names.WEIGHTS, recipe.weights))
+    weights_digest = run.tags.get(names.WEIGHTS_DIGEST, "")
+    if task.recipe_hash(recipe, weights_digest) != run.tags[names.RECIPE_HASH]:
         raise ReproductionError(
             f"run {run_id}: this version of cnn-jobs defines {task.name} or its recipe otherwise; "
             f"install the code of commit {run.tags.get('mlflow.source.git.commit') or 'that it was run from'}"
         )
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        facts = json.loads(remote.download(run_id, "lineage.json", folder).read_text(encoding="utf-8"))
+        facts = json.loads(remote.download(run_id, names.LINEAGE, folder).read_text(encoding="utf-8"))
         last, best = (
             load_checkpoint(remote.download(run_id, f"checkpoints/{each}.pt", folder)) for each in ("last", "best")
         )
     dataset = open_dataset(data or facts["data"]["uri"])
-    if dataset.digest != run.tags["cnn_jobs.data_digest"]:
+    if dataset.digest != run.tags[names.DATA_DIGEST]:
         raise ReproductionError(
             f"{data or facts['data']['uri']}: digest {dataset.digest[:12]}, but run {run_id} was trained on "
             f"{run.tags['cnn_jobs.data_digest'][:12]}; name the same data with --data"
@@ -194,7 +194,7 @@ def _read(remote: Remote, run_id: str, data: str) -> Recorded:
         )
     rows: Rows = {}
     for key in run.metrics:
-        for row in [] if key.startswith(CLOCK_METRICS) else remote.history(run_id, key):
+        for row in [] if key.startswith(names.CLOCK_METRICS) else remote.history(run_id, key):
             rows.setdefault((row.key, row.step), []).append(row.value)
     facts = {**facts, "threads": last["machine"]["threads"]}
     return Recorded(run, task, recipe, dataset, weights, facts, last, best, rows)
@@ -216,9 +216,9 @@ def _check_machine(recorded: Recorded, here: Mapping[str, Any]) -> None:
     for package in ("torch", "numpy"):
         if facts["packages"][package] != here["packages"][package]:
             reasons.append(f"{package} was {facts['packages'][package]}, here it is {here['packages'][package]}")
-    if tags.get("cnn_jobs.deterministic") != "True":
+    if tags.get(names.DETERMINISTIC) != "True":
         reasons.append("it was trained with --fast, which does not repeat bit for bit")
-    if words := tags.get("cnn_jobs.continued_elsewhere"):
+    if words := tags.get(names.CONTINUED_ELSEWHERE):
         reasons.append(words)
     if reasons:
         raise ReproductionError(f"run {recorded.run.run_id} cannot come out the same here: {'; '.join(reasons)}")

@@ -12,16 +12,16 @@ from typing import Any
 
 from cnn_jobs.errors import CheckpointMismatchError, DamagedCheckpointError, TrackingError
 from cnn_jobs.runs import record
-from cnn_jobs.runs.cost import CostBook, read_costs
+from cnn_jobs.runs.cost import RunCost, read_costs
 from cnn_jobs.runs.setup import Run
 from cnn_jobs.system.environment import LOOK_UP_S, in_pod, look_up_budget_s
-from cnn_jobs.system.files import make_folder, read_if_whole
+from cnn_jobs.system.files import make_folder, read_or_empty
 from cnn_jobs.system.lock import RunLock
 from cnn_jobs.tracking import look_up
-from cnn_jobs.tracking.client import OutageError, Remote, RemoteRun
+from cnn_jobs.tracking.client import OutageError, RemoteRun, TrackingClient
 from cnn_jobs.tracking.delivery import CursorFile
 from cnn_jobs.tracking.journal import Entry, Journal
-from cnn_jobs.tracking.journal_summary import LeftBehind, attempt_record, read_left_behind
+from cnn_jobs.tracking.journal_summary import JournalSummary, attempt_record, summarize
 from cnn_jobs.tracking.outbox import Outbox
 from cnn_jobs.tracking.ownership import check_cancelled, check_role, may_take_over, runs_of_key, wait_until_still
 from cnn_jobs.tracking.recorder import JournalRecorder
@@ -39,11 +39,11 @@ Say = Callable[[str], object]
 class Attempt:
     """What an attempt starts from. ``remote_run``: the run as MLflow had it, where it was there and answered."""
 
-    remote: Remote
+    remote: TrackingClient
     journal: Journal
     header: RunHeader
     mark: AttemptMark
-    left: LeftBehind
+    left: JournalSummary
     entries: list[Entry]
     remote_run: RemoteRun | None
     lock: RunLock
@@ -101,13 +101,13 @@ def _open(run: Run, header: RunHeader, lock: RunLock, journal: Journal, say: Say
     for damage in journal.damage:
         say(f"{run.folder / JOURNAL}: {damage}; what is whole is kept, the checkpoint's history is recorded again")
     entries = journal.entries
-    left = read_left_behind(entries)
+    left = summarize(entries)
     if left.header:
         check_role(run.key, left.header.tags, "", str(run.folder))
         _check_header(run, left.header.tags, str(run.folder))
         header = replace(left.header, experiment=header.experiment)
     Outbox(run.folder).sweep([entry.content for entry in entries if entry.kind == "artifact"])
-    remote = Remote(run.options.tracking_uri)
+    remote = TrackingClient(run.options.tracking_uri)
     # Who has something to go on from need not wait long for a word of it.
     budget_s = LOOK_UP_S if left.mark else look_up_budget_s()
     found, known = _look_up(remote, header, say, budget_s) if run.options.run_key else (None, True)
@@ -141,7 +141,7 @@ def _open(run: Run, header: RunHeader, lock: RunLock, journal: Journal, say: Say
     return attempt
 
 
-def _look_up(remote: Remote, header: RunHeader, say: Say, budget_s: float) -> tuple[RemoteRun | None, bool]:
+def _look_up(remote: TrackingClient, header: RunHeader, say: Say, budget_s: float) -> tuple[RemoteRun | None, bool]:
     """The run as MLflow has it, and whether MLflow could be asked."""
     try:
         return look_up.find_run(remote, header, budget_s), True
@@ -161,7 +161,9 @@ def _check_header(run: Run, tags: Any, where: str) -> None:
             )
 
 
-def _wait_for_turn(remote: Remote, header: RunHeader, found: RemoteRun, mark: AttemptMark, say: Say) -> AttemptMark:
+def _wait_for_turn(
+    remote: TrackingClient, header: RunHeader, found: RemoteRun, mark: AttemptMark, say: Say
+) -> AttemptMark:
     if may_take_over(found, mark):
         return replace(mark, replaces=mark.replaces | {found.attempt_id})
     say(f"attempt {found.attempt} of run {header.run_key} may be alive: watching its heartbeat for up to a minute")
@@ -196,7 +198,7 @@ def _find_checkpoint(run: Run, attempt: Attempt, say: Say) -> bool:
     return asked
 
 
-def _fetch(remote: Remote, found: RemoteRun, folder: Path, say: Say) -> tuple[list[dict[str, Any]], bool]:
+def _fetch(remote: TrackingClient, found: RemoteRun, folder: Path, say: Say) -> tuple[list[dict[str, Any]], bool]:
     contents, came = [], True
     try:
         budget = 300.0 if in_pod() else 60.0
@@ -241,17 +243,17 @@ def fresh_state(run: Run) -> TrainState:
     return new_state(run.task.network, run.recipe, run.image, len(run.dataset.classes), run.placement, weights)
 
 
-def cost_book_of(run: Run, attempt: Attempt) -> CostBook:
+def cost_book_of(run: Run, attempt: Attempt) -> RunCost:
     """The costs so far, from the state directory or from MLflow, whichever knows more."""
     path = run.folder / "ledger.json"
     tag = attempt.remote_run.tags.get(LEDGER_TAG, "") if attempt.remote_run else ""
     useful = (attempt.checkpoint or {}).get("useful", {"steps": 0, "device_seconds": 0.0})
-    return CostBook(
+    return RunCost(
         attempt.mark.number,
         run.began,
         path,
         run.ledger,
-        read_costs(read_if_whole(path), tag, steps_of_last=attempt.left.steps, last=attempt.left.number),
+        read_costs(read_or_empty(path), tag, steps_of_last=attempt.left.steps, last=attempt.left.number),
         int(useful["steps"]),
         useful["device_seconds"],
     )

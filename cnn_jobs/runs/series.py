@@ -13,27 +13,27 @@ from cnn_jobs.data.dataset import Dataset
 from cnn_jobs.distributed.rendezvous import Peers
 from cnn_jobs.errors import CONTINUE, CnnJobsError, InterruptedRunError, NotShippedError
 from cnn_jobs.recipe import Planned, run_all
-from cnn_jobs.runs.setup import JobOptions, RunResult
-from cnn_jobs.runs.train import CONTACT_S, FAILURE_DEADLINE_S, run_task
+from cnn_jobs.runs.setup import RunOptions, RunResult
+from cnn_jobs.runs.train import CONTACT_S, FAILURE_DEADLINE_S, train_run
 from cnn_jobs.system.environment import look_up_budget_s
 from cnn_jobs.system.signals import StopRequest
 from cnn_jobs.tasks import Task
-from cnn_jobs.tracking import run_status
-from cnn_jobs.tracking.client import OutageError, Remote
+from cnn_jobs.tracking import names, run_status
+from cnn_jobs.tracking.client import OutageError, TrackingClient
 from cnn_jobs.tracking.document_run import PlainRun
 from cnn_jobs.tracking.look_up import find_run
 from cnn_jobs.tracking.ownership import check_role
-from cnn_jobs.tracking.recorder import LAST_WORDS_S
+from cnn_jobs.tracking.recorder import FLUSH_TIMEOUT_S
 from cnn_jobs.tracking.records import Ending, RunHeader, now_ms
 from cnn_jobs.training.observer import Watcher
 
-NOTE, ROLE = "mlflow.note.content", "parent"
+NOTE, ROLE = names.NOTE, "parent"
 
 
 def run_series(
     task: Task,
     planned: Sequence[Planned],
-    options: JobOptions,
+    options: RunOptions,
     dataset: Dataset,
     watcher: Watcher,
     stop: StopRequest,
@@ -71,7 +71,7 @@ def run_series(
 
 def _below_parent(
     run_planned: Callable[[], tuple[list[RunResult], list[CnnJobsError]]],
-    options: JobOptions,
+    options: RunOptions,
     header: RunHeader,
     stop: StopRequest,
 ) -> tuple[list[RunResult], list[CnnJobsError]]:
@@ -96,13 +96,13 @@ def _below_parent(
     return results, errors
 
 
-def _is_finished(options: JobOptions, header: RunHeader) -> bool:
+def _is_finished(options: RunOptions, header: RunHeader) -> bool:
     """Whether MLflow has the parent, FINISHED with the very runs that are planned.
 
     Raises ``CheckpointMismatchError`` where the key is that of something else.
     """
     try:
-        found = find_run(Remote(options.tracking_uri), header, look_up_budget_s())
+        found = find_run(TrackingClient(options.tracking_uri), header, look_up_budget_s())
     except OutageError:
         return False
     if found is None:
@@ -120,7 +120,7 @@ def _go_on_with_the_series(results: list[RunResult], errors: list[CnnJobsError],
                 each.exit_code = CONTINUE
 
 
-def _finish_parent(parent: PlainRun, key: str, errors: list[Any], options: JobOptions, stop: StopRequest) -> None:
+def _finish_parent(parent: PlainRun, key: str, errors: list[Any], options: RunOptions, stop: StopRequest) -> None:
     """FINISHED where nothing failed, KILLED after a signal, else FAILED; an error of its own joins the others."""
     ending: Ending | None = run_status.finished()
     deadline = options.ship_deadline_s
@@ -133,7 +133,7 @@ def _finish_parent(parent: PlainRun, key: str, errors: list[Any], options: JobOp
     if errors:
         whole = errors[-1] if stop.signal_name or len(errors) == 1 else CnnJobsError("; ".join(map(str, errors)))
         ending = run_status.ending_of(whole)
-        deadline = stop.seconds_left(LAST_WORDS_S) if stop.signal_name else min(deadline, FAILURE_DEADLINE_S)
+        deadline = stop.seconds_left(FLUSH_TIMEOUT_S) if stop.signal_name else min(deadline, FAILURE_DEADLINE_S)
     if ending is None:
         parent.recorder.abandon()
         return
@@ -145,7 +145,7 @@ def _finish_parent(parent: PlainRun, key: str, errors: list[Any], options: JobOp
         errors.append(error)
 
 
-def _unsent(parent: PlainRun, key: str, options: JobOptions) -> NotShippedError:
+def _unsent(parent: PlainRun, key: str, options: RunOptions) -> NotShippedError:
     why = parent.recorder.outage or "its runs come first"
     error = NotShippedError(
         f"the series is complete, but MLflow lacks its end ({why}); it is in {options.state_dir / key}",
@@ -158,7 +158,7 @@ def _unsent(parent: PlainRun, key: str, options: JobOptions) -> NotShippedError:
 def _one(
     task: Task,
     item: Planned,
-    options: JobOptions,
+    options: RunOptions,
     dataset: Dataset,
     watcher: Watcher,
     stop: StopRequest,
@@ -169,15 +169,15 @@ def _one(
         options = replace(options, run_name=f"{options.run_name or task.name}-{item.label}")
     if series_key:
         options = replace(options, run_key=f"{series_key}-{re.sub(r'[^A-Za-z0-9._-]', '_', item.label)}")
-    return run_task(task, item.recipe, options, dataset, watcher, stop, peers)
+    return train_run(task, item.recipe, options, dataset, watcher, stop, peers)
 
 
 def _parent_tags(task: Task, planned: Sequence[Planned], key: str) -> dict[str, str]:
     runs = "\n".join(f"- {item.label}" for item in planned)
     return {
-        "cnn_jobs.role": ROLE,
-        "cnn_jobs.task": task.name,
-        "cnn_jobs.group": key,
-        "mlflow.source.name": "cnn-jobs",
+        names.ROLE: ROLE,
+        names.TASK: task.name,
+        names.GROUP: key,
+        names.SOURCE_NAME: "cnn-jobs",
         NOTE: f"**{task.name}** - {task.title}\n\n{len(planned)} runs:\n\n{runs}\n",
     }

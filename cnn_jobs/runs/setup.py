@@ -24,12 +24,12 @@ from cnn_jobs.system import environment
 from cnn_jobs.system.process import claim_start
 from cnn_jobs.tasks import Task
 from cnn_jobs.training.device import Placement, available_threads, select_device
-from cnn_jobs.training.loop import Ledger, validation_batches
+from cnn_jobs.training.loop import DeviceTime, validation_batches
 from cnn_jobs.training.process_group import backend_of
 
 
 @dataclass(frozen=True, kw_only=True)
-class JobOptions:
+class RunOptions:
     """How and where a recipe is run; nothing here is meant to change its result (``fast`` may, on CUDA)."""
 
     tracking_uri: str
@@ -72,7 +72,7 @@ class Run:
 
     task: Task
     recipe: Recipe
-    options: JobOptions
+    options: RunOptions
     dataset: Dataset
     placement: Placement
     threads: int
@@ -80,7 +80,7 @@ class Run:
     weights: Weights | None = None
     key: str = ""
     saved_at: float = 0.0  # the last checkpoint of this attempt, in seconds of the epoch
-    ledger: Ledger = field(default_factory=Ledger)
+    ledger: DeviceTime = field(default_factory=DeviceTime)
     processes: int = 1
     backend: str = ""  # that the processes talk by, "" for one alone
 
@@ -121,7 +121,7 @@ class Run:
 
 
 def prepare(
-    task: Task, recipe: Recipe, options: JobOptions, dataset: Dataset, world: World
+    task: Task, recipe: Recipe, options: RunOptions, dataset: Dataset, world: World
 ) -> tuple[Run, Parts[ImageSet], int]:
     """The run, its data on the device that trains, and the steps of an epoch.
 
@@ -134,7 +134,7 @@ def prepare(
         check_network(task, placement)
     threads = options.threads or max(1, available_threads() // world.local_size)
     weights = open_weights(recipe.weights)
-    ledger = Ledger(devices=world.size)
+    ledger = DeviceTime(devices=world.size)
     run = Run(task, recipe, options, dataset, placement, threads, claim_start(), weights, ledger=ledger)
     run.processes, run.backend = world.size, backend_of(placement.device) if world.distributed else ""
     data = place_on_device(dataset, recipe, task.transform, placement.device, placement.memory_format)

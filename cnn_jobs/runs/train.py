@@ -12,14 +12,14 @@ from cnn_jobs.recipe import Recipe
 from cnn_jobs.runs import artifacts, record, resume
 from cnn_jobs.runs.checkpointing import CheckpointSaver
 from cnn_jobs.runs.resume import Attempt, open_attempt
-from cnn_jobs.runs.setup import JobOptions, Run, RunResult, device_of, facts_of, prepare
+from cnn_jobs.runs.setup import Run, RunOptions, RunResult, device_of, facts_of, prepare
 from cnn_jobs.system.files import make_folder
 from cnn_jobs.system.signals import StopRequest
 from cnn_jobs.tasks import Task
-from cnn_jobs.tracking import run_status
+from cnn_jobs.tracking import names, run_status
 from cnn_jobs.tracking.connection import run_url
 from cnn_jobs.tracking.journal_summary import last_metrics
-from cnn_jobs.tracking.recorder import LAST_WORDS_S, JournalRecorder
+from cnn_jobs.tracking.recorder import FLUSH_TIMEOUT_S, JournalRecorder
 from cnn_jobs.tracking.records import RunHeader, now_ms
 from cnn_jobs.training.feature_cache import FeaturePlan, features_of_run, plan_features
 from cnn_jobs.training.loop import Ending, train
@@ -32,10 +32,10 @@ CONTACT_S = 5.0
 FAILURE_DEADLINE_S = 60.0
 
 
-def run_task(
+def train_run(
     task: Task,
     recipe: Recipe,
-    options: JobOptions,
+    options: RunOptions,
     dataset: Dataset,
     watcher: Watcher,
     stop: StopRequest,
@@ -194,7 +194,7 @@ class _Job:
             recorder.metrics(metrics, state.step)
             recorder.artifact(folder, "")
             saver.ship_final(state)
-            recorder.tags({"mlflow.note.content": record.note(run.task, run.recipe, run.dataset, metrics)})
+            recorder.tags({names.NOTE: record.note(run.task, run.recipe, run.dataset, metrics)})
             self.book.attempt = recorder.attempt
             record.record_costs(self.book, state.step, recorder)
         return metrics
@@ -222,7 +222,7 @@ class _Job:
             if data is None:
                 raise InterruptedRunError(f"stopped by {stop.signal_name} in the frozen trunk's pass over the images")
             if ledger.feature_seconds:
-                recorder.metrics({"trunk/seconds": ledger.feature_seconds}, state.step)
+                recorder.metrics({names.FEATURE_SECONDS: ledger.feature_seconds}, state.step)
         return data
 
     # -- the end -------------------------------------------------------------------------------------------------
@@ -254,7 +254,7 @@ class _Job:
             return
         deadline = min(options.ship_deadline_s, FAILURE_DEADLINE_S)
         if ending.state == "interrupted":
-            deadline = self.stop.seconds_left(LAST_WORDS_S)
+            deadline = self.stop.seconds_left(FLUSH_TIMEOUT_S)
         try:
             self.recorder.finish(ending, deadline, self.stop.requested)
         except CnnJobsError as second:
@@ -279,7 +279,7 @@ def finished_result(run: Run, attempt: Attempt, steps_per_epoch: int) -> RunResu
     """Reads the result back from MLflow: nothing is trained and nothing is changed."""
     there = attempt.remote_run
     assert there
-    rows = attempt.remote.history(there.run_id, "last/test_loss")
+    rows = attempt.remote.history(there.run_id, names.LAST_TEST_LOSS)
     steps = rows[-1].step if rows else 0
     return RunResult(
         run_id=there.run_id,
@@ -289,6 +289,6 @@ def finished_result(run: Run, attempt: Attempt, steps_per_epoch: int) -> RunResu
         metrics={name: value for name, value in there.metrics.items() if name.startswith(("best/", "last/"))},
         steps=steps,
         stopped_early=steps < steps_per_epoch * run.recipe.epochs,
-        seconds=there.metrics.get("ledger/wall_seconds", 0.0),
+        seconds=there.metrics.get(names.WALL_SECONDS, 0.0),
         note="finished before; nothing was trained",
     )

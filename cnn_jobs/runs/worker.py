@@ -12,7 +12,7 @@ from cnn_jobs.distributed.rendezvous import Company
 from cnn_jobs.errors import CONTINUE, InterruptedRunError
 from cnn_jobs.recipe import Recipe
 from cnn_jobs.runs import resume
-from cnn_jobs.runs.setup import JobOptions, Run, device_of, facts_of, prepare
+from cnn_jobs.runs.setup import Run, RunOptions, device_of, facts_of, prepare
 from cnn_jobs.system.signals import StopRequest
 from cnn_jobs.tasks import Task
 from cnn_jobs.tracking import run_status
@@ -25,7 +25,7 @@ from cnn_jobs.training.state import TrainState
 def follow_task(
     task: Task,
     recipe: Recipe,
-    options: JobOptions,
+    options: RunOptions,
     dataset: Dataset,
     watcher: Watcher,
     stop: StopRequest,

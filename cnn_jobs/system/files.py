@@ -13,7 +13,7 @@ from cnn_jobs.errors import from_os_error
 
 
 @contextmanager
-def whole_file(path: Path) -> Iterator[Path]:
+def atomic_file(path: Path) -> Iterator[Path]:
     """A partial file to write; on leaving it is synced and takes the name ``path``, on an error it is removed.
 
     The folder is made where it is missing. Raises ``DiskFullError`` or ``StateDirError`` for what the disk refuses.
@@ -36,19 +36,19 @@ def whole_file(path: Path) -> Iterator[Path]:
 
 def write_text(path: Path, text: str) -> Path:
     """Writes a small text file whole; returns its path."""
-    with whole_file(path) as partial:
+    with atomic_file(path) as partial:
         partial.write_text(text, encoding="utf-8", newline="")
     return path
 
 
 def write_bytes(path: Path, content: bytes) -> Path:
     """Writes a file whole; returns its path."""
-    with whole_file(path) as partial:
+    with atomic_file(path) as partial:
         partial.write_bytes(content)
     return path
 
 
-def read_if_whole(path: Path) -> str:
+def read_or_empty(path: Path) -> str:
     """A small text file, "" where there is none, or none that can be read."""
     try:
         return path.read_text(encoding="utf-8").strip()
@@ -57,7 +57,7 @@ def read_if_whole(path: Path) -> str:
 
 
 def make_folder(path: Path) -> Path:
-    """Makes the folder and what is missing above it; returns its path. Raises as ``whole_file``."""
+    """Makes the folder and what is missing above it; returns its path. Raises as ``atomic_file``."""
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -66,10 +66,10 @@ def make_folder(path: Path) -> Path:
 
 
 def copy_files(source: Path, target: Path) -> list[Path]:
-    """Copies the files of a folder into another, each whole; returns their paths there. Raises as ``whole_file``."""
+    """Copies the files of a folder into another, each whole; returns their paths there. Raises as ``atomic_file``."""
     copied = []
     for path in sorted(each for each in source.iterdir() if each.is_file()):
-        with whole_file(target / path.name) as partial:
+        with atomic_file(target / path.name) as partial:
             shutil.copyfile(path, partial)
         copied.append(target / path.name)
     return copied

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from cnn_jobs.tracking.client import Remote, RemoteRun
+from cnn_jobs.tracking import names
+from cnn_jobs.tracking.client import RemoteRun, TrackingClient
 from cnn_jobs.tracking.connection import run_url
 from cnn_jobs.tracking.look_up import within
-from cnn_jobs.tracking.records import CANCELLED, CHECKPOINT_SLOTS, now_ms
+from cnn_jobs.tracking.records import CANCELLED, now_ms
 
 
 @dataclass(frozen=True)
@@ -27,7 +28,7 @@ class JobRuns:
 
     def __init__(self, uri: str, job_uid: str, budget_s: float = 30.0) -> None:
         """Connects to nothing yet. ``budget_s``: how long an answer is waited for."""
-        self._remote, self._uid, self._budget_s = Remote(uri), job_uid, budget_s
+        self._remote, self._uid, self._budget_s = TrackingClient(uri), job_uid, budget_s
         self._told: set[str] = set()
 
     def runs(self) -> list[RemoteRun]:
@@ -35,7 +36,7 @@ class JobRuns:
         self._remote.load()
         first: dict[str, RemoteRun] = {}
         for run in within(self._budget_s, lambda: self._remote.of_job(self._uid)):
-            first.setdefault(run.tags["cnn_jobs.run_key"], run)
+            first.setdefault(run.tags[names.RUN_KEY], run)
         return list(first.values())
 
     def tell(self, reason: str) -> list[RemoteRun]:
@@ -50,7 +51,7 @@ class JobRuns:
         for run in self.runs():
             if run.status == "FINISHED":
                 if run.cancelled:  # it was finished in the moment in which it was cancelled
-                    self._set(run, {"cnn_jobs.state": "finished", "cnn_jobs.reason": ""})
+                    self._set(run, {names.STATE: "finished", names.REASON: ""})
                 continue
             if not run.cancelled and _is_open(run):  # of an attempt that began in the moment of the cancelling
                 self._tell(run, reason)
@@ -60,7 +61,7 @@ class JobRuns:
         return [self._settled(run) for run in self.runs()]
 
     def _tell(self, run: RemoteRun, reason: str) -> None:
-        self._set(run, {"cnn_jobs.state": CANCELLED, "cnn_jobs.reason": reason})
+        self._set(run, {names.STATE: CANCELLED, names.REASON: reason})
         self._told.add(run.run_id)
 
     def _set(self, run: RemoteRun, tags: dict[str, str]) -> None:
@@ -69,8 +70,8 @@ class JobRuns:
     def _settled(self, run: RemoteRun) -> Settled:
         there = within(self._budget_s, lambda: self._remote.artifacts(run.run_id, "checkpoints"))
         url = run_url(self._remote.uri, run.experiment_id, run.run_id)
-        has_checkpoint = any(slot in there for slot in CHECKPOINT_SLOTS)
-        return Settled(run.tags["cnn_jobs.run_key"], run.name, run.status, run.state, has_checkpoint, url)
+        has_checkpoint = any(slot in there for slot in names.CHECKPOINT_SLOTS)
+        return Settled(run.tags[names.RUN_KEY], run.name, run.status, run.state, has_checkpoint, url)
 
 
 def _is_open(run: RemoteRun) -> bool:

@@ -13,6 +13,7 @@ from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from cnn_jobs.errors import TrackingError, TrackingUriError
+from cnn_jobs.tracking import names
 from cnn_jobs.tracking.connection import (
     UNCLEAR,
     check_uri,
@@ -35,7 +36,7 @@ METRICS_PER_CALL = 1000
 VALUES_PER_CALL = 100
 DIGEST_LENGTH = 36
 # What the UI calls an experiment of this kind.
-EXPERIMENT_TAGS = {"mlflow.experimentKind": "custom_model_development"}
+EXPERIMENT_TAGS = {names.EXPERIMENT_KIND: "custom_model_development"}
 
 Result = TypeVar("Result")
 
@@ -68,18 +69,18 @@ class RemoteRun:
     @property
     def attempt(self) -> int:
         """Number of the last attempt, 0 for none."""
-        text = self.tags.get("cnn_jobs.attempt", "0")
+        text = self.tags.get(names.ATTEMPT, "0")
         return int(text) if text.isdigit() else 0
 
     @property
     def attempt_id(self) -> str:
         """Id of the last attempt, "" for none."""
-        return self.tags.get("cnn_jobs.attempt_id", "")
+        return self.tags.get(names.ATTEMPT_ID, "")
 
     @property
     def state(self) -> str:
         """``cnn_jobs.state``, "" for none."""
-        return self.tags.get("cnn_jobs.state", "")
+        return self.tags.get(names.STATE, "")
 
     @property
     def cancelled(self) -> bool:
@@ -89,11 +90,11 @@ class RemoteRun:
     @property
     def heartbeat(self) -> int:
         """The counter that a living attempt moves."""
-        text = self.tags.get("cnn_jobs.heartbeat", "0")
+        text = self.tags.get(names.HEARTBEAT, "0")
         return int(text) if text.isdigit() else 0
 
 
-class Remote:
+class TrackingClient:
     """One MLflow server or database."""
 
     def __init__(self, uri: str) -> None:
@@ -145,13 +146,13 @@ class Remote:
             ids = [each.experiment_id for each in client.search_experiments(max_results=1000)]
             return _all_runs(client, ids, f"tags.`cnn_jobs.run_key` LIKE '{uid}%'") if ids else []
 
-        return sorted(self.call(search), key=lambda run: (run.tags["cnn_jobs.run_key"], run.start_ms, run.run_id))
+        return sorted(self.call(search), key=lambda run: (run.tags[names.RUN_KEY], run.start_ms, run.run_id))
 
     def create(self, header: RunHeader, tags: Mapping[str, str]) -> None:
         """Makes the run, and the experiment where it is missing."""
 
         def create(client: MlflowClient) -> None:
-            own = {"mlflow.user": _user(), **header.tags, "cnn_jobs.run_key": header.run_key, **tags}
+            own = {names.USER: _user(), **header.tags, names.RUN_KEY: header.run_key, **tags}
             experiment_id = _experiment_id(client, header.experiment)
             client.create_run(experiment_id, start_time=header.start_ms, tags=own, run_name=header.name)
 

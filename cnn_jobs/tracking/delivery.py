@@ -12,7 +12,7 @@ from typing import Any
 
 from cnn_jobs.errors import from_os_error
 from cnn_jobs.system.files import write_text
-from cnn_jobs.tracking.client import Remote, RemoteRun
+from cnn_jobs.tracking.client import RemoteRun, TrackingClient
 from cnn_jobs.tracking.connection import without_password
 from cnn_jobs.tracking.records import Identity, Metric
 
@@ -74,7 +74,7 @@ class KnownRows:
     On a bad line every answer is kept then: a few dozen histories in one go would never arrive.
     """
 
-    def __init__(self, remote: Remote, run: RemoteRun) -> None:
+    def __init__(self, remote: TrackingClient, run: RemoteRun) -> None:
         self._remote, self._run = remote, run
         self._unread = set(run.metrics)
         self._rows: set[Identity] = set()
@@ -85,7 +85,7 @@ class KnownRows:
         return len(self._unread)
 
     def has(self, point: Metric) -> bool:
-        """Whether the run holds the row. Raises as ``Remote.call``."""
+        """Whether the run holds the row. Raises as ``TrackingClient.call``."""
         if point.key in self._unread:
             self._rows |= {row.identity for row in self._remote.history(self._run.run_id, point.key)}
             self._unread.discard(point.key)

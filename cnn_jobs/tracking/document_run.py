@@ -13,13 +13,13 @@ from cnn_jobs.errors import CnnJobsError, NotShippedError
 from cnn_jobs.system.environment import in_pod
 from cnn_jobs.system.files import make_folder
 from cnn_jobs.system.lock import RunLock
-from cnn_jobs.tracking import run_status
-from cnn_jobs.tracking.client import Remote
+from cnn_jobs.tracking import names, run_status
+from cnn_jobs.tracking.client import TrackingClient
 from cnn_jobs.tracking.delivery import CursorFile
 from cnn_jobs.tracking.journal import Journal
-from cnn_jobs.tracking.journal_summary import attempt_record, read_left_behind
+from cnn_jobs.tracking.journal_summary import attempt_record, summarize
 from cnn_jobs.tracking.ownership import check_role
-from cnn_jobs.tracking.recorder import LAST_WORDS_S, JournalRecorder
+from cnn_jobs.tracking.recorder import FLUSH_TIMEOUT_S, JournalRecorder
 from cnn_jobs.tracking.records import AttemptMark, RunHeader, now_ms
 from cnn_jobs.tracking.uploader import JOURNAL
 
@@ -39,15 +39,15 @@ class PlainRun:
     ) -> None:
         """``replaces_any``, ``reopens``, ``revives``: see ``AttemptMark``. Raises ``AnotherAttemptError`` where another
         process has the folder, ``CheckpointMismatchError`` where it is of something else."""
-        remote = Remote(tracking_uri)
+        remote = TrackingClient(tracking_uri)
         self._lock = RunLock(folder)
         try:
             self._journal = Journal(folder / JOURNAL, after=CursorFile(folder).highest())
-            left = read_left_behind(self._journal.entries)
+            left = summarize(self._journal.entries)
             number = left.mark.number + 1 if left.mark else 1
             mark = AttemptMark(uuid.uuid4().hex[:12], number, left.attempt_ids, replaces_any, reopens, revives)
             if left.header:
-                check_role(header.run_key, left.header.tags, header.tags.get("cnn_jobs.role", ""), str(folder))
+                check_role(header.run_key, left.header.tags, header.tags.get(names.ROLE, ""), str(folder))
                 header = replace(left.header, experiment=header.experiment)
             self._journal.append("attempt", attempt_record(header, mark))
         except BaseException:
@@ -84,7 +84,7 @@ def log_documents(
     directory goes with it, 1, and another pod makes it anew.
     """
     key = uuid.uuid4().hex[:16]
-    own = {"cnn_jobs.role": "document", "cnn_jobs.task": task, "mlflow.source.name": "cnn-jobs", **(tags or {})}
+    own = {names.ROLE: "document", names.TASK: task, names.SOURCE_NAME: "cnn-jobs", **(tags or {})}
     folder = state_dir / key
     run = PlainRun(folder, tracking_uri, RunHeader(experiment, key, name, now_ms(), own))
     recorder = run.recorder
@@ -121,4 +121,4 @@ def _end_badly(recorder: JournalRecorder, error: BaseException) -> None:
         recorder.abandon()
         return
     with contextlib.suppress(CnnJobsError):
-        recorder.finish(ending, LAST_WORDS_S)
+        recorder.finish(ending, FLUSH_TIMEOUT_S)

@@ -6,15 +6,16 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
+from cnn_jobs.tracking import names
 from cnn_jobs.tracking.journal import Entry
 from cnn_jobs.tracking.records import AttemptMark, Ending, RunHeader
 
 # The last of what is recorded before the first step: where it is, all of that is.
-START_COMPLETE = "network.md"
+START_COMPLETE = names.NETWORK
 
 
 @dataclass(frozen=True)
-class LeftBehind:
+class JournalSummary:
     """A journal's own account of the run: ``mark`` and ``ending`` are those of its last attempt."""
 
     header: RunHeader | None = None
@@ -35,7 +36,7 @@ class LeftBehind:
         return self.ending is not None and self.ending.status == "FINISHED"
 
 
-def read_left_behind(entries: Sequence[Entry]) -> LeftBehind:
+def summarize(entries: Sequence[Entry]) -> JournalSummary:
     """Reads the entries once, from the first to the last."""
     header: RunHeader | None = None
     mark: AttemptMark | None = None
@@ -57,7 +58,7 @@ def read_left_behind(entries: Sequence[Entry]) -> LeftBehind:
                 # One that comes after the end has only to deliver; however that one ends, the training is finished.
                 ending = finished
                 first = last = int(entry.content.get("from_step", 0))
-            case "metrics" if "train/loss" in entry.content["values"]:
+            case "metrics" if names.TRAIN_LOSS in entry.content["values"]:
                 last = max(last, entry.content["step"])
                 ending = finished = None  # trained anew
             case "ending":
@@ -65,7 +66,7 @@ def read_left_behind(entries: Sequence[Entry]) -> LeftBehind:
                 finished = ending if ending.status == "FINISHED" else None
             case "artifact" if entry.content["to"] == START_COMPLETE:
                 started = True
-    return LeftBehind(header, mark, ending, frozenset(ids), started, last - first)
+    return JournalSummary(header, mark, ending, frozenset(ids), started, last - first)
 
 
 def attempt_record(header: RunHeader, mark: AttemptMark, from_step: int = 0) -> dict[str, Any]:

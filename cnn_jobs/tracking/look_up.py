@@ -11,10 +11,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
-from cnn_jobs.tracking.client import OutageError, Remote, RemoteRun
+from cnn_jobs.tracking import names
+from cnn_jobs.tracking.client import OutageError, RemoteRun, TrackingClient
 from cnn_jobs.tracking.connection import NO_ANSWER
 from cnn_jobs.tracking.ownership import runs_of_key
-from cnn_jobs.tracking.records import CHECKPOINT_SLOTS, RunHeader
+from cnn_jobs.tracking.records import RunHeader
 
 Result = TypeVar("Result")
 
@@ -54,19 +55,19 @@ def within(budget_s: float, question: Callable[[], Result]) -> Result:
     return result  # type: ignore[return-value]
 
 
-def find_run(remote: Remote, header: RunHeader, budget_s: float) -> RemoteRun | None:
+def find_run(remote: TrackingClient, header: RunHeader, budget_s: float) -> RemoteRun | None:
     """The key's run, the oldest of twins; ``None`` where MLflow says that there is none. Raises as ``within``."""
     remote.load()
     runs = within(budget_s, lambda: runs_of_key(remote, header))
     return runs[0] if runs else None
 
 
-def fetch_checkpoints(remote: Remote, run: RemoteRun, folder: Path, budget_s: float) -> list[Path]:
+def fetch_checkpoints(remote: TrackingClient, run: RemoteRun, folder: Path, budget_s: float) -> list[Path]:
     """Downloads what the run's artifacts hold of its latest state, into a new folder below ``folder``."""
     target = Path(tempfile.mkdtemp(prefix="fetched-", dir=folder))
 
     def fetch() -> list[Path]:
         there = set(remote.artifacts(run.run_id, "checkpoints"))
-        return [remote.download(run.run_id, slot, target) for slot in CHECKPOINT_SLOTS if slot in there]
+        return [remote.download(run.run_id, slot, target) for slot in names.CHECKPOINT_SLOTS if slot in there]
 
     return within(budget_s, fetch)

@@ -7,22 +7,23 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 
 from cnn_jobs.errors import AnotherAttemptError, CancelledRunError, CheckpointMismatchError
-from cnn_jobs.tracking.client import OutageError, Remote, RemoteRun
+from cnn_jobs.tracking import names
+from cnn_jobs.tracking.client import OutageError, RemoteRun, TrackingClient
 from cnn_jobs.tracking.records import AttemptMark, RunHeader
 
-RUN_KEY_TAG = "cnn_jobs.run_key"
+RUN_KEY_TAG = names.RUN_KEY
 HEARTBEAT_INTERVAL_S = 10.0
 # A living attempt moves its counter at least once in this time, whatever its pauses between two tries (at most 30 s).
 STILL_S = 60.0
 POLL_S = 2.0
 
 
-def runs_of_key(remote: Remote, header: RunHeader) -> list[RemoteRun]:
+def runs_of_key(remote: TrackingClient, header: RunHeader) -> list[RemoteRun]:
     """The runs that carry the key; more than one for a moment, when two processes made it at the same time."""
     return remote.find(header.experiment, RUN_KEY_TAG, header.run_key)
 
 
-def find_or_create(remote: Remote, header: RunHeader, mark: AttemptMark) -> RemoteRun:
+def find_or_create(remote: TrackingClient, header: RunHeader, mark: AttemptMark) -> RemoteRun:
     """The key's run; of twins the oldest, empty ones are deleted. Raises ``OutageError`` where that stays unclear."""
     runs = runs_of_key(remote, header)
     if not runs:
@@ -38,21 +39,21 @@ def find_or_create(remote: Remote, header: RunHeader, mark: AttemptMark) -> Remo
     return runs[0]
 
 
-def parent_tag(remote: Remote, header: RunHeader) -> dict[str, str]:
+def parent_tag(remote: TrackingClient, header: RunHeader) -> dict[str, str]:
     """MLflow's tag for a run below another; empty where the parent is not there, or not yet."""
     if not header.parent_key:
         return {}
     parents = remote.find(header.experiment, RUN_KEY_TAG, header.parent_key)
-    return {"mlflow.parentRunId": parents[0].run_id} if parents else {}
+    return {names.PARENT_RUN_ID: parents[0].run_id} if parents else {}
 
 
 def check_role(key: str, tags: Mapping[str, str], role: str, where: str) -> None:
     """Raises ``CheckpointMismatchError`` where the key is that of something else: a series, one run, a document."""
-    names = {"": "one run", "parent": "a series of runs", "document": "a document"}
-    found = tags.get("cnn_jobs.role", "")
+    roles = {"": "one run", "parent": "a series of runs", "document": "a document"}
+    found = tags.get(names.ROLE, "")
     if found != role:
         raise CheckpointMismatchError(
-            f"run {key}: {where} is {names.get(found, found)}, this command is of {names[role]}; use another --run-key"
+            f"run {key}: {where} is {roles.get(found, found)}, this command is of {roles[role]}; use another --run-key"
         )
 
 
@@ -66,10 +67,10 @@ def check_cancelled(key: str, run: RemoteRun, mark: AttemptMark) -> None:
 def attempt_tags(mark: AttemptMark) -> dict[str, str]:
     """What says whose turn it is."""
     return {
-        "cnn_jobs.attempt": str(mark.number),
-        "cnn_jobs.attempt_id": mark.id,
-        "cnn_jobs.state": "running",
-        "cnn_jobs.heartbeat": "0",
+        names.ATTEMPT: str(mark.number),
+        names.ATTEMPT_ID: mark.id,
+        names.STATE: "running",
+        names.HEARTBEAT: "0",
     }
 
 
@@ -109,7 +110,9 @@ def wait_until_still(
             return
 
 
-def claim(remote: Remote, header: RunHeader, run: RemoteRun, mark: AttemptMark) -> tuple[RemoteRun, AttemptMark]:
+def claim(
+    remote: TrackingClient, header: RunHeader, run: RemoteRun, mark: AttemptMark
+) -> tuple[RemoteRun, AttemptMark]:
     """Makes ``mark`` the attempt that has ``run``; returns both as they are then, the number above all before it.
 
     Raises ``AnotherAttemptError`` where the run is finished (and ``mark`` does not reopen it), or another process
@@ -123,14 +126,14 @@ def claim(remote: Remote, header: RunHeader, run: RemoteRun, mark: AttemptMark) 
                 f"run {header.run_key} was finished by attempt {run.attempt} meanwhile; call again to see its result"
             )
         mark = replace(mark, number=max(mark.number, run.attempt + 1))
-        tags = {**attempt_tags(mark), "cnn_jobs.heartbeat": str(run.heartbeat + 1), "cnn_jobs.reason": ""}
+        tags = {**attempt_tags(mark), names.HEARTBEAT: str(run.heartbeat + 1), names.REASON: ""}
         remote.set_tags(run.run_id, tags)
     if run.status != "RUNNING" and not closed and not (run.cancelled and run.attempt_id == mark.id):
         remote.set_status(run.run_id, "RUNNING")
     return check_claim(remote, header, run, mark), mark
 
 
-def adopt(remote: Remote, header: RunHeader, run: RemoteRun, mark: AttemptMark) -> RemoteRun:
+def adopt(remote: TrackingClient, header: RunHeader, run: RemoteRun, mark: AttemptMark) -> RemoteRun:
     """The run, with ``mark`` as its last attempt; its state and status stay as they are.
 
     For an attempt that is over, and may never have reached the server: then the server still names one of those that
@@ -138,16 +141,16 @@ def adopt(remote: Remote, header: RunHeader, run: RemoteRun, mark: AttemptMark) 
     """
     if run.attempt_id in mark.replaces:
         tags = attempt_tags(replace(mark, number=max(mark.number, run.attempt)))
-        remote.set_tags(run.run_id, {name: tags[name] for name in ("cnn_jobs.attempt", "cnn_jobs.attempt_id")})
+        remote.set_tags(run.run_id, {name: tags[name] for name in (names.ATTEMPT, names.ATTEMPT_ID)})
     return check_claim(remote, header, run, mark)
 
 
-def check_claim(remote: Remote, header: RunHeader, run: RemoteRun, mark: AttemptMark) -> RemoteRun:
+def check_claim(remote: TrackingClient, header: RunHeader, run: RemoteRun, mark: AttemptMark) -> RemoteRun:
     """The key's run as it is now. Raises ``AnotherAttemptError`` where an attempt other than ``mark`` has it."""
     runs = runs_of_key(remote, header)
     now = next((each for each in runs if each.run_id == run.run_id), None)
     if now is None or runs[0].run_id != run.run_id:
-        raise TwinError(f"run {run.run_id} of key {header.run_key} was deleted, or is a twin of an older one")
+        raise DuplicateRunError(f"run {run.run_id} of key {header.run_key} was deleted, or is a twin of an older one")
     if now.attempt_id != mark.id:
         raise AnotherAttemptError(
             f"attempt {now.attempt} has taken over run {header.run_key}; this one (attempt {mark.number}) stops"
@@ -155,5 +158,5 @@ def check_claim(remote: Remote, header: RunHeader, run: RemoteRun, mark: Attempt
     return now
 
 
-class TwinError(OutageError):
+class DuplicateRunError(OutageError):
     """The run that was joined is not, or no longer, the one that counts: join again."""

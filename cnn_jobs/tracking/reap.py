@@ -7,7 +7,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from cnn_jobs.errors import UserError
-from cnn_jobs.tracking.client import Remote, RemoteRun
+from cnn_jobs.tracking import names
+from cnn_jobs.tracking.client import RemoteRun, TrackingClient
 from cnn_jobs.tracking.ownership import RUN_KEY_TAG, STILL_S
 from cnn_jobs.tracking.records import now_ms
 
@@ -35,7 +36,7 @@ def reap(
     Clocks are not asked. One that was only out of reach sets itself to RUNNING again with its next heartbeat. Raises
     ``UserError`` for an unknown experiment unless it is ``missing_ok``, ``TrackingError`` where MLflow does not answer.
     """
-    remote = Remote(uri)
+    remote = TrackingClient(uri)
     if not remote.has_experiment(experiment):
         if missing_ok:
             return []
@@ -60,17 +61,17 @@ def reap(
     return watched
 
 
-def _set_ended(remote: Remote, run: RemoteRun, still_s: float) -> str:
+def _set_ended(remote: TrackingClient, run: RemoteRun, still_s: float) -> str:
     """FAILED, lost; but KILLED where it was cancelled and killed before it could say so. Returns that status."""
     if run.cancelled:
         remote.set_status(run.run_id, "KILLED", now_ms())
         return "KILLED"
     reason = f"no sign of life from attempt {run.attempt} for {still_s:.0f} s: its process is gone, or out of reach"
     # The tags first: a heartbeat that comes now sees RUNNING and leaves them; the next one sees FAILED and sets both.
-    remote.set_tags(run.run_id, {"cnn_jobs.state": "lost", "cnn_jobs.reason": reason})
+    remote.set_tags(run.run_id, {names.STATE: "lost", names.REASON: reason})
     remote.set_status(run.run_id, "FAILED", now_ms())
     return "FAILED"
 
 
-def _running(remote: Remote, experiment: str) -> list[RemoteRun]:
+def _running(remote: TrackingClient, experiment: str) -> list[RemoteRun]:
     return [run for run in remote.running(experiment) if RUN_KEY_TAG in run.tags]

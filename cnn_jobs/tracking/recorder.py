@@ -12,12 +12,12 @@ from functools import partial
 from pathlib import Path
 
 from cnn_jobs.errors import AnotherAttemptError, CnnJobsError, RejectedRecordsError, ThreadError, TrackingError
-from cnn_jobs.tracking.client import OutageError, Remote
+from cnn_jobs.tracking.client import OutageError, TrackingClient
 from cnn_jobs.tracking.connection import REFUSED, SHIP_ERRORS, run_url
 from cnn_jobs.tracking.journal import Journal
 from cnn_jobs.tracking.outbox import Outbox
 from cnn_jobs.tracking.records import AttemptMark, DatasetInput, Ending, RunHeader, now_ms
-from cnn_jobs.tracking.uploader import Shipper
+from cnn_jobs.tracking.uploader import Uploader
 
 SHIP_INTERVAL_S = 1.0
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.5, 30.0
@@ -25,7 +25,7 @@ FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.5, 30.0
 LONGEST_LAST_PAUSE_S = 5.0
 SYNC_INTERVAL_S = 0.9
 # What is left for MLflow after a signal: a pod has little more than ten seconds in all.
-LAST_WORDS_S = 5.0
+FLUSH_TIMEOUT_S = 5.0
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class JournalRecorder:
     def __init__(
         self,
         folder: Path,
-        remote: Remote,
+        remote: TrackingClient,
         journal: Journal,
         header: RunHeader,
         mark: AttemptMark,
@@ -58,7 +58,7 @@ class JournalRecorder:
         self.outage = ""
         self.delivered = False
         self._remote, self._journal, self._outbox, self._on_tick = remote, journal, Outbox(folder), on_tick
-        self._make_shipper = partial(Shipper, folder, remote, header, mark, wait=self._sleep, ledger=ledger)
+        self._make_shipper = partial(Uploader, folder, remote, header, mark, wait=self._sleep, ledger=ledger)
         self._shipper = self._make_shipper()
         self._ending: Ending | None = None
         self._failed_calls = dict.fromkeys(SHIP_ERRORS, 0)
@@ -168,7 +168,7 @@ class JournalRecorder:
         hurried = False
         while self._thread.is_alive() and time.monotonic() < end:
             if not hurried and hurry():
-                hurried, end = True, min(end, time.monotonic() + LAST_WORDS_S)
+                hurried, end = True, min(end, time.monotonic() + FLUSH_TIMEOUT_S)
             self._thread.join(0.05)
         self._over.set()
         self._ticker.join()

@@ -9,11 +9,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-# Metrics that a clock decides: their value differs from attempt to attempt of the same step.
-CLOCK_METRICS = ("train/images_per_second", "trunk/seconds", "attempt/", "ledger/")
-
-# Uploads of the latest state alternate between two names: one that is cut off leaves the other whole.
-CHECKPOINT_SLOTS = ("checkpoints/last.pt", "checkpoints/alternate.pt")
+from cnn_jobs.tracking import names
 
 # The ``cnn_jobs.state`` that 'cnn-jobs cancel' sets and attempts keep.
 CANCELLED = "cancelled"
@@ -34,7 +30,7 @@ class Metric:
     @property
     def identity(self) -> Identity:
         """What makes a second row the same as this one, whenever it was measured, and after MLflow stored it."""
-        if self.key.startswith(CLOCK_METRICS):
+        if self.key.startswith(names.CLOCK_METRICS):
             return self.key, self.step, None
         if math.isnan(self.value):  # equal to nothing, not even to itself
             return self.key, self.step, "NaN"

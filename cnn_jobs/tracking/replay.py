@@ -9,14 +9,14 @@ from functools import partial
 from pathlib import Path
 
 from cnn_jobs.errors import DamagedJournalError, NotShippedError, UserError
-from cnn_jobs.system.files import read_if_whole
+from cnn_jobs.system.files import read_or_empty
 from cnn_jobs.system.lock import RunLock
-from cnn_jobs.tracking.client import OutageError, Remote
+from cnn_jobs.tracking.client import OutageError, TrackingClient
 from cnn_jobs.tracking.connection import run_url
 from cnn_jobs.tracking.delivery import CursorFile
 from cnn_jobs.tracking.journal import Journal
-from cnn_jobs.tracking.journal_summary import LeftBehind, read_left_behind
-from cnn_jobs.tracking.uploader import JOURNAL, Shipper
+from cnn_jobs.tracking.journal_summary import JournalSummary, summarize
+from cnn_jobs.tracking.uploader import JOURNAL, Uploader
 
 
 @dataclass(frozen=True)
@@ -40,15 +40,15 @@ def replay(folder: Path, uri: str, deadline_s: float) -> Replayed:
     """
     if not (folder / JOURNAL).is_file():
         raise UserError(f"{folder}: holds no {JOURNAL}; name the folder of a run, DIR/<run_key>")
-    remote = Remote(uri)
+    remote = TrackingClient(uri)
     with RunLock(folder), Journal(folder / JOURNAL, after=CursorFile(folder).highest()) as journal:
         damage = tuple(f"{folder / JOURNAL}: {each}" for each in journal.damage)
         entries = journal.entries
-        left = read_left_behind(entries)
+        left = summarize(entries)
         if left.header is None or left.mark is None:
             raise DamagedJournalError(f"{folder / JOURNAL}: no whole record says which run it is of; nothing was sent")
-        ledger = partial(read_if_whole, folder / "ledger.json")
-        shipper = Shipper(folder, remote, left.header, left.mark, replay=True, ledger=ledger)
+        ledger = partial(read_or_empty, folder / "ledger.json")
+        shipper = Uploader(folder, remote, left.header, left.mark, replay=True, ledger=ledger)
         _ship(shipper, left, folder, deadline_s)
     assert shipper.run
     return Replayed(
@@ -62,7 +62,7 @@ def replay(folder: Path, uri: str, deadline_s: float) -> Replayed:
     )
 
 
-def _ship(shipper: Shipper, left: LeftBehind, folder: Path, deadline_s: float) -> None:
+def _ship(shipper: Uploader, left: JournalSummary, folder: Path, deadline_s: float) -> None:
     end, pause = time.monotonic() + deadline_s, 0.5
     while True:
         try:

@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, TypeVar
 from urllib.parse import urlsplit
 
 from cnn_jobs.errors import UserError
-from cnn_jobs.tracking.client import OutageError, Remote
+from cnn_jobs.tracking import names
+from cnn_jobs.tracking.client import OutageError, TrackingClient
 from cnn_jobs.tracking.connection import run_url
 
 if TYPE_CHECKING:
@@ -74,12 +75,12 @@ class TrainingRun:
     @property
     def task(self) -> str:
         """Name of the task that it trained, empty for a run that is not ours."""
-        return self.tags.get("cnn_jobs.task", "")
+        return self.tags.get(names.TASK, "")
 
     @property
     def group_hash(self) -> str:
         """What runs share that differ in the seed alone."""
-        return self.tags.get("cnn_jobs.group_hash", "")
+        return self.tags.get(names.GROUP_HASH, "")
 
     @property
     def seed(self) -> int:
@@ -100,13 +101,13 @@ class Aside:
 
 def reason_against(run: TrainingRun, tasks: Sequence[str]) -> str:
     """Why a run cannot be counted, in words; empty where it can."""
-    state = run.tags.get("cnn_jobs.state", "")
+    state = run.tags.get(names.STATE, "")
     if run.task not in tasks:
         return f"its task '{run.task}' is none of this version's"
     if run.status != "FINISHED" or state != "finished":
-        told = run.tags.get("cnn_jobs.reason", "")
+        told = run.tags.get(names.REASON, "")
         return f"it did not finish{': ' + told if told else ''}"
-    lacking = [tag for tag in ("cnn_jobs.group_hash", "cnn_jobs.data_digest") if not run.tags.get(tag)]
+    lacking = [tag for tag in (names.GROUP_HASH, names.DATA_DIGEST) if not run.tags.get(tag)]
     if lacking:
         return f"it has no tag {' and no '.join(lacking)}"
     if not run.params.get("seed", "").isdigit():
@@ -146,7 +147,7 @@ TRIES, BETWEEN_TRIES_S = 3, 1.0
 # A server works on several requests at once; a database in this process does not gain by it.
 READERS = 4
 MISTAKES_BYTES = 4 << 20
-TAGS = ("cnn_jobs.", "mlflow.source.git.commit")
+TAGS = (names.PREFIX, names.GIT_COMMIT)
 Result = TypeVar("Result")
 
 
@@ -163,7 +164,7 @@ class ReportSource:
     """One MLflow server or database, read with patience: a call that fails is tried ``tries`` times."""
 
     def __init__(self, uri: str, tries: int = TRIES) -> None:
-        self.remote = Remote(uri)
+        self.remote = TrackingClient(uri)
         self._tries = tries
 
     def experiment(self, name: str, since_ms: int = 0) -> Experiment:
@@ -177,7 +178,7 @@ class ReportSource:
             raise UserError(f"experiment '{name}' is not in MLflow; there are: {', '.join(sorted(there))}")
         runs, others = [], 0
         for each in self._pages(found.experiment_id, since_ms):
-            if "cnn_jobs.role" in each.data.tags:
+            if names.ROLE in each.data.tags:
                 others += 1
             else:
                 runs.append(_training_run(each, self.remote.uri))
@@ -217,16 +218,18 @@ class ReportSource:
 
     def _complete(self, run: TrainingRun) -> TrainingRun:
         lacking: list[str] = []
-        curves = {key: self._curve(run.run_id, key, lacking) for key in ("train/loss", "val/loss", "val/accuracy")}
+        curves = {
+            key: self._curve(run.run_id, key, lacking) for key in (names.TRAIN_LOSS, names.VAL_LOSS, names.VAL_ACCURACY)
+        }
         with tempfile.TemporaryDirectory(prefix="cnn-jobs-") as name:
             folder = Path(name)
-            confusion = self._file(run.run_id, "confusion.csv", folder, read_confusion, lacking)
-            versions = self._file(run.run_id, "lineage.json", folder, read_versions, lacking)
+            confusion = self._file(run.run_id, names.CONFUSION, folder, read_confusion, lacking)
+            versions = self._file(run.run_id, names.LINEAGE, folder, read_versions, lacking)
         return replace(
             run,
-            train_loss=thinned(curves["train/loss"], curves["val/loss"].steps),
-            val_loss=curves["val/loss"],
-            val_accuracy=curves["val/accuracy"],
+            train_loss=thinned(curves[names.TRAIN_LOSS], curves[names.VAL_LOSS].steps),
+            val_loss=curves[names.VAL_LOSS],
+            val_accuracy=curves[names.VAL_ACCURACY],
             confusion=confusion,
             versions=versions or {},
             lacking=tuple(lacking),
@@ -236,7 +239,7 @@ class ReportSource:
         """The run with its picture of mistakes."""
         lacking = list(run.lacking)
         with tempfile.TemporaryDirectory(prefix="cnn-jobs-") as name:
-            picture = self._file(run.run_id, "mistakes.png", Path(name), read_png, lacking)
+            picture = self._file(run.run_id, names.MISTAKES, Path(name), read_png, lacking)
         return replace(run, mistakes=picture or b"", lacking=tuple(lacking))
 
     def _curve(self, run_id: str, key: str, lacking: list[str]) -> Curve:

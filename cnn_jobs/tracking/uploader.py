@@ -9,15 +9,14 @@ from dataclasses import replace
 from pathlib import Path
 
 from cnn_jobs.errors import CnnJobsError
-from cnn_jobs.tracking import ownership
-from cnn_jobs.tracking.client import METRICS_PER_CALL, RefusalError, Remote, RemoteRun
+from cnn_jobs.tracking import names, ownership
+from cnn_jobs.tracking.client import METRICS_PER_CALL, RefusalError, RemoteRun, TrackingClient
 from cnn_jobs.tracking.connection import without_password
 from cnn_jobs.tracking.delivery import CursorFile, KnownRows, RejectedRecords
 from cnn_jobs.tracking.journal import Entry, Reader
 from cnn_jobs.tracking.outbox import Outbox
 from cnn_jobs.tracking.records import (
     CANCELLED,
-    CHECKPOINT_SLOTS,
     AttemptMark,
     DatasetInput,
     Ending,
@@ -26,10 +25,10 @@ from cnn_jobs.tracking.records import (
     RunHeader,
 )
 
-JOURNAL, LEDGER_TAG = "journal.jsonl", "cnn_jobs.ledger"
+JOURNAL, LEDGER_TAG = "journal.jsonl", names.COST
 
 
-class Shipper:
+class Uploader:
     """Sends one run's journal to one server. For one thread; after an ``OutageError`` call ``round`` again.
 
     With ``replay`` it only delivers: no attempt is claimed, no heartbeat moves and a run that has ended stays so.
@@ -38,7 +37,7 @@ class Shipper:
     def __init__(
         self,
         folder: Path,
-        remote: Remote,
+        remote: TrackingClient,
         header: RunHeader,
         mark: AttemptMark,
         *,
@@ -85,7 +84,7 @@ class Shipper:
                 self._send_values(run)
             self._send_values(run)
             self._send_artifacts(run)
-        except ownership.TwinError:
+        except ownership.DuplicateRunError:
             self.run = None
             raise
         if self._values or self._artifacts:
@@ -113,15 +112,15 @@ class Shipper:
             return  # whatever a later attempt, which found nothing to do, left in the journal
         if now.cancelled and ending.status == "KILLED":
             # Who cancelled it said why; this attempt only obeys.
-            told = now.tags.get("cnn_jobs.reason", "")
+            told = now.tags.get(names.REASON, "")
             both = told if ending.reason in told else f"{told}; {ending.reason}"
             ending = replace(ending, state=CANCELLED, reason=both.removeprefix("; "))
-        tags = {"cnn_jobs.state": ending.state, "cnn_jobs.reason": ending.reason[:1000], LEDGER_TAG: self._ledger()}
-        if "mlflow.parentRunId" not in now.tags:  # made while the parent could not be
+        tags = {names.STATE: ending.state, names.REASON: ending.reason[:1000], LEDGER_TAG: self._ledger()}
+        if names.PARENT_RUN_ID not in now.tags:  # made while the parent could not be
             tags |= ownership.parent_tag(self._remote, self._header)
         self._remote.set_tags(run.run_id, {name: text for name, text in tags.items() if text or name in now.tags})
         if ending.status == "FINISHED":
-            self._remote.delete_artifact(run.run_id, CHECKPOINT_SLOTS[1])
+            self._remote.delete_artifact(run.run_id, names.CHECKPOINT_SLOTS[1])
         if ending.status != now.status:
             self._remote.set_status(run.run_id, ending.status, ending.time_ms)
         self._ended = True
@@ -155,10 +154,10 @@ class Shipper:
         if self._replay or self._ended or time.monotonic() - self._checked < ownership.HEARTBEAT_INTERVAL_S:
             return
         now = ownership.check_claim(self._remote, self._header, run, self.mark)
-        tags = {"cnn_jobs.heartbeat": str(now.heartbeat + 1), LEDGER_TAG: self._ledger()}
+        tags = {names.HEARTBEAT: str(now.heartbeat + 1), LEDGER_TAG: self._ledger()}
         if now.status != "RUNNING" and not now.cancelled:  # taken for lost while it could not be heard
             self._remote.set_status(run.run_id, "RUNNING")
-            tags |= {"cnn_jobs.state": "running", "cnn_jobs.reason": ""}
+            tags |= {names.STATE: "running", names.REASON: ""}
         self._remote.set_tags(run.run_id, {name: text for name, text in tags.items() if text or name in now.tags})
         self._checked = time.monotonic()
 
@@ -244,7 +243,7 @@ class Shipper:
                     self._remote.upload(run.run_id, path, to)
                     inherited = self._own_from is None or entry.seq < self._own_from
                     self.progress += inherited
-                    self.checkpoints_sent += not inherited and to in CHECKPOINT_SLOTS
+                    self.checkpoints_sent += not inherited and to in names.CHECKPOINT_SLOTS
                 elif not entry.content["passing"]:
                     raise RefusalError(f"{to}: its file in {self._folder} is gone or damaged")
             except RefusalError as refusal:
@@ -255,7 +254,7 @@ class Shipper:
             waiting = [each.seq - 1 for each in self._artifacts.values()]
             self._cursor.artifacts = min(waiting, default=max(entry.seq, self._cursor.artifacts))
             self._acknowledged()
-            if to in CHECKPOINT_SLOTS and (ledger := self._ledger()):
+            if to in names.CHECKPOINT_SLOTS and (ledger := self._ledger()):
                 # Who goes on from this checkpoint, on another machine, needs the costs up to here.
                 self._remote.set_tags(run.run_id, {LEDGER_TAG: ledger})
 

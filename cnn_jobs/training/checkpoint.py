@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from cnn_jobs.errors import CnnJobsError, DamagedCheckpointError, InterruptedRunError, from_os_error
-from cnn_jobs.system.files import whole_file
+from cnn_jobs.system.files import atomic_file
 
 # In the order in which they are tried.
 NEWEST_FIRST = ("last.pt", "previous.pt")
@@ -32,7 +32,7 @@ def save_checkpoint(path: Path, content: dict[str, Any], *, keep: Path | None = 
     ``DiskFullError``, ``StateDirError``, and ``CnnJobsError`` where the disk gives back other bytes than were written.
     """
     data = _sealed(content)
-    with whole_file(path) as partial:
+    with atomic_file(path) as partial:
         _write_durably(partial, data)
         if partial.read_bytes() != data:
             raise CnnJobsError(f"{path}: was written, but reads back as something else; check the disk under it")
@@ -123,7 +123,7 @@ def _keep_whole(path: Path, keep: Path) -> None:
         _read_whole(path)
     except (FileNotFoundError, DamagedCheckpointError):
         return  # a damaged file must not take the place of the last whole one
-    with whole_file(keep) as partial:
+    with atomic_file(keep) as partial:
         try:
             os.link(path, partial)
         except OSError:  # a file system without hard links (SMB, FAT)

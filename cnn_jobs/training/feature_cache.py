@@ -18,9 +18,9 @@ import torch
 
 from cnn_jobs.data.batches import Examples, ImageSet, Parts, TrainingData
 from cnn_jobs.errors import UserError, from_os_error
-from cnn_jobs.models.resnet import Trunk
+from cnn_jobs.models.resnet import Backbone
 from cnn_jobs.recipe import digest_of
-from cnn_jobs.runs.cost import CostBook
+from cnn_jobs.runs.cost import RunCost
 from cnn_jobs.runs.setup import Run
 from cnn_jobs.system import environment
 from cnn_jobs.system.files import make_folder, write_text
@@ -221,7 +221,7 @@ class FeatureSet(Examples):
     """
 
     source: ImageSet
-    trunk: Trunk
+    trunk: Backbone
     precision: str
     store: FeatureStore | None = None
     first: int = 0
@@ -256,7 +256,7 @@ class FeatureSet(Examples):
         return replace(self, source=self.source.some(places))
 
 
-def features_of(trunk: Trunk, pixels: torch.Tensor, precision: str) -> torch.Tensor:
+def features_of(trunk: Backbone, pixels: torch.Tensor, precision: str) -> torch.Tensor:
     """Features (B, C, H, W) of normalised images, in the precision's own type."""
     # Not inference mode: what the layers behind it learn from must be fit for autograd.
     with torch.no_grad(), precision_context(precision, pixels.device):
@@ -264,7 +264,7 @@ def features_of(trunk: Trunk, pixels: torch.Tensor, precision: str) -> torch.Ten
     return features.to(FEATURE_TYPES[precision])
 
 
-def with_features(data: Parts[ImageSet], trunk: Trunk, precision: str, store: FeatureStore | None) -> TrainingData:
+def with_features(data: Parts[ImageSet], trunk: Backbone, precision: str, store: FeatureStore | None) -> TrainingData:
     """The three parts, as the layers behind ``trunk`` take them."""
 
     def part(source: ImageSet, first: int = 0) -> FeatureSet:
@@ -276,7 +276,7 @@ def with_features(data: Parts[ImageSet], trunk: Trunk, precision: str, store: Fe
 def fill(
     store: FeatureStore,
     data: Parts[ImageSet],
-    trunk: Trunk,
+    trunk: Backbone,
     precision: str,
     *,
     should_stop: Callable[[], bool] = lambda: False,
@@ -322,7 +322,7 @@ _kept: list[MemoryFeatures] = []
 class FeaturePlan:
     """Where the features of ``trunk`` are kept: ``memory``, ``disk`` or ``off``; ``why``, where that needs a word."""
 
-    trunk: Trunk
+    trunk: Backbone
     key: FeatureKey
     mode: str
     why: str = ""
@@ -339,7 +339,7 @@ class FeaturePlan:
         return f"{self.mode}{f', {size}' if self.mode != 'off' else ''}{f' ({self.why})' if self.why else ''}"
 
 
-def plan_features(run: Run, trunk: Trunk, data: Parts[ImageSet]) -> FeaturePlan:
+def plan_features(run: Run, trunk: Backbone, data: Parts[ImageSet]) -> FeaturePlan:
     """Decides by the options, and for ``auto`` by what is free. Raises ``UserError`` where ``memory`` has no room."""
     device, dataset = data.train.device, run.dataset
     facts = {
@@ -391,7 +391,7 @@ def features_of_run(
     data: Parts[ImageSet],
     watcher: Watcher,
     should_stop: Callable[[], bool],
-    book: CostBook | None = None,
+    book: RunCost | None = None,
     *,
     resumed: bool = False,
 ) -> TrainingData | None:

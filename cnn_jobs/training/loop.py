@@ -80,7 +80,7 @@ class Ending(Enum):
 
 
 @dataclass
-class Ledger:
+class DeviceTime:
     """What one attempt spent: optimiser steps, and seconds of the device in training, in evaluation and in the frozen
     part's pass over the images.
 
@@ -108,7 +108,7 @@ def train(
     *,
     group: Group | None = None,
     recorder: Recorder | None = None,
-    ledger: Ledger | None = None,
+    ledger: DeviceTime | None = None,
     should_stop: Callable[[], bool] = lambda: False,
     on_validation: Callable[[TrainState], object] = lambda state: None,
     save_due: Callable[[], bool] = lambda: False,
@@ -125,7 +125,7 @@ def train(
     Raises ``DivergedError`` at a loss that is not finite, on a CPU before it changes the weights, ``RecipeError`` where
     the data does not fill one batch, and ``PeerLostError`` where the group has lost one, before it changes the weights.
     """
-    group, recorder, ledger = group or OneProcess(), recorder or NullRecorder(), ledger or Ledger()
+    group, recorder, ledger = group or OneProcess(), recorder or NullRecorder(), ledger or DeviceTime()
     steps = data.steps_per_epoch(recipe.batch_size)
     validate_after = validation_batches(steps, recipe, len(data.train))
     losses = LossLog(state, recorder, data.train.device)
@@ -212,7 +212,7 @@ def validate(
     data: TrainingData,
     recipe: Recipe,
     recorder: Recorder,
-    ledger: Ledger,
+    ledger: DeviceTime,
     should_stop: Callable[[], bool] = lambda: False,
     group: Group | None = None,
 ) -> bool:
@@ -267,7 +267,7 @@ def validation_batches(steps: int, recipe: Recipe, images: int) -> frozenset[int
 class _Stretch:
     """Training steps between two validations. Books each on the ledger as it ends: what follows may raise."""
 
-    def __init__(self, ledger: Ledger) -> None:
+    def __init__(self, ledger: DeviceTime) -> None:
         self.steps = 0
         self.seconds = 0.0
         self._ledger = ledger

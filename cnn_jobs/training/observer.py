@@ -8,7 +8,7 @@ from enum import StrEnum
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:  # the command line shows a run before torch is imported
-    from cnn_jobs.runs.cost import CostBook
+    from cnn_jobs.runs.cost import RunCost
     from cnn_jobs.runs.setup import Run
     from cnn_jobs.tracking.recorder import JournalRecorder
 
@@ -63,7 +63,7 @@ class LiveAttempt:
     steps_per_epoch: int
     first_step: int
     recorder: JournalRecorder
-    book: CostBook
+    book: RunCost
 
 
 class Watcher(Recorder, Protocol):

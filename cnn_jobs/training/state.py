@@ -12,7 +12,7 @@ from torch import nn
 
 from cnn_jobs.data.split import derived_seed
 from cnn_jobs.models.build import build_network
-from cnn_jobs.models.resnet import Trunk
+from cnn_jobs.models.resnet import Backbone
 from cnn_jobs.networks.spec import Network
 from cnn_jobs.recipe import Recipe
 from cnn_jobs.training.device import Placement
@@ -50,7 +50,7 @@ class TrainState:
 
     model: nn.Module
     optimizer: torch.optim.Optimizer
-    frozen: Trunk | None = None
+    frozen: Backbone | None = None
     epoch: int = 0
     batch: int = 0
     step: int = 0

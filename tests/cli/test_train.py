@@ -14,7 +14,7 @@ from cnn_jobs.cli import main
 from cnn_jobs.cli.console import compare_command
 from cnn_jobs.data.dataset import Dataset
 from cnn_jobs.data.prepared import write_prepared
-from cnn_jobs.runs.setup import JobOptions, RunResult
+from cnn_jobs.runs.setup import RunOptions, RunResult
 from cnn_jobs.tasks import TASKS
 from tests.conftest import striped_dataset
 from tests.tracking.test_connection import answering, unused_address
@@ -281,7 +281,7 @@ def test_an_unwritable_state_directory_is_one_line_and_exit_2(call, small_file: 
 
 
 def test_the_compare_command_hides_a_password_and_quotes() -> None:
-    options = JobOptions(tracking_uri="http://me:secret@host:5000", state_dir=Path(), experiment="my runs")
+    options = RunOptions(tracking_uri="http://me:secret@host:5000", state_dir=Path(), experiment="my runs")
     command = compare_command(options)
     assert "secret" not in command
     assert "--experiment 'my runs'" in command
@@ -298,7 +298,7 @@ def test_the_table_fits_a_terminal_of_80_columns(capsys: pytest.CaptureFixture[s
         run_id="r", url="u", name=name, recipe=recipe, metrics=metrics, steps=1, stopped_early=False, seconds=1
     )
     monkeypatch.setattr(console, "WIDTH_OF_A_LOG", 80)
-    options = JobOptions(tracking_uri="http://host:5000", state_dir=Path())
+    options = RunOptions(tracking_uri="http://host:5000", state_dir=Path())
     console.print_results(TASKS["task3d-batchnorm"], [result], options, synthetic=False)
     lines = capsys.readouterr().out.splitlines()
     rows = [line.split() for line in lines if line.strip().startswith(name) and "0.5000" in line]

@@ -9,7 +9,7 @@ import pytest
 from cnn_jobs.distributed import rendezvous as peers_module
 from cnn_jobs.distributed import status_store as board_module
 from cnn_jobs.distributed.rendezvous import Company
-from cnn_jobs.distributed.status_store import Board, is_loopback, listen
+from cnn_jobs.distributed.status_store import StatusStore, is_loopback, listen
 from cnn_jobs.distributed.world import World
 from cnn_jobs.errors import DivergedError, InterruptedRunError, PeerLostError, RendezvousError, UserError
 from cnn_jobs.system.signals import StopRequest
@@ -116,7 +116,7 @@ def test_silence_is_a_loss(both: list[Company], silent: int) -> None:
 
 
 def test_a_seat_that_is_taken_is_waited_for(both: list[Company]) -> None:
-    second = Board(world(1, both[0].world.port))
+    second = StatusStore(world(1, both[0].world.port))
     second.start()
     until(lambda: "another process is rank 1 there" in second.obstacle)
     assert second.store is None

@@ -173,16 +173,16 @@ def journal_thread_dies() -> None:
 
     recorder.SYNC_INTERVAL_S = 0.05
     slow_steps(0.1)
-    from cnn_jobs.runs.cost import CostBook
+    from cnn_jobs.runs.cost import RunCost
 
-    write = CostBook.write
+    write = RunCost.write
 
-    def fail(self: CostBook) -> None:
+    def fail(self: RunCost) -> None:
         if threading.current_thread().name == "journal-sync":
             raise ZeroDivisionError("made by the test")
         write(self)
 
-    CostBook.write = fail  # type: ignore[method-assign]
+    RunCost.write = fail  # type: ignore[method-assign]
 
 
 def small_chunks() -> None:

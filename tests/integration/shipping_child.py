@@ -79,9 +79,9 @@ def _record(whole: Any, folder: Path, steps: int, back: int) -> None:
 
 def _without_memory() -> None:
     """The negative control: rows that are on the server already are sent again."""
-    from cnn_jobs.tracking.client import Remote
+    from cnn_jobs.tracking.client import TrackingClient
 
-    Remote.history = lambda self, run_id, key: []  # type: ignore[method-assign]
+    TrackingClient.history = lambda self, run_id, key: []  # type: ignore[method-assign]
     import cnn_jobs.tracking.delivery as cursor
 
     cursor.CursorFile.load = lambda self, uri: cursor.Cursor()  # type: ignore[method-assign]

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from cnn_jobs.tracking.records import CLOCK_METRICS
+from cnn_jobs.tracking import names
 from cnn_jobs.training.checkpoint import load_checkpoint
 from tests.forkserver import Ended, ForkServer
 from tests.training.conftest import differences
@@ -87,7 +87,7 @@ class Tracked:
         rows, clock_rows = [], []
         for name in run.data.metrics:
             for point in client.get_metric_history(run.info.run_id, name):
-                if name.startswith(CLOCK_METRICS):
+                if name.startswith(names.CLOCK_METRICS):
                     clock_rows.append((name, point.step))
                 else:
                     rows.append((name, point.step, point.value))

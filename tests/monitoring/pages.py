@@ -14,11 +14,11 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from cnn_jobs.monitoring.metrics import LATEST, Collector, push_outcome
 from cnn_jobs.monitoring.monitor import Monitor
-from cnn_jobs.runs.cost import AttemptCost, CostBook
+from cnn_jobs.runs.cost import AttemptCost, RunCost
 from cnn_jobs.tasks import TASKS
 from cnn_jobs.tracking.connection import SHIP_ERRORS
 from cnn_jobs.tracking.recorder import Backlog
-from cnn_jobs.training.loop import Ledger
+from cnn_jobs.training.loop import DeviceTime
 from cnn_jobs.training.observer import LiveAttempt
 
 
@@ -41,7 +41,7 @@ class StandingRun:
     def __init__(self) -> None:
         self.task, self.key, self.saved_at = TASKS["task2"], "k1", 0.0
         self.recipe = self.task.recipe
-        self.ledger = Ledger(steps=30, training_seconds=6.0, evaluation_seconds=2.0)
+        self.ledger = DeviceTime(steps=30, training_seconds=6.0, evaluation_seconds=2.0)
         self.placement: Any = type("Placement", (), {"device": torch.device("cpu")})
 
 
@@ -49,7 +49,7 @@ def live_attempt(tmp_path: Any = None) -> LiveAttempt:
     """Second attempt of a run: the first did 50 steps in 10 s, of which 40 in 8 s were saved; 30 in 8 s came since."""
     run = StandingRun()
     before = [AttemptCost(1, 50, 10.0, 12.0)]
-    book = CostBook(2, time.monotonic(), tmp_path, run.ledger, before, useful_steps=40, useful_device_seconds=8.0)
+    book = RunCost(2, time.monotonic(), tmp_path, run.ledger, before, useful_steps=40, useful_device_seconds=8.0)
     return LiveAttempt(cast(Any, run), 1000.0, 20, 40, cast(Any, StandingRecorder()), book)
 
 

@@ -12,7 +12,7 @@ import pytest
 from cnn_jobs.data.dataset import Dataset
 from cnn_jobs.errors import CnnJobsError, DivergedError, InterruptedRunError
 from cnn_jobs.monitoring.monitor import Monitor
-from cnn_jobs.runs.train import run_task
+from cnn_jobs.runs.train import train_run
 from cnn_jobs.system.signals import StopRequest
 from cnn_jobs.training.observer import Phase, Watchers
 from tests.monitoring.pages import page_of, samples
@@ -35,7 +35,7 @@ class Phases(Monitor):
 
 def test_a_run_as_the_monitor_and_as_mlflow_has_it(mlflow_uri: str, tmp_path: Path, tiny_dataset: Dataset) -> None:
     monitor = Phases()
-    result = run_task(
+    result = train_run(
         TASK, RECIPE, options(mlflow_uri, tmp_path), tiny_dataset, Watchers(monitor, Watcher()), StopRequest()
     )
     found, page = client(mlflow_uri).get_run(result.run_id).data, samples(page_of(monitor))
@@ -70,10 +70,10 @@ def test_an_attempt_that_goes_on_counts_those_before_it(mlflow_uri: str, tmp_pat
                 stop.note(signal.SIGTERM)
 
     with pytest.raises(InterruptedRunError):
-        run_task(TASK, RECIPE, own, tiny_dataset, Watchers(first, Stops()), stop)
+        train_run(TASK, RECIPE, own, tiny_dataset, Watchers(first, Stops()), stop)
     assert samples(page_of(first))["cnn_jobs_runs_ended_total", "interrupted"] == 1
     second = Monitor(TASK.name)
-    result = run_task(TASK, RECIPE, own, tiny_dataset, Watchers(second, Watcher()), StopRequest())
+    result = train_run(TASK, RECIPE, own, tiny_dataset, Watchers(second, Watcher()), StopRequest())
     page = samples(page_of(second))
     assert page["cnn_jobs_attempts_total",] == 2
     assert page["cnn_jobs_steps_total", "useful"] == result.steps
@@ -85,7 +85,9 @@ def test_a_run_that_diverges_ends_as_that(mlflow_uri: str, tmp_path: Path, tiny_
     monitor = Monitor(TASK.name)
     recipe = replace(RECIPE, lr=1e20)
     with pytest.raises(DivergedError):
-        run_task(TASK, recipe, options(mlflow_uri, tmp_path), tiny_dataset, Watchers(monitor, Watcher()), StopRequest())
+        train_run(
+            TASK, recipe, options(mlflow_uri, tmp_path), tiny_dataset, Watchers(monitor, Watcher()), StopRequest()
+        )
     assert {state: count for state, count in monitor.ended.items() if count} == {"diverged": 1}
     assert only_run(mlflow_uri).data.tags["cnn_jobs.state"] == "diverged"
 
@@ -99,7 +101,7 @@ def test_a_run_that_another_attempt_has_ends_as_superseded(
     lock = RunLock(own.state_dir / "k")
     try:
         with pytest.raises(CnnJobsError):
-            run_task(TASK, RECIPE, own, tiny_dataset, Watchers(monitor, Watcher()), StopRequest())
+            train_run(TASK, RECIPE, own, tiny_dataset, Watchers(monitor, Watcher()), StopRequest())
     finally:
         lock.release()
     assert {state: count for state, count in monitor.ended.items() if count} == {"superseded": 1}

@@ -22,7 +22,7 @@ import pytest
 
 from cnn_jobs.data.prepared import write_prepared
 from cnn_jobs.report.formats import FILE_NAMES
-from cnn_jobs.tracking.client import DIGEST_LENGTH, Remote
+from cnn_jobs.tracking.client import DIGEST_LENGTH, TrackingClient
 from cnn_jobs.tracking.records import DatasetInput
 from tests.conftest import MLFLOW_WARNING, striped_dataset, until
 from tests.integration.survival import Outcome, Tracked, compare
@@ -166,7 +166,7 @@ def test_runs_that_start_together_with_a_data_set_that_is_new_all_get_it(server:
     with database.connect() as other, ThreadPoolExecutor(1) as pool:
         with other.transaction():
             other.execute(f"insert into datasets ({columns}) values (%s, %s, %s, %s, %s, %s)", row)
-            ours = pool.submit(Remote(f"http://127.0.0.1:{server.port}").log_dataset, run_id, data)
+            ours = pool.submit(TrackingClient(f"http://127.0.0.1:{server.port}").log_dataset, run_id, data)
             with database.connect() as watching:
                 until(lambda: ours.done() or watching.execute(waits).fetchone()[0])
         ours.result(60)

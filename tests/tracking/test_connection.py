@@ -11,7 +11,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 
 from cnn_jobs.errors import TrackingUriError
-from cnn_jobs.tracking.client import Remote
+from cnn_jobs.tracking.client import TrackingClient
 from cnn_jobs.tracking.connection import (
     check_uri,
     configure_client,
@@ -168,6 +168,6 @@ def test_a_mistake_of_ours_is_no_outage() -> None:
 @pytest.mark.filterwarnings(MLFLOW_WARNING)
 def test_a_database_without_its_driver_is_a_mistake_in_one_line() -> None:
     with pytest.raises(TrackingUriError, match="its driver is missing") as caught:
-        Remote("mssql+pymssql://user:secret@127.0.0.1/base").has_experiment("any")
+        TrackingClient("mssql+pymssql://user:secret@127.0.0.1/base").has_experiment("any")
     assert "secret" not in str(caught.value)
     assert "\n" not in str(caught.value)

@@ -11,8 +11,8 @@ import pytest
 
 from cnn_jobs.errors import AnotherAttemptError, TrackingError
 from cnn_jobs.tracking import ownership
-from cnn_jobs.tracking.client import OutageError, Remote, RemoteRun
-from cnn_jobs.tracking.ownership import TwinError
+from cnn_jobs.tracking.client import OutageError, RemoteRun, TrackingClient
+from cnn_jobs.tracking.ownership import DuplicateRunError
 from cnn_jobs.tracking.records import AttemptMark, Metric
 from tests.tracking.conftest import client, header
 
@@ -20,7 +20,7 @@ FIRST, SECOND = AttemptMark("first", 1), AttemptMark("second", 1)
 
 
 def test_a_run_is_made_once(mlflow_uri: str) -> None:
-    remote = Remote(mlflow_uri)
+    remote = TrackingClient(mlflow_uri)
     made = ownership.find_or_create(remote, header(tags={"a": "b"}), FIRST)
     assert made.tags["cnn_jobs.run_key"] == "key"
     assert (made.tags["a"], made.attempt, made.attempt_id, made.status) == ("b", 1, "first", "RUNNING")
@@ -28,7 +28,7 @@ def test_a_run_is_made_once(mlflow_uri: str) -> None:
 
 
 def test_of_twins_the_oldest_counts_and_empty_ones_go(mlflow_uri: str) -> None:
-    remote = Remote(mlflow_uri)
+    remote = TrackingClient(mlflow_uri)
     old, young = header(start_ms=1000), header(start_ms=2000)
     remote.create(young, ownership.attempt_tags(SECOND))
     remote.create(old, ownership.attempt_tags(FIRST))
@@ -45,7 +45,7 @@ def test_of_twins_the_oldest_counts_and_empty_ones_go(mlflow_uri: str) -> None:
 
 
 def test_a_claim_raises_the_number_and_reopens_what_was_stopped(mlflow_uri: str) -> None:
-    remote = Remote(mlflow_uri)
+    remote = TrackingClient(mlflow_uri)
     run = ownership.find_or_create(remote, header(), replace(FIRST, number=4))
     client(mlflow_uri).set_terminated(run.run_id, "KILLED")
     client(mlflow_uri).set_tag(run.run_id, "cnn_jobs.reason", "stopped")
@@ -58,7 +58,7 @@ def test_a_claim_raises_the_number_and_reopens_what_was_stopped(mlflow_uri: str)
 
 
 def test_a_finished_run_is_not_claimed(mlflow_uri: str) -> None:
-    remote = Remote(mlflow_uri)
+    remote = TrackingClient(mlflow_uri)
     run = ownership.find_or_create(remote, header(), FIRST)
     client(mlflow_uri).set_terminated(run.run_id, "FINISHED")
     (run,) = ownership.runs_of_key(remote, header())
@@ -68,10 +68,10 @@ def test_a_finished_run_is_not_claimed(mlflow_uri: str) -> None:
 
 
 def test_a_run_that_is_gone_is_joined_anew(mlflow_uri: str) -> None:
-    remote = Remote(mlflow_uri)
+    remote = TrackingClient(mlflow_uri)
     run = ownership.find_or_create(remote, header(), FIRST)
     remote.delete(run.run_id)
-    with pytest.raises(TwinError):
+    with pytest.raises(DuplicateRunError):
         ownership.check_claim(remote, header(), run, FIRST)
 
 
@@ -89,13 +89,13 @@ def test_a_run_that_is_gone_is_joined_anew(mlflow_uri: str) -> None:
     ],
 )
 def test_who_may_take_over_at_once(mlflow_uri: str, status: str, attempt_id: str, mark: AttemptMark, may: bool) -> None:
-    run = ownership.find_or_create(Remote(mlflow_uri), header(), FIRST)
+    run = ownership.find_or_create(TrackingClient(mlflow_uri), header(), FIRST)
     tags = {**run.tags, "cnn_jobs.attempt_id": attempt_id}
     assert ownership.may_take_over(replace(run, status=status, tags=tags), mark) is may
 
 
 def test_a_heartbeat_is_watched_until_it_moves_or_time_is_up(mlflow_uri: str) -> None:
-    run = ownership.find_or_create(Remote(mlflow_uri), header(), FIRST)
+    run = ownership.find_or_create(TrackingClient(mlflow_uri), header(), FIRST)
     moved = replace(run, tags={**run.tags, "cnn_jobs.heartbeat": "1"})
     readings = iter([run, run, moved])
     waits: list[float] = []
@@ -112,7 +112,7 @@ def test_readings_that_are_lost_on_a_bad_line_do_not_end_the_watch(
 ) -> None:
     """Of four three are lost; that the heartbeat moved is found out all the same."""
     monkeypatch.setattr(ownership, "POLL_S", 0.02)
-    run = ownership.find_or_create(Remote(mlflow_uri), header(), FIRST)
+    run = ownership.find_or_create(TrackingClient(mlflow_uri), header(), FIRST)
     moved = replace(run, tags={**run.tags, "cnn_jobs.heartbeat": "1"})
     numbers = itertools.count()
 
@@ -130,7 +130,7 @@ def test_readings_that_are_lost_on_a_bad_line_do_not_end_the_watch(
 
 def test_a_watch_over_a_line_that_stays_dead_ends(mlflow_uri: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ownership, "POLL_S", 0.02)
-    run = ownership.find_or_create(Remote(mlflow_uri), header(), FIRST)
+    run = ownership.find_or_create(TrackingClient(mlflow_uri), header(), FIRST)
 
     def read() -> RemoteRun:
         raise OutageError("dead")
@@ -144,7 +144,7 @@ def test_many_at_once_make_one_run_with_one_owner(mlflow_uri: str, tmp_path: Pat
     start = threading.Barrier(6)
 
     def join(number: int) -> None:
-        remote, mark = Remote(mlflow_uri), AttemptMark(f"attempt-{number}", 1)
+        remote, mark = TrackingClient(mlflow_uri), AttemptMark(f"attempt-{number}", 1)
         start.wait()
         while True:
             try:
@@ -165,7 +165,7 @@ def test_many_at_once_make_one_run_with_one_owner(mlflow_uri: str, tmp_path: Pat
         thread.start()
     for thread in threads:
         thread.join(60)
-    (run,) = ownership.runs_of_key(Remote(mlflow_uri), header())
+    (run,) = ownership.runs_of_key(TrackingClient(mlflow_uri), header())
     # Whoever thought so before an older twin turned up finds out at the next look.
     assert run.attempt_id in {f"attempt-{number}" for number in range(6)}
     assert owners

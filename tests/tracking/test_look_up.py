@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from cnn_jobs.tracking.client import OutageError, RefusalError, Remote
+from cnn_jobs.tracking.client import OutageError, RefusalError, TrackingClient
 from cnn_jobs.tracking.look_up import fetch_checkpoints, find_run, within
 from tests.tracking.conftest import finish, header, recording
 from tests.tracking.test_connection import unused_address
@@ -56,7 +56,7 @@ def test_other_errors_are_raised_where_it_was_asked(error: Exception) -> None:
 
 
 def test_a_run_is_found_by_its_key_and_its_checkpoints_are_fetched(mlflow_uri: str, tmp_path: Path) -> None:
-    remote = Remote(mlflow_uri)
+    remote = TrackingClient(mlflow_uri)
     assert find_run(remote, header(), 30) is None
     with recording(mlflow_uri, tmp_path) as recorder:
         folder = tmp_path / "key"
@@ -73,21 +73,21 @@ def test_a_run_is_found_by_its_key_and_its_checkpoints_are_fetched(mlflow_uri: s
 
 
 def test_importing_mlflow_is_not_of_the_time_limit(mlflow_uri: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    real, loaded = Remote.load, []
+    real, loaded = TrackingClient.load, []
 
-    def slow(self: Remote) -> None:
+    def slow(self: TrackingClient) -> None:
         time.sleep(1.0)
         real(self)
         loaded.append(1)
 
-    monkeypatch.setattr(Remote, "load", slow)
+    monkeypatch.setattr(TrackingClient, "load", slow)
     began = time.monotonic()
     with pytest.raises(OutageError, match="does not answer"):
-        find_run(Remote(unused_address()), header(), 0.3)
+        find_run(TrackingClient(unused_address()), header(), 0.3)
     assert time.monotonic() - began > 1.0
     assert loaded
 
 
 def test_a_server_that_is_away_is_an_outage() -> None:
     with pytest.raises(OutageError, match="does not answer"):
-        find_run(Remote(unused_address()), header(), 0.1)
+        find_run(TrackingClient(unused_address()), header(), 0.1)

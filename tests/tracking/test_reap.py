@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from cnn_jobs.errors import UserError
-from cnn_jobs.tracking.client import Remote, RemoteRun
+from cnn_jobs.tracking.client import RemoteRun, TrackingClient
 from cnn_jobs.tracking.reap import reap
 from tests.tracking.conftest import client, finish, recording
 
@@ -76,13 +76,13 @@ def test_a_run_that_ends_while_others_are_looked_at_is_left_alone(
     mlflow_uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run_id = left_running(mlflow_uri, tmp_path)
-    real = Remote.get
+    real = TrackingClient.get
 
-    def get(self: Remote, asked: str) -> RemoteRun | None:
+    def get(self: TrackingClient, asked: str) -> RemoteRun | None:
         client(mlflow_uri).set_terminated(run_id, "FINISHED")
         return real(self, asked)
 
-    monkeypatch.setattr(Remote, "get", get)
+    monkeypatch.setattr(TrackingClient, "get", get)
     (watched,) = reap(mlflow_uri, "tests", wait=lambda seconds: None)
     assert not watched.lost
     assert client(mlflow_uri).get_run(run_id).info.status == "FINISHED"

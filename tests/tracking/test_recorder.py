@@ -18,7 +18,7 @@ from cnn_jobs.errors import AnotherAttemptError, DiskFullError, RejectedRecordsE
 from cnn_jobs.tracking import recorder as module
 from cnn_jobs.tracking import run_status
 from cnn_jobs.tracking import uploader as shipper_module
-from cnn_jobs.tracking.client import OutageError, RefusalError, Remote
+from cnn_jobs.tracking.client import OutageError, RefusalError, TrackingClient
 from cnn_jobs.tracking.delivery import Cursor, CursorFile
 from cnn_jobs.tracking.recorder import JournalRecorder
 from cnn_jobs.tracking.records import DatasetInput, Ending
@@ -36,16 +36,16 @@ def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def failing(monkeypatch: pytest.MonkeyPatch, name: str, fault: Callable[[], Exception | None]) -> list[str]:
-    """Makes a call of ``Remote`` raise what ``fault`` gives, if anything; returns the names of threads that call it."""
-    real, threads = getattr(Remote, name), []
+    """Makes a call of ``TrackingClient`` raise what ``fault`` gives, if anything; returns the calling threads' names."""
+    real, threads = getattr(TrackingClient, name), []
 
-    def call(self: Remote, *args: Any) -> Any:
+    def call(self: TrackingClient, *args: Any) -> Any:
         threads.append(threading.current_thread().name)
         if error := fault():
             raise error
         return real(self, *args)
 
-    monkeypatch.setattr(Remote, name, call)
+    monkeypatch.setattr(TrackingClient, name, call)
     return threads
 
 

@@ -14,7 +14,7 @@ import torch
 from cnn_jobs.data.batches import ImageSet, Parts, place_on_device
 from cnn_jobs.data.dataset import Dataset
 from cnn_jobs.errors import DiskFullError, StateDirError
-from cnn_jobs.models.resnet import Trunk, build_resnet18
+from cnn_jobs.models.resnet import Backbone, build_resnet18
 from cnn_jobs.networks.spec import InputTransform
 from cnn_jobs.recipe import Recipe
 from cnn_jobs.training import feature_cache as module
@@ -26,7 +26,7 @@ Store = MemoryFeatures | DiskFeatures
 
 
 @pytest.fixture(scope="module")
-def trunk(resnet18_file: Path) -> Trunk:
+def trunk(resnet18_file: Path) -> Backbone:
     trunk, _ = build_resnet18(torch.load(resnet18_file), 32, 10, seed=0)
     return trunk.to(memory_format=torch.channels_last)
 
@@ -36,7 +36,7 @@ def data(tiny_dataset: Dataset) -> Parts[ImageSet]:
     return place_on_device(tiny_dataset, RECIPE, InputTransform(), CPU.device, CPU.memory_format)
 
 
-def key_of(trunk: Trunk, data: Parts[ImageSet], precision: str = "fp32", chunk: int = 5) -> FeatureKey:
+def key_of(trunk: Backbone, data: Parts[ImageSet], precision: str = "fp32", chunk: int = 5) -> FeatureKey:
     count = len(data.train.images) + len(data.test.images)
     return FeatureKey({"trunk": "t"}, count, trunk.feature_shape, module.FEATURE_TYPES[precision], chunk)
 
@@ -57,7 +57,7 @@ def make(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[[FeatureKey
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_kept_features_are_those_that_the_trunk_gives_for_the_same_chunk(
-    make: Callable[[FeatureKey], Store], trunk: Trunk, data: Parts[ImageSet], precision: str
+    make: Callable[[FeatureKey], Store], trunk: Backbone, data: Parts[ImageSet], precision: str
 ) -> None:
     store = make(key_of(trunk, data, precision))
     images: list[int] = []
@@ -76,7 +76,7 @@ def test_kept_features_are_those_that_the_trunk_gives_for_the_same_chunk(
 
 
 def test_the_parts_give_the_features_of_their_own_images_and_labels(
-    make: Callable[[FeatureKey], Store], trunk: Trunk, data: Parts[ImageSet]
+    make: Callable[[FeatureKey], Store], trunk: Backbone, data: Parts[ImageSet]
 ) -> None:
     store = make(key_of(trunk, data))
     assert fill(store, data, trunk, "fp32")
@@ -96,7 +96,7 @@ def test_the_parts_give_the_features_of_their_own_images_and_labels(
         assert not features.requires_grad
 
 
-def test_augmented_images_have_no_kept_features(trunk: Trunk, data: Parts[ImageSet]) -> None:
+def test_augmented_images_have_no_kept_features(trunk: Backbone, data: Parts[ImageSet]) -> None:
     store = MemoryFeatures(key_of(trunk, data), CPU.device)
     assert fill(store, data, trunk, "fp32")
     part, positions = with_features(data, trunk, "fp32", store).train, torch.arange(6)
@@ -112,7 +112,7 @@ def test_augmented_images_have_no_kept_features(trunk: Trunk, data: Parts[ImageS
 
 @pytest.mark.parametrize("stop_after", range(0, 12))
 def test_a_pass_that_is_stopped_anywhere_goes_on_to_the_same_bits(
-    make: Callable[[FeatureKey], Store], trunk: Trunk, data: Parts[ImageSet], stop_after: int
+    make: Callable[[FeatureKey], Store], trunk: Backbone, data: Parts[ImageSet], stop_after: int
 ) -> None:
     key = key_of(trunk, data)
     whole = MemoryFeatures(key, CPU.device)
@@ -135,7 +135,7 @@ def test_a_pass_that_is_stopped_anywhere_goes_on_to_the_same_bits(
 
 
 @pytest.fixture
-def stored(trunk: Trunk, data: Parts[ImageSet], tmp_path: Path) -> tuple[FeatureKey, Path]:
+def stored(trunk: Backbone, data: Parts[ImageSet], tmp_path: Path) -> tuple[FeatureKey, Path]:
     key = key_of(trunk, data)
     assert fill(on_disk(key, tmp_path), data, trunk, "fp32")
     return key, tmp_path / f"{key.name}.features"
@@ -143,7 +143,7 @@ def stored(trunk: Trunk, data: Parts[ImageSet], tmp_path: Path) -> tuple[Feature
 
 @pytest.mark.parametrize("place", [0, 5000, -1])
 def test_a_flipped_bit_is_found_and_only_its_chunk_computed_again(
-    stored: tuple[FeatureKey, Path], trunk: Trunk, data: Parts[ImageSet], place: int
+    stored: tuple[FeatureKey, Path], trunk: Backbone, data: Parts[ImageSet], place: int
 ) -> None:
     key, path = stored
     content = bytearray(path.read_bytes())
@@ -157,7 +157,7 @@ def test_a_flipped_bit_is_found_and_only_its_chunk_computed_again(
 
 
 def test_a_file_that_is_cut_short_is_completed(
-    stored: tuple[FeatureKey, Path], trunk: Trunk, data: Parts[ImageSet]
+    stored: tuple[FeatureKey, Path], trunk: Backbone, data: Parts[ImageSet]
 ) -> None:
     key, path = stored
     expected = path.read_bytes()
@@ -204,7 +204,7 @@ def test_a_check_can_be_stopped_between_chunks(stored: tuple[FeatureKey, Path]) 
     assert DiskFeatures.bytes_there(replace(key, chunk=6), path.parent) == 0
 
 
-def test_features_larger_than_the_memory_can_be_read(trunk: Trunk, tmp_path: Path) -> None:
+def test_features_larger_than_the_memory_can_be_read(trunk: Backbone, tmp_path: Path) -> None:
     """A private map of such a file is refused. The file has holes: nothing is written."""
     import psutil
 
@@ -217,7 +217,7 @@ def test_features_larger_than_the_memory_can_be_read(trunk: Trunk, tmp_path: Pat
 
 
 def test_a_disk_that_refuses_is_one_clear_error(
-    trunk: Trunk, data: Parts[ImageSet], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    trunk: Backbone, data: Parts[ImageSet], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(StateDirError):
@@ -235,7 +235,7 @@ def test_a_disk_that_refuses_is_one_clear_error(
         fill(store, data, trunk, "fp32")
 
 
-def test_a_key_changes_with_all_that_decides_the_bits(trunk: Trunk, data: Parts[ImageSet]) -> None:
+def test_a_key_changes_with_all_that_decides_the_bits(trunk: Backbone, data: Parts[ImageSet]) -> None:
     key = key_of(trunk, data)
     others = [
         replace(key, facts={"trunk": "u"}),

@@ -18,7 +18,7 @@ from cnn_jobs.recipe import Recipe
 from cnn_jobs.training import evaluation, loop
 from cnn_jobs.training.checkpoint import load_checkpoint, save_checkpoint
 from cnn_jobs.training.evaluation import evaluate
-from cnn_jobs.training.loop import CUDA_LOSS_INTERVAL, Ending, Ledger, LossLog, train, validation_batches
+from cnn_jobs.training.loop import CUDA_LOSS_INTERVAL, DeviceTime, Ending, LossLog, train, validation_batches
 from cnn_jobs.training.observer import Recorder
 from cnn_jobs.training.state import TrainState, copy_weights
 from tests.training.conftest import (
@@ -87,7 +87,7 @@ def test_every_step_and_every_validation_is_recorded_once_and_in_order(experimen
 
 
 def test_the_speed_is_that_of_the_steps_alone(experiment: Experiment) -> None:
-    recorder, ledger = ListRecorder(), Ledger()
+    recorder, ledger = ListRecorder(), DeviceTime()
     state, data = experiment.state(), experiment.data()
     train(state, data, RECIPE, recorder=recorder, ledger=ledger, on_validation=lambda state: time.sleep(0.05))
     seconds = [2 * RECIPE.batch_size / speed for _, speed in recorder.of("train/images_per_second")]
@@ -202,7 +202,7 @@ def go_on(experiment: Experiment, saved: dict[str, Any], recorder: Recorder | No
 def test_stopped_anywhere_and_continued_it_ends_the_same_in_every_bit(
     experiment: Experiment, tmp_path: Path, questions: int
 ) -> None:
-    straight_rows, rows, ledger = ListRecorder(), ListRecorder(), Ledger()
+    straight_rows, rows, ledger = ListRecorder(), ListRecorder(), DeviceTime()
     straight = trained(experiment, recorder=straight_rows)
 
     state = experiment.state()
@@ -222,7 +222,7 @@ def test_a_validation_that_was_stopped_has_left_no_trace(experiment: Experiment)
     """Two steps, and then the question before a validation and the three within it."""
     states, ledgers, rows = [], [], []
     for questions in (2, 3, 4, 5):
-        state, ledger, recorder = experiment.state(), Ledger(), ListRecorder()
+        state, ledger, recorder = experiment.state(), DeviceTime(), ListRecorder()
         train(state, experiment.data(), RECIPE, recorder=recorder, ledger=ledger, should_stop=StopAfter(questions))
         assert (state.step, state.epoch, state.batch, state.validations) == (2, 0, 2, [])
         states.append(snapshot(state))
@@ -249,7 +249,7 @@ def test_at_the_end_of_an_epoch_its_validation_comes_before_the_next_epoch(exper
 
 
 def test_a_run_that_goes_on_at_a_validation_has_no_speed_before_the_next(experiment: Experiment) -> None:
-    state, recorder, ledger = experiment.state(), ListRecorder(), Ledger()
+    state, recorder, ledger = experiment.state(), ListRecorder(), DeviceTime()
     train(state, experiment.data(), RECIPE, should_stop=StopAfter(2))
     train(state, experiment.data(), RECIPE, recorder=recorder, ledger=ledger)
     assert [step for step, _ in recorder.of("val/loss")] == [2, 4, 6, 8, 10, 12]
@@ -300,7 +300,7 @@ def test_a_part_of_the_state_that_is_forgotten_changes_the_end(experiment: Exper
 def test_a_finished_training_is_not_trained_further(experiment: Experiment) -> None:
     state = experiment.state()
     train(state, experiment.data(), RECIPE)
-    before, recorder, ledger = snapshot(state), ListRecorder(), Ledger()
+    before, recorder, ledger = snapshot(state), ListRecorder(), DeviceTime()
     assert train(state, experiment.data(), RECIPE, recorder=recorder, ledger=ledger) is Ending.COMPLETE
     assert differences(before, snapshot(state)) == []
     assert (recorder.rows, ledger.steps) == ([], 0)
@@ -504,7 +504,7 @@ class Clock:
 def test_only_steps_count_as_training_and_only_validations_as_evaluation(
     experiment: Experiment, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    clock, recorder, ledger, state = Clock(), ListRecorder(), Ledger(), experiment.state()
+    clock, recorder, ledger, state = Clock(), ListRecorder(), DeviceTime(), experiment.state()
     monkeypatch.setattr(loop, "time", SimpleNamespace(perf_counter=lambda: clock.now))
     state.model.register_forward_hook(lambda module, *_: clock.take(2.0 if module.training else 64.0)())
     train(
@@ -524,7 +524,7 @@ def test_only_steps_count_as_training_and_only_validations_as_evaluation(
 
 
 def test_what_is_saved_knows_what_it_cost(experiment: Experiment, monkeypatch: pytest.MonkeyPatch) -> None:
-    clock, ledger, state = Clock(), Ledger(), experiment.state()
+    clock, ledger, state = Clock(), DeviceTime(), experiment.state()
     monkeypatch.setattr(loop, "time", SimpleNamespace(perf_counter=lambda: clock.now))
     state.model.register_forward_hook(lambda module, *_: clock.take(2.0 if module.training else 64.0)())
     costs: list[tuple[int, float]] = []
@@ -570,7 +570,7 @@ def test_losses_that_wait_are_read_before_a_save_a_validation_and_a_stop(experim
 def test_waiting_for_the_device_before_a_save_or_a_stop_is_training(
     experiment: Experiment, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    clock, ledger, state = Clock(), Ledger(), experiment.state()
+    clock, ledger, state = Clock(), DeviceTime(), experiment.state()
 
     class Waiting(LossLog):
         def flush(self) -> None:
@@ -626,7 +626,7 @@ def test_a_recorder_that_fails_ends_the_training_with_its_own_error(experiment: 
 
 
 def test_the_ledger_adds_up_and_fits_into_the_wall_time(experiment: Experiment) -> None:
-    ledger = Ledger()
+    ledger = DeviceTime()
     started = time.perf_counter()
     state = experiment.state()
     for stop_after in (3, 4, 100):
@@ -640,7 +640,7 @@ def test_the_ledger_adds_up_and_fits_into_the_wall_time(experiment: Experiment) 
 
 
 def test_the_ledger_knows_the_steps_of_a_training_that_diverged(experiment: Experiment) -> None:
-    plain, recipe, ledger = replace(experiment, network=NO_NORM), replace(SGD, lr=1e20), Ledger()
+    plain, recipe, ledger = replace(experiment, network=NO_NORM), replace(SGD, lr=1e20), DeviceTime()
     with pytest.raises(DivergedError):
         train(plain.state(recipe), plain.data(recipe), recipe, ledger=ledger)
     assert ledger.steps == 1
