@@ -36,7 +36,7 @@ def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def failing(monkeypatch: pytest.MonkeyPatch, name: str, fault: Callable[[], Exception | None]) -> list[str]:
-    """Makes a call of ``TrackingClient`` raise what ``fault`` gives, if anything; returns the calling threads' names."""
+    """A call of ``TrackingClient`` raises what ``fault`` gives, if anything. Returns the calling threads' names."""
     real, threads = getattr(TrackingClient, name), []
 
     def call(self: TrackingClient, *args: Any) -> Any:
