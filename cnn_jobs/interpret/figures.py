@@ -14,10 +14,9 @@ from PIL import Image
 
 from cnn_jobs.interpret.measurements import ChannelFacts, FilterFacts
 from cnn_jobs.interpret.picture import Picture
-from cnn_jobs.system.figures import save_figure
+from cnn_jobs.system.figures import BLUE, save_figure
 
 Array = npt.NDArray[np.float64]
-BAR_COLOUR = "#0072B2"
 TEXT_SIZE, SMALL_SIZE = 10, 8.5
 
 
@@ -115,7 +114,7 @@ def _overlay(axes: Axes, picture: Picture, cam: Array) -> None:
 def _bars(axes: Axes, facts: FilterFacts) -> None:
     ordered = sorted(facts.responses.items(), key=lambda item: item[1])[-5:]
     names, values = [name for name, _ in ordered], [value for _, value in ordered]
-    axes.barh(names, values, color=BAR_COLOUR)
+    axes.barh(names, values, color=BLUE)
     axes.axvline(1, color="black", linewidth=0.8, linestyle=":")
     axes.set_xlim(0, max(2.0, 1.08 * max(values)))
     axes.tick_params(labelsize=SMALL_SIZE)

@@ -12,14 +12,11 @@ from matplotlib.ticker import StrMethodFormatter
 
 from cnn_jobs.report.groups import Group
 from cnn_jobs.report.statistics import estimate
-from cnn_jobs.system.figures import png
+from cnn_jobs.system.figures import GREY, PALETTE, png
 from cnn_jobs.tasks import TASKS
 from cnn_jobs.tracking import names
 from cnn_jobs.tracking.run_reader import Curve, TrainingRun
 
-# Okabe and Ito's palette (jfly.uni-koeln.de/color) without its yellow, which is too light for a line, and an olive in
-# its place: told apart by colour-blind readers. Line and marker tell them apart in grey.
-PALETTE = ("#000000", "#E69F00", "#56B4E9", "#009E73", "#0072B2", "#D55E00", "#CC79A7", "#7A6A00")
 LINES = ("-", "--", "-.", (0, (1, 1)), (0, (5, 1)), (0, (3, 1, 1, 1, 1, 1)), (0, (8, 2)), (0, (2, 2)))
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 PAGE_DPI = 130
@@ -146,7 +143,7 @@ def accuracy_dots(groups: Sequence[Group], *, with_reference: bool) -> bytes:
             axes.plot([100 * found.low, 100 * found.high], [place, place], color=look.colour, linewidth=2)
         theirs = TASKS[group.task].reference.test_accuracy
         if with_reference and theirs is not None and not group.changed:
-            mark = {"color": "#555555", "markersize": 14, "markeredgewidth": 2}
+            mark = {"color": GREY, "markersize": 14, "markeredgewidth": 2}
             axes.plot([100 * theirs], [place], "|", label=once("course report"), **mark)  # type: ignore[arg-type]
     axes.set_yticks(range(len(groups)), [_label(group) for group in groups])
     axes.invert_yaxis()

@@ -20,7 +20,7 @@ from cnn_jobs.data.batches import TrainingData
 from cnn_jobs.errors import DivergedError
 from cnn_jobs.models.build import whole_network
 from cnn_jobs.recipe import Recipe
-from cnn_jobs.system.figures import save_figure
+from cnn_jobs.system.figures import BLACK, BLUE, SKY_BLUE, VERMILION, save_figure
 from cnn_jobs.system.files import write_text
 from cnn_jobs.tasks import Task
 from cnn_jobs.tracking import names
@@ -84,7 +84,6 @@ def results_markdown(metrics: Mapping[str, float]) -> str:
 
 
 # From Okabe and Ito's palette: told apart by colour-blind readers, and of different brightness in grey.
-TRAIN_COLOUR, VAL_COLOUR, BEST_COLOUR = "#56B4E9", "#D55E00", "#000000"
 SMOOTHING_STEPS = 50
 
 
@@ -93,15 +92,15 @@ def plot_losses(train_losses: Sequence[float], validations: Sequence[CurvePoint]
     figure = Figure(figsize=(8, 4.5), layout="constrained")
     axes = figure.subplots()
     steps = np.arange(1, len(train_losses) + 1)
-    axes.plot(steps, train_losses, color=TRAIN_COLOUR, alpha=0.35, linewidth=0.6, label="training, each step")
+    axes.plot(steps, train_losses, color=SKY_BLUE, alpha=0.35, linewidth=0.6, label="training, each step")
     window = min(SMOOTHING_STEPS, len(train_losses))
     mean = np.convolve(train_losses, np.ones(window) / window, mode="valid")
     label = f"training, mean of {window} steps"
-    axes.plot(steps[window - 1 :], mean, color="#0072B2", linewidth=1.6, linestyle="--", label=label)
+    axes.plot(steps[window - 1 :], mean, color=BLUE, linewidth=1.6, linestyle="--", label=label)
     axes.plot(
         [point.step for point in validations],
         [point.loss for point in validations],
-        color=VAL_COLOUR,
+        color=VERMILION,
         marker="o",
         markersize=4,
         label="validation",
@@ -120,8 +119,8 @@ def plot_accuracy(validations: Sequence[CurvePoint], best_step: int, title: str,
     axes = figure.subplots()
     steps = [point.step for point in validations]
     percent = [100 * point.accuracy for point in validations]
-    axes.plot(steps, percent, color=VAL_COLOUR, marker="o", markersize=4, label="validation")
-    axes.axvline(best_step, color=BEST_COLOUR, linestyle=":", label=f"lowest validation loss, step {best_step}")
+    axes.plot(steps, percent, color=VERMILION, marker="o", markersize=4, label="validation")
+    axes.axvline(best_step, color=BLACK, linestyle=":", label=f"lowest validation loss, step {best_step}")
     axes.set(title=title, xlabel="optimiser step", ylabel="accuracy (%)")
     axes.grid(alpha=0.3)
     axes.legend(loc="lower right")
