@@ -1,4 +1,4 @@
-"""What a contender is; our own loop, and the ceiling above it. The others are in ``usual`` and ``lightning_loop``."""
+"""What a contender is, our own loop, and the ceiling of any loop; ``usual`` and ``lightning_loop`` hold the others."""
 
 from __future__ import annotations
 
@@ -14,30 +14,31 @@ from torch import nn
 from torch.nn import functional as F
 
 from benchmarks.setting import Setting
-from cnn_jobs.cli.console import LineWatcher
+from cnn_jobs.cli.console import LineProgress
 from cnn_jobs.tracking import run_status
-from cnn_jobs.tracking.document_run import PlainRun
+from cnn_jobs.tracking.document_run import open_recorder
 from cnn_jobs.tracking.records import RunHeader, now_ms
+from cnn_jobs.tracking.run_folder import RunFolder
 from cnn_jobs.training.evaluation import precision_context
-from cnn_jobs.training.loop import DeviceTime, Ending, train
-from cnn_jobs.training.observer import Recorders
+from cnn_jobs.training.loop import DeviceTime, LoopResult, train
+from cnn_jobs.training.observer import fan_out
 
 
 class Contender(Protocol):
-    """Something that trains."""
+    """A loop that trains."""
 
     def run(self, untimed: int, timed: int) -> float:
         """Does ``untimed`` steps, then ``timed`` more; returns the seconds of the latter."""
 
     def close(self) -> None:
-        """Gives back threads and processes."""
+        """Ends threads and processes."""
 
 
 class OurLoop:
-    """``cnn_jobs.training.loop.train`` as the job calls it, with a real MLflow run on sqlite and its line watcher.
+    """``cnn_jobs.training.loop.train`` as a run calls it, with a real MLflow run on sqlite and progress lines.
 
-    The seconds are the ledger's ``training_seconds``: validations that fall into a stretch do not count, as no other
-    contender validates. All else does: gathering and normalising batches, recording losses, and the shipper's thread.
+    The seconds are ``DeviceTime.training_seconds``: validations within a stretch do not count, as no other contender
+    validates. All else does: gathering and normalising batches, recording losses, and the uploader's thread.
     """
 
     def __init__(self, setting: Setting, folder: Path, *, graph: bool = True) -> None:
@@ -46,12 +47,12 @@ class OurLoop:
         self._database = folder / "mlflow.db"
         name = f"speed-{setting.task.name}"
         header = RunHeader("benchmarks", name, name, now_ms(), {})
-        self._run = PlainRun(folder / name, f"sqlite:///{self._database}", header)
-        self._recorder = self._run.recorder
+        self._folder = RunFolder(folder / name)
+        self._recorder = open_recorder(self._folder, f"sqlite:///{self._database}", header)
         self._recorder.start(contact_s=60.0)
-        self._watcher = LineWatcher()
+        self._progress = LineProgress()
         with contextlib.redirect_stderr(io.StringIO()):
-            self._watcher.begin(name, setting.recipe.epochs)
+            self._progress.training_started(name, setting.recipe.epochs)
 
     @property
     def model(self) -> nn.Module:
@@ -59,33 +60,33 @@ class OurLoop:
         return self._state.model
 
     def run(self, untimed: int, timed: int) -> float:
-        """Goes on from the step where the last call ended."""
+        """Continues at the step where the last call ended."""
         self._setting.configure(shipped=True)
         self._train(untimed)
-        ledger = self._train(timed)
-        self._wait_for_shipper()
-        return ledger.training_seconds
+        spent = self._train(timed)
+        self._wait_for_uploader()
+        return spent.training_seconds
 
     def _train(self, steps: int) -> DeviceTime:
-        ledger, last = DeviceTime(), self._state.step + steps
+        spent, last = DeviceTime(), self._state.step + steps
         with contextlib.redirect_stderr(io.StringIO()):
-            ending = train(
+            result = train(
                 self._state,
                 self._setting.data,
                 self._setting.recipe,
-                recorder=Recorders(self._recorder, self._watcher),
-                ledger=ledger,
+                observer=fan_out(self._recorder, self._progress),
+                spent=spent,
                 should_stop=lambda: self._state.step >= last or self._recorder.failure is not None,
                 graph=self._graph,
             )
         if self._recorder.failure:
             raise self._recorder.failure
-        assert ending is Ending.INTERRUPTED, ending
-        assert ledger.steps == steps, (ledger.steps, steps)
-        return ledger
+        assert result is LoopResult.INTERRUPTED, result
+        assert spent.steps == steps, (spent.steps, steps)
+        return spent
 
-    def _wait_for_shipper(self) -> None:
-        """Until every loss is in the database: what this stretch left to send must not slow the next contender."""
+    def _wait_for_uploader(self) -> None:
+        """Waits until every loss is in the database: what is left to send must not slow the next contender."""
         while self._recorder.failure is None and self._losses_in_database() < self._state.step:
             time.sleep(0.05)
 
@@ -98,7 +99,7 @@ class OurLoop:
     def close(self) -> None:
         """Ends the MLflow run; everything must have arrived there."""
         delivered = self._recorder.finish(run_status.finished(), 60.0)
-        self._run.close()
+        self._folder.close()
         assert delivered, self._recorder.outage
 
 
@@ -142,4 +143,4 @@ class Ceiling:
             self._optimizer.step()
 
     def close(self) -> None:
-        """Nothing to give back."""
+        """Nothing to end."""

@@ -1,4 +1,4 @@
-"""``python -m benchmarks.exporter``: what being watched costs a training step.
+"""``python -m benchmarks.exporter``: what the metrics page costs a training step.
 
 One training, in stretches of the same number of steps: alone, and with a metrics page that another process fetches
 every second (Prometheus' usual interval is 15 s). The ratio of each pair of neighbours is one measurement. Beside it,
@@ -16,11 +16,18 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from cnn_jobs.system.files import write_text
 from cnn_jobs.system.process import keep_freed_memory, limit_spinning
+from cnn_jobs.training.observer import Observer
+
+if TYPE_CHECKING:  # torch is imported once the threads are configured
+    from cnn_jobs.runs.cost import RunCost
+    from cnn_jobs.tracking.recorder import JournalRecorder
+    from cnn_jobs.training.loop import DeviceTime
 
 OUT = Path(__file__).resolve().with_name("exporter.json")
 INTERVAL_S = 1.0
@@ -32,19 +39,51 @@ while True:
 """
 
 
-class Timed:
-    """The monitor, with the CPU time of its calls; takes the time at every ``steps`` steps."""
+class Timed(Observer):
+    """Passes steps on to the monitor; ``cpu_s`` is the CPU time of those calls."""
 
-    def __init__(self, monitor: Any, steps: int, stretches: int) -> None:
-        self.monitor, self.steps, self.left = monitor, steps, stretches
+    def __init__(self, monitor: Observer) -> None:
+        self._monitor = monitor
         self.cpu_s = 0.0
-        self.marks: list[float] = []
 
-    def metrics(self, values: Mapping[str, float], step: int) -> None:
-        """Passes it on."""
+    def step_finished(self, step: int, loss: float) -> None:
+        """Measures the call."""
         began = time.thread_time()
-        self.monitor.metrics(values, step)
+        self._monitor.step_finished(step, loss)
         self.cpu_s += time.thread_time() - began
+
+
+@dataclass
+class Live:
+    """A ``LiveAttempt``: what the page reads, with a real recorder whose server is away."""
+
+    cost: RunCost
+    recorder: JournalRecorder
+    batch_size: int
+    epochs: int
+    run_key: str = "key"
+    device_type: str = "cpu"
+    steps_per_epoch: int = 100
+    first_step: int = 0
+    number: int = 1
+    checkpointed_at: float = 0.0
+
+    @property
+    def steps_done(self) -> int:
+        """Optimiser steps so far."""
+        return self.cost.own.steps
+
+    def costs(self) -> Mapping[str, float]:
+        """Those of the run."""
+        return self.cost.totals()
+
+    def backlog(self) -> tuple[int, float]:
+        """The recorder's."""
+        return self.recorder.backlog()
+
+    def upload_errors(self) -> Mapping[str, int]:
+        """The recorder's."""
+        return self.recorder.upload_errors
 
 
 @contextlib.contextmanager
@@ -59,7 +98,7 @@ def scraped(port: int) -> Iterator[None]:
 
 
 def measure(task_name: str, stretches: int, steps: int, threads: int) -> dict[str, Any]:
-    """Images a second of each stretch, alone and watched in turn; the monitor's share of the thread's CPU time."""
+    """Images a second of each stretch, alone and watched in turn, and the monitor's share of the thread's CPU time."""
     from benchmarks.setting import Setting, random_dataset
     from cnn_jobs.monitoring.metrics import Exporter
     from cnn_jobs.monitoring.monitor import Monitor
@@ -67,49 +106,43 @@ def measure(task_name: str, stretches: int, steps: int, threads: int) -> dict[st
 
     setting = Setting.of(task_name, random_dataset(6000, 100), threads)
     setting.configure(shipped=True)
-    state, ledger = setting.new_state(), DeviceTime()
+    state, spent = setting.new_state(), DeviceTime()
     monitor = Monitor(task_name)
     with tempfile.TemporaryDirectory() as folder:
-        monitor.opened(_live(setting, ledger, Path(folder)))
-        exporter, timed = Exporter(monitor, 9399, "127.0.0.1", print), Timed(monitor, steps, stretches)
+        monitor.attempt_opened(_live(setting, spent, Path(folder)))
+        exporter, timed = Exporter(monitor, 9399, "127.0.0.1", print), Timed(monitor)
         speeds: dict[str, list[float]] = {"alone": [], "watched": []}
         cpu = time.thread_time()
         for number in range(2 * stretches + 1):
             end = state.step + steps
             watched = number % 2 == 0
             with scraped(exporter.port) if watched else contextlib.nullcontext():
-                time.sleep(0.3)  # the scraper's own start is nobody's cost
-                before = ledger.training_seconds
+                time.sleep(0.3)  # the scraper's own start does not count
+                before = spent.training_seconds
                 train(
-                    state, setting.data, setting.recipe, recorder=timed, ledger=ledger,
+                    state, setting.data, setting.recipe, observer=timed, spent=spent,
                     should_stop=lambda end=end: state.step >= end,
                 )  # fmt: skip
             if number:  # the first warms up
-                seconds = ledger.training_seconds - before
+                seconds = spent.training_seconds - before
                 speeds["watched" if watched else "alone"].append(steps * setting.recipe.batch_size / seconds)
         share = timed.cpu_s / (time.thread_time() - cpu)
         exporter.close()
     return {"speeds": speeds, "monitor_share": share, "steps": steps}
 
 
-def _live(setting: Any, ledger: Any, folder: Path) -> Any:
-    """What the page reads: a real journal, whose shipper has a server that is away."""
-    from benchmarks.setting import random_dataset
+def _live(setting: Any, spent: DeviceTime, folder: Path) -> Live:
     from cnn_jobs.runs.cost import RunCost
-    from cnn_jobs.runs.setup import Run, RunOptions
     from cnn_jobs.tracking.client import TrackingClient
-    from cnn_jobs.tracking.journal import Journal
     from cnn_jobs.tracking.recorder import JournalRecorder
-    from cnn_jobs.tracking.records import AttemptMark, RunHeader, now_ms
-    from cnn_jobs.training.observer import LiveAttempt
+    from cnn_jobs.tracking.records import RunHeader, now_ms
+    from cnn_jobs.tracking.run_folder import RunFolder
 
-    options = RunOptions(tracking_uri="http://127.0.0.1:9", state_dir=folder)
-    run = Run(setting.task, setting.recipe, options, random_dataset(10, 10), setting.placement, setting.threads)
-    run.ledger = ledger
-    header = RunHeader("benchmark", run.key, run.name, now_ms(), {}, "")
-    journal, mark = Journal(folder / "journal.jsonl"), AttemptMark("id", 1, frozenset())
-    recorder = JournalRecorder(folder, TrackingClient(options.tracking_uri), journal, header, mark)
-    return LiveAttempt(run, time.time(), 100, 0, recorder, RunCost(1, time.monotonic(), folder / "ledger.json", ledger))
+    run_folder = RunFolder(folder / "key")
+    header = RunHeader("benchmark", "key", "benchmark", now_ms(), {}, "")
+    recorder = JournalRecorder(run_folder, TrackingClient("http://127.0.0.1:9"), header, run_folder.next_mark())
+    cost = RunCost(1, time.monotonic(), folder / "ledger.json", spent)
+    return Live(cost, recorder, setting.recipe.batch_size, setting.recipe.epochs)
 
 
 def main(arguments: list[str]) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
+import signal
 import statistics
 import sys
 import tempfile
@@ -72,20 +73,20 @@ def measure(task: str, where: str, steps: int) -> dict[str, float]:
 
 
 def _train(task_name: str, uri: str, folder: Path, steps: int, dataset: Any) -> dict[str, float]:
-    from cnn_jobs.cli.console import LineWatcher
     from cnn_jobs.errors import InterruptedRunError
-    from cnn_jobs.runs import train as job
-    from cnn_jobs.runs.setup import RunOptions
+    from cnn_jobs.runs import train as module
+    from cnn_jobs.runs.setup import RunOptions, Session
     from cnn_jobs.system.signals import StopRequest
     from cnn_jobs.tasks import get_task
     from cnn_jobs.tracking.recorder import JournalRecorder
+    from cnn_jobs.training.observer import Observer
 
     task, stop = get_task(task_name), StopRequest()
     spent = {"recorder": 0.0, "thread": 0.0, "process": 0.0}
-    real_train, in_loop = job.train, [False]
+    real_train, in_loop = module.train, [False]
 
     def timed(call: Callable[..., Any]) -> Callable[..., Any]:
-        """What is recorded before and after the loop is not of it."""
+        """Counts the CPU time of the calls within the loop."""
 
         def run(*args: Any, **settings: Any) -> Any:
             began = time.thread_time()
@@ -105,25 +106,22 @@ def _train(task_name: str, uri: str, folder: Path, steps: int, dataset: Any) -> 
             spent["thread"] += time.thread_time() - thread
             spent["process"] += time.process_time() - process
 
-    class Watcher(LineWatcher):
-        def metrics(self, values: Any, step: int) -> None:
+    class StopAfter(Observer):
+        def step_finished(self, step: int, loss: float) -> None:
             if step >= steps:
-                stop.signal_name = "SIGTERM"
-
-        def _say(self, text: str, **fields: object) -> None:
-            pass
+                stop.record(signal.SIGTERM)
 
     originals = {name: getattr(JournalRecorder, name) for name in RECORDER_CALLS}
     try:
         for name, call in originals.items():
             setattr(JournalRecorder, name, timed(call))
-        job.train = train
+        module.train = train
         recipe = replace(task.recipe, epochs=1000, early_stop_count=0)
         options = RunOptions(tracking_uri=uri, state_dir=folder / "state", ship_deadline_s=0.0)
         with contextlib.suppress(InterruptedRunError):
-            job.train_run(task, recipe, options, dataset, Watcher(), stop)
+            module.train_run(Session(task, options, dataset, StopAfter(), stop), recipe)
     finally:
-        job.train = real_train
+        module.train = real_train
         for name, call in originals.items():
             setattr(JournalRecorder, name, call)
     return {

@@ -47,7 +47,7 @@ def measure(options: argparse.Namespace, arguments: list[str]) -> dict[str, Any]
     from cnn_jobs.data.sources import open_dataset
     from cnn_jobs.tasks import get_task
     from cnn_jobs.training.device import available_threads, configure_arithmetic
-    from cnn_jobs.training.feature_cache import FeatureKey
+    from cnn_jobs.training.feature_store import FeatureKey
 
     threads = available_threads()
     task = get_task("task4a")
@@ -99,22 +99,23 @@ class Ours:
         from cnn_jobs.data.batches import place_on_device
         from cnn_jobs.runs import artifacts
         from cnn_jobs.training.device import select_device
-        from cnn_jobs.training.feature_cache import CHUNK, FeatureKey, MemoryFeatures, fill, with_features
+        from cnn_jobs.training.feature_cache import CHUNK, fill, with_features
+        from cnn_jobs.training.feature_store import FeatureKey, MemoryFeatures
         from cnn_jobs.training.loop import DeviceTime, train
         from cnn_jobs.training.state import new_state
 
         task, recipe, placement = self._task, self._recipe, select_device("cpu")
         data = place_on_device(self._dataset, recipe, task.transform, placement.device, placement.memory_format)
         state = new_state(task.network, recipe, (3, 32, 32), len(self._dataset.classes), placement)
-        assert state.frozen
+        assert state.backbone
         store, started = None, time.perf_counter()
         if kept:
             count = len(data.train.images) + len(data.test.images)
-            key = FeatureKey({}, count, state.frozen.feature_shape, self.types[recipe.precision], CHUNK["cpu"])
+            key = FeatureKey({}, count, state.backbone.feature_shape, self.types[recipe.precision], CHUNK["cpu"])
             store = MemoryFeatures(key, placement.device)
-            fill(store, data, state.frozen, recipe.precision)
+            fill(store, data, state.backbone, recipe.precision)
         passed = time.perf_counter() - started
-        features = with_features(data, state.frozen, recipe.precision, store)
+        features = with_features(data, state.backbone, recipe.precision, store)
         train(state, features, recipe)
         metrics = artifacts.final_metrics(state, artifacts.final_evaluations(state, features, recipe, DeviceTime()))
         name = "cached" if kept else "uncached"

@@ -1,4 +1,4 @@
-"""The recipe: every choice that decides the result of a training, each default written once."""
+"""The recipe: every choice that decides the result of a training. Series of recipes: seeds and grids."""
 
 from __future__ import annotations
 
@@ -9,19 +9,30 @@ import math
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
-from typing import Any, TypeVar, get_type_hints
+from typing import Any, get_type_hints
 
-from cnn_jobs.errors import CONTINUE, CnnJobsError, InterruptedRunError, RecipeError, UserError
+from cnn_jobs.errors import RecipeError, UserError
 
 OPTIMIZERS = ("sgd", "adam")
 AUGMENTATIONS = ("none", "flip", "flip+crop")
 PRECISIONS = ("fp32", "bf16")
 NO_WEIGHTS = "none"
+# The fields of the first recipes. Hashes of existing runs contain them, whatever their values.
+ALWAYS_HASHED = (
+    "epochs", "batch_size", "optimizer", "lr", "momentum", "weight_decay", "early_stop_count", "validations_per_epoch",
+    "validation_fraction", "augmentation", "weights", "precision", "seed", "split_seed",
+)  # fmt: skip
 
 
-def _option(default: Any, description: str, *, choices: tuple[str, ...] | None = None) -> Any:
-    """A dataclass field that carries what the command line needs to offer it."""
-    return field(default=default, metadata={"help": description, "choices": choices})
+def _option(
+    default: Any, description: str, *, choices: tuple[str, ...] | None = None, introduced_as: Any = None
+) -> Any:
+    """A dataclass field with what the command line needs to offer it.
+
+    ``introduced_as``: the default with which the field was introduced, where the present one differs.
+    """
+    introduced = default if introduced_as is None else introduced_as
+    return field(default=default, metadata={"help": description, "choices": choices, "introduced_as": introduced})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,6 +77,19 @@ class Recipe:
         """Field name to value, in the order of the fields."""
         return asdict(self)
 
+    def hashed(self) -> dict[str, Any]:
+        """What a recipe hash covers: ``ALWAYS_HASHED``, and each later field unless it has the default with which it
+        was introduced. A new field therefore leaves the hashes of existing runs unchanged."""
+        introduced = introduced_values()
+        return {
+            name: value for name, value in asdict(self).items() if name in ALWAYS_HASHED or value != introduced[name]
+        }
+
+
+def introduced_values() -> dict[str, Any]:
+    """Each field's default when it was introduced: its value in runs that are older than the field."""
+    return {each.name: each.metadata["introduced_as"] for each in fields(Recipe)}
+
 
 def _at_least(least: int) -> Callable[[Any], bool]:
     return lambda value: value >= least
@@ -102,12 +126,9 @@ def digest_of(content: dict[str, Any]) -> str:
     return hashlib.sha256(canonical.encode()).hexdigest()
 
 
-Result = TypeVar("Result")
-
-
 @dataclass(frozen=True)
 class Planned:
-    """One run of a series; ``label`` says what is its own, as in ``lr0.001-seed2``."""
+    """One run of a series; ``label`` has what distinguishes it, as in ``lr0.001-seed2``."""
 
     label: str
     recipe: Recipe
@@ -177,35 +198,3 @@ def pick(planned: Sequence[Planned], point: int) -> Planned:
     if point >= len(planned):
         raise UserError(f"--point is {point}, but --seeds and --sweep give {len(planned)} runs, counted from 0")
     return planned[point]
-
-
-def run_all(
-    planned: Sequence[Planned],
-    run_one: Callable[[Planned], Result],
-    report_error: Callable[[str], None],
-    check: Callable[[], None] = lambda: None,
-) -> tuple[list[Result], list[CnnJobsError]]:
-    """Runs one after another; one that fails does not stop the others, a signal does: in a run, or as ``check``, called
-    before each, raises ``InterruptedRunError``."""
-    results: list[Result] = []
-    errors: list[CnnJobsError] = []
-    for item in planned:
-        try:
-            check()
-            results.append(run_one(item))
-        except InterruptedRunError as error:
-            errors.append(error)
-            break
-        except CnnJobsError as error:
-            errors.append(error)
-            report_error(f"{item.label}: {error}")
-    return results, errors
-
-
-def exit_code(errors: Sequence[CnnJobsError]) -> int:
-    """Of a series: 0 if none failed; that of the signal which cut it short; else 1 if one failed that may work another
-    time, 75 if one only has to be called again, 2 if none of the failed ones can work."""
-    codes = {error.exit_code for error in errors}
-    if errors and isinstance(errors[-1], InterruptedRunError):
-        return errors[-1].exit_code
-    return next((code for code in (1, CONTINUE, 2) if code in codes), 0)

@@ -54,8 +54,8 @@ class Task:
         return digest_of({**content, "data_digest": data_digest})
 
     def _content(self, recipe: Recipe, weights_digest: str) -> dict[str, Any]:
-        values = recipe.as_dict()
-        # What the weights are counts, not where they lie.
+        values = recipe.hashed()
+        # What the weights are counts, not where they are.
         source = values.pop("weights")
         if (source == NO_WEIGHTS) != (not weights_digest):
             raise ValueError(f"weights are '{source}', their digest is '{weights_digest}'")

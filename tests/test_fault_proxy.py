@@ -20,7 +20,7 @@ import pytest
 import requests
 
 from cnn_jobs.local_server import start_server, stop_server
-from tests.fault_proxy import Fault, FaultProxy, Request, random_schedule
+from tests.helpers.fault_proxy import Fault, FaultProxy, Request, random_schedule
 
 
 class Received(NamedTuple):

@@ -17,13 +17,12 @@ from cnn_jobs.cli import cli
 from cnn_jobs.data.dataset import Dataset
 from cnn_jobs.errors import CheckpointMismatchError, CnnJobsError, StateDirError
 from cnn_jobs.networks.spec import ResNet18
-from cnn_jobs.runs.train import train_run
 from cnn_jobs.system.signals import StopRequest
 from cnn_jobs.tasks import TASKS
 from cnn_jobs.tracking.run_reader import runs_of
 from cnn_jobs.training import feature_cache
 from cnn_jobs.training.checkpoint import load_checkpoint, save_checkpoint
-from tests.test_job import Watcher, client, options
+from tests.helpers.runs import RecordingObserver, client, options, train_run
 
 pytestmark = [pytest.mark.filterwarnings("default"), pytest.mark.usefixtures("one_thread")]
 
@@ -145,7 +144,7 @@ def test_random_weights_are_called_so(tmp_path: Path) -> None:
 def trained(uri: str, tmp_path: Path, dataset: Dataset, name: str, **changes: Any) -> str:
     task = TASKS[name]
     recipe = replace(task.recipe, epochs=1, batch_size=9, **changes)
-    return train_run(task, recipe, options(uri, tmp_path), dataset, Watcher(), StopRequest()).run_id
+    return train_run(task, recipe, options(uri, tmp_path), dataset, RecordingObserver(), StopRequest()).run_id
 
 
 def test_the_network_of_a_run_can_be_looked_at(mlflow_uri: str, tmp_path: Path, tiny_dataset: Dataset) -> None:

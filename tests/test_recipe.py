@@ -7,8 +7,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cnn_jobs.errors import RecipeError
-from cnn_jobs.recipe import AUGMENTATIONS, FIELD_NAMES, PRECISIONS, Recipe, digest_of
+from cnn_jobs.errors import RecipeError, UserError
+from cnn_jobs.recipe import (
+    AUGMENTATIONS,
+    FIELD_NAMES,
+    PRECISIONS,
+    Planned,
+    Recipe,
+    digest_of,
+    parse_seeds,
+    parse_sweep,
+    plan,
+)
 
 SEEDS = st.integers(0, 2**63 - 1)
 VALUES: dict[str, st.SearchStrategy[Any]] = {
@@ -174,3 +184,112 @@ def test_the_digest_of_a_known_content() -> None:
 def test_the_digest_refuses_what_json_does_not_know() -> None:
     with pytest.raises(ValueError, match="JSON"):
         digest_of({"lr": math.nan})
+
+
+# -- series ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "seeds"),
+    [
+        ("0", [0]),
+        ("0-4", [0, 1, 2, 3, 4]),
+        ("3-3", [3]),
+        ("0,2,5-7", [0, 2, 5, 6, 7]),
+        ("7,1", [7, 1]),
+        (" 1 , 2-3 ", [1, 2, 3]),
+    ],
+)
+def test_seeds_are_ranges_and_lists(text: str, seeds: list[int]) -> None:
+    assert parse_seeds(text) == seeds
+
+
+@pytest.mark.parametrize("text", ["", "a", "1,", ",1", "4-0", "-1", "1-2-3", "1.5", "0..4", "1 2", "0x1"])
+def test_what_is_no_list_of_seeds_is_refused(text: str) -> None:
+    with pytest.raises(UserError, match=r"--seeds is '.*', but must be a range or a list, as in 0-4"):
+        parse_seeds(text)
+
+
+@pytest.mark.parametrize("text", ["1,1", "0-4,2", "0-2,2-3"])
+def test_a_seed_named_twice_is_refused(text: str) -> None:
+    with pytest.raises(UserError, match="names a seed twice"):
+        parse_seeds(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "field", "values"),
+    [
+        ("lr=1e-3,1e-4", "lr", [0.001, 0.0001]),
+        ("batch_size=32", "batch_size", [32]),
+        ("batch-size=32, 64", "batch_size", [32, 64]),
+        ("optimizer=sgd,adam", "optimizer", ["sgd", "adam"]),
+        ("augmentation=flip+crop", "augmentation", ["flip+crop"]),
+    ],
+)
+def test_a_sweep_is_a_field_and_values_of_its_type(text: str, field: str, values: list[object]) -> None:
+    name, parsed = parse_sweep(text)
+    assert (name, parsed) == (field, values)
+    assert [type(value) for value in parsed] == [type(value) for value in values]
+
+
+@pytest.mark.parametrize("text", ["", "lr", "=1", "learning_rate=1", "lr 1e-3"])
+def test_a_sweep_over_no_field_is_refused_with_the_fields(text: str) -> None:
+    with pytest.raises(UserError, match=r"must be FIELD=VALUE,... with a field of epochs, batch_size, .*split_seed"):
+        parse_sweep(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "kind"), [("lr=fast", "float"), ("epochs=1.5", "int"), ("epochs=", "int"), ("lr=1,,2", "float")]
+)
+def test_a_value_of_another_type_is_refused(text: str, kind: str) -> None:
+    with pytest.raises(UserError, match=f"must be of type {kind}"):
+        parse_sweep(text)
+
+
+def test_without_seeds_and_sweeps_there_is_one_run_without_a_label() -> None:
+    recipe = Recipe(lr=0.1)
+    assert plan(recipe) == [Planned("", recipe)]
+
+
+def test_seeds_make_a_run_each() -> None:
+    assert plan(Recipe(lr=0.1), "1-2") == [
+        Planned("seed1", Recipe(lr=0.1, seed=1)),
+        Planned("seed2", Recipe(lr=0.1, seed=2)),
+    ]
+
+
+def test_sweeps_and_seeds_make_a_grid_whose_last_axis_runs_fastest() -> None:
+    planned = plan(Recipe(), "0-1", ["lr=1e-3,0.1", "batch-size=32,64"])
+    assert [item.label for item in planned] == [
+        "lr0.001-batch_size32-seed0",
+        "lr0.001-batch_size32-seed1",
+        "lr0.001-batch_size64-seed0",
+        "lr0.001-batch_size64-seed1",
+        "lr0.1-batch_size32-seed0",
+        "lr0.1-batch_size32-seed1",
+        "lr0.1-batch_size64-seed0",
+        "lr0.1-batch_size64-seed1",
+    ]
+    assert planned[3].recipe == Recipe(lr=0.001, batch_size=64, seed=1)
+
+
+def test_every_recipe_is_checked_before_the_first_is_trained() -> None:
+    with pytest.raises(RecipeError, match=r"lr is 0\.0"):
+        plan(Recipe(), "0-4", ["lr=1e-3,0"])
+    with pytest.raises(RecipeError, match=r"momentum is 0\.9, but the optimiser is adam"):
+        plan(Recipe(momentum=0.9), sweeps=["optimizer=sgd,adam"])
+
+
+def test_an_axis_named_twice_is_refused() -> None:
+    with pytest.raises(UserError, match="--sweep names one field twice"):
+        plan(Recipe(), sweeps=["lr=1e-3", "lr=1e-4"])
+    with pytest.raises(UserError, match="--sweep names one field twice"):
+        plan(Recipe(), sweeps=["batch_size=1", "batch-size=2"])
+    with pytest.raises(UserError, match=r"--seeds and --sweep seed=\.\.\. say the same"):
+        plan(Recipe(), "0-1", ["seed=2,3"])
+
+
+def test_a_value_named_twice_is_refused() -> None:
+    """Two runs of one recipe and one name would be the same run twice."""
+    with pytest.raises(UserError, match=r"--sweep is 'lr=1e-3,0\.001', which names a value twice"):
+        plan(Recipe(), sweeps=["lr=1e-3,0.001"])

@@ -24,7 +24,7 @@ from cnn_jobs.models import weights
 from cnn_jobs.models.staging import stage_cifar10, stage_imagenet
 from tests.conftest import striped_dataset
 from tests.data.test_cifar10 import archive, members  # noqa: F401 - fixtures
-from tests.tracking.test_connection import unused_address
+from tests.helpers.tracking import unused_address
 
 
 class Quiet(SimpleHTTPRequestHandler):

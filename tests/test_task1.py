@@ -12,9 +12,9 @@ from cnn_jobs.course import task1
 from cnn_jobs.errors import NotShippedError
 from cnn_jobs.tracking import document_run
 from cnn_jobs.tracking.document_run import log_documents
+from cnn_jobs.tracking.recorder import JournalRecorder
 from cnn_jobs.tracking.run_reader import runs_of
-from tests.tracking.conftest import client
-from tests.tracking.test_connection import unused_address
+from tests.helpers.tracking import client, unused_address
 
 ANSWERS = {
     "1a": "2 -1 11 -2 -13 / 10 -4 8 2 -18 / 14 -1 -5 6 -9",
@@ -73,11 +73,11 @@ def test_the_answers_can_be_kept_in_mlflow(mlflow_uri: str, monkeypatch: pytest.
     assert runs_of(mlflow_uri, "course") == []  # no training: no comparison counts it
 
 
-@pytest.mark.parametrize(("pod", "code", "says"), [(False, 75, "it is in "), (True, 1, "it goes with this pod")])
+@pytest.mark.parametrize(("pod", "code", "says"), [(False, 75, "the rest is in "), (True, 1, "the rest is lost with")])
 def test_where_mlflow_is_away_the_exit_code_says_whether_the_page_is_kept(
     pod: bool, code: int, says: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(document_run, "CONTACT_S", 0.1)
+    monkeypatch.setattr(JournalRecorder.start, "__defaults__", (lambda: False, 0.1))
     monkeypatch.setattr(document_run, "DEADLINE_S", 0.2)
     if pod:
         monkeypatch.setenv("KUBERNETES_SERVICE_HOST", "10.96.0.1")

@@ -1,4 +1,4 @@
-"""The ``cnn-jobs`` command. A subcommand is imported when it is called: ``--help`` needs neither torch nor MLflow."""
+"""The ``cnn-jobs`` command. Subcommands are imported when called: ``--help`` needs neither torch nor MLflow."""
 
 from __future__ import annotations
 
@@ -11,23 +11,12 @@ import click
 from cnn_jobs import __version__
 from cnn_jobs.errors import CnnJobsError, StoppedError
 
-# Not as 'logs': this package has a command of that name, whose import would take its place.
+# Not as 'logs': this package has a command of that name.
 from cnn_jobs.monitoring import logs as log_format
-from cnn_jobs.system.process import show_stacks
-from cnn_jobs.system.signals import end_on_sigterm
+from cnn_jobs.system.process import dump_stacks_on_signal
+from cnn_jobs.system.signals import exit_on_sigterm
 
-
-def _on_stderr(line: str) -> None:
-    click.echo(line, err=True)
-
-
-def tell(error: CnnJobsError | StoppedError, say: Callable[[str], object] = _on_stderr) -> None:
-    """One line on stderr, or wherever ``say`` puts it, and one for each note that it carries."""
-    for line in [f"error: {error}", *getattr(error, "__notes__", ())]:
-        say(line)
-
-
-# Command to its module in this package, and the line that 'cnn-jobs --help' shows of it.
+# Command to its module in this package, and its line in 'cnn-jobs --help'.
 COMMANDS = {
     "tasks": ("tasks", "List the tasks: network, recipe, reference."),
     "describe": ("tasks", "Show a task's network as a table: layers, output shapes, parameters."),
@@ -36,7 +25,7 @@ COMMANDS = {
     "interpret": ("interpret", "Show filters, activations and where a network looks (tasks 4b, 4c)."),
     "runs": ("runs", "Compare the runs of an experiment in a table."),
     "report": ("report", "Compare runs: tables, intervals, tests and plots in one page."),
-    "replay": ("runs", "Send what is left of a run to MLflow."),
+    "replay": ("runs", "Send to MLflow what it lacks of a run."),
     "reap": ("runs", "Repair the status of runs whose process is gone."),
     "reproduce": ("runs", "Train again what a run recorded, and compare."),
     "doctor": ("doctor", "Check data, MLflow, credentials, device and disk; say what to do."),
@@ -82,16 +71,26 @@ def cli() -> None:
     """
 
 
+def _print_on_stderr(line: str) -> None:
+    click.echo(line, err=True)
+
+
+def print_error(error: CnnJobsError | StoppedError, print_line: Callable[[str], object] = _print_on_stderr) -> None:
+    """Prints an error in one line, and its notes in one each."""
+    for line in [f"error: {error}", *getattr(error, "__notes__", ())]:
+        print_line(line)
+
+
 def main() -> None:
     """Runs the command line; a known error is one line on stderr and its own exit code."""
     log_format.configure(log_format.format_of_environment())
-    show_stacks()
-    end_on_sigterm()
+    dump_stacks_on_signal()
+    exit_on_sigterm()
     try:
         cli()
     except CnnJobsError as error:
-        tell(error)
+        print_error(error)
         sys.exit(error.exit_code)
     except StoppedError as stopped:
-        tell(stopped)
+        print_error(stopped)
         raise

@@ -1,4 +1,4 @@
-"""Command line options made from the recipe's fields, so that each is written once."""
+"""Command line options that commands share; those of the recipe are made from its fields."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ def env_name(option: str) -> str:
 
 
 def option(name: str, *, variable: str = "", **settings: Any) -> Callable[[Command], Command]:
-    """A click option named after ``name`` (underscores are dashes), with its environment variable, which is named after
-    ``variable`` where another command's option has this name and another meaning."""
+    """A click option named ``name`` (underscores become dashes) with its environment variable, which is named after
+    ``variable`` where an option of another command has the same name and another meaning."""
     flag = "--" + name.replace("_", "-")
     if settings.get("is_flag"):
         flag += "/--no-" + name.replace("_", "-")
@@ -31,7 +31,7 @@ def option(name: str, *, variable: str = "", **settings: Any) -> Callable[[Comma
 
 
 def no_option(name: str, help_text: str) -> Callable[[Command], Command]:
-    """A flag ``--no-NAME`` that has no opposite, with its environment variable."""
+    """A flag ``--no-NAME`` without an opposite, with its environment variable."""
     full = f"no_{name}"
     flag = "--" + full.replace("_", "-")
     return click.option(
@@ -40,7 +40,7 @@ def no_option(name: str, help_text: str) -> Callable[[Command], Command]:
 
 
 def default_state_dir() -> str:
-    """Where runs keep their state unless told otherwise: the user's own state folder."""
+    """The user's state folder for this program."""
     import platformdirs
 
     return str(platformdirs.user_state_path("cnn-jobs"))
@@ -58,14 +58,14 @@ def state_dir_option(command: Command) -> Command:
 
 
 def log_format_option(command: click.Command) -> click.Command:
-    """Adds ``--log-format`` to a command that is made already, or to those of a group."""
+    """Adds ``--log-format`` to a command, or to those of a group."""
     if isinstance(command, click.Group):
         for each in command.commands.values():
             log_format_option(each)
         return command
 
     def choose(ctx: click.Context, param: click.Parameter, value: str) -> None:
-        if value != logs.format_of_environment():  # else it is so already, or nobody called 'main'
+        if value != logs.format_of_environment():  # which 'main' has applied already
             logs.configure(value)
 
     if not any(param.name == "log_format" for param in command.params):
@@ -79,26 +79,26 @@ def log_format_option(command: click.Command) -> click.Command:
                 is_eager=True,
                 expose_value=False,
                 callback=choose,
-                help="Lines for a person, or a JSON object a line; auto: JSON in a pod.",
+                help="Lines of text, or a JSON object a line; auto: JSON in a pod.",
             )
         )
     return command
 
 
 def monitoring_options(command: Command) -> Command:
-    """Adds where a command is seen from outside while it works."""
+    """Adds the options of the metrics page and the Pushgateway."""
     for add in (
         option(
             "pushgateway",
             default="",
             metavar="URL",
-            help="Prometheus Pushgateway that is told the outcome at the end, by task.",
+            help="Prometheus Pushgateway that gets the outcome at the end, by task.",
         ),
         option(
             "metrics_linger",
             type=click.FloatRange(min=0),
             default=0.0,
-            help="Seconds to stay at the end, until Prometheus has fetched the last values; then at once.",
+            help="Seconds to wait at the end until Prometheus has scraped the last values.",
         ),
         option(
             "metrics_host",
@@ -119,7 +119,7 @@ def monitoring_options(command: Command) -> Command:
 
 
 def recipe_options(command: Command) -> Command:
-    """Adds an option for every recipe field; one that is not given is ``None`` and leaves the task's own value."""
+    """Adds an option for every recipe field; its value is ``None`` where it is not given, for the task's own."""
     hints = get_type_hints(Recipe)
     for field in reversed(fields(Recipe)):
         choices = field.metadata["choices"]

@@ -1,4 +1,4 @@
-"""``cnn-jobs runs``: the runs of an experiment, side by side."""
+"""``cnn-jobs runs``, ``replay``, ``reap`` and ``reproduce``: what is done with runs that exist."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from cnn_jobs.system.signals import StopRequest
 from cnn_jobs.tasks import get_task
 from cnn_jobs.tracking import names
 
+SHOWN = 5
 FIGURES = (
     names.LAST_TRAIN_ACCURACY,
     names.LAST_VAL_ACCURACY,
@@ -44,7 +45,8 @@ def runs(experiment: str, task: str) -> None:
         listing.add_row(row.name, row.tags.get(names.DATA, "-"), state, *cells, row.run_id[:8])
     out = console()
     out.print(listing)
-    out.print(f"{len(rows)} runs in experiment '{experiment}'; accuracies of the last and of the best model.")
+    count = "1 run" if len(rows) == 1 else f"{len(rows)} runs"
+    out.print(f"{count} in experiment '{experiment}'; accuracies of the last and of the best model.")
 
 
 @click.command(context_settings={"show_default": True})
@@ -53,27 +55,27 @@ def runs(experiment: str, task: str) -> None:
     "ship_deadline",
     type=click.FloatRange(min=0),
     default=60.0,
-    help="Seconds to go on trying while MLflow does not answer.",
+    help="Seconds to keep trying while MLflow does not answer.",
 )
 def replay(folder: Path, ship_deadline: float) -> None:
-    """Send what is left of the run in FOLDER (DIR/<run_key>) to MLflow; nothing is trained.
+    """Send to MLflow what it lacks of the run in FOLDER (DIR/<run_key>); nothing is trained.
 
-    As often as you like, also to another server (MLFLOW_TRACKING_URI): what is there already is not doubled. Ends with
-    exit code 75 while MLflow stays away, 1 where it refused something.
+    Repeat it as often as you like, also to another server (MLFLOW_TRACKING_URI): nothing is duplicated. Exit code 75
+    means that MLflow does not answer, 1 that it refused something.
     """
     from cnn_jobs.tracking.connection import tracking_uri
     from cnn_jobs.tracking.replay import replay as send
 
     done = send(folder, tracking_uri(), ship_deadline)
     for line in done.damage:
-        click.echo(f"warning: {line}; what is whole was sent", err=True)
-    status = done.status or "RUNNING, as before: its last attempt ended without a word"
+        click.echo(f"warning: {line}; the rest was sent", err=True)
+    status = done.status or "RUNNING, as before: its last attempt was killed"
     click.echo(
         f"run {done.run_key}: {done.records} records of its journal are in MLflow; status {status}\n  {done.url}"
     )
     if not done.status:
         click.echo(
-            f"Go on with the command that began it and --run-key {done.run_key}, or close it with 'cnn-jobs reap'."
+            f"Continue it with the command that started it and --run-key {done.run_key}, or close it: 'cnn-jobs reap'."
         )
     if done.rejected:
         click.echo(f"error: {done.rejected}", err=True)
@@ -82,16 +84,18 @@ def replay(folder: Path, ship_deadline: float) -> None:
 
 @click.command(context_settings={"show_default": True})
 @option("experiment", default="cnn-jobs", help="Experiment in MLflow.")
-@option("missing_ok", is_flag=True, default=False, help="An experiment that is not there (yet) has no such runs.")
+@option("missing_ok", is_flag=True, default=False, help="An experiment that does not exist (yet) has no such runs.")
 def reap(experiment: str, missing_ok: bool) -> None:
-    """Set runs to FAILED that MLflow shows as RUNNING though no process trains them.
+    """Set runs to FAILED that MLflow shows as RUNNING although no process trains them.
 
-    Looks twice, 60 seconds apart: a living run moves its heartbeat counter in that time.
+    Looks twice, 60 seconds apart: a live run increments its heartbeat counter in that time.
     """
     from cnn_jobs.tracking.connection import tracking_uri
     from cnn_jobs.tracking.reap import reap as look_twice
 
-    watched = look_twice(tracking_uri(), experiment, missing_ok=missing_ok, say=lambda text: click.echo(text, err=True))
+    watched = look_twice(
+        tracking_uri(), experiment, missing_ok=missing_ok, report=lambda text: click.echo(text, err=True)
+    )
     if not watched:
         click.echo(f"no run of experiment '{experiment}' is RUNNING")
         return
@@ -102,27 +106,24 @@ def reap(experiment: str, missing_ok: bool) -> None:
     console().print(listing)
 
 
-SHOWN = 5
-
-
 @click.command(context_settings={"show_default": True})
 @click.argument("run_id")
 @option("data", default="", show_default="where the run had it", help="The run's data set, if it has moved.")
 def reproduce(run_id: str, data: str) -> None:
     """Train the finished run RUN_ID again from its recorded recipe, seed and data, and compare the two.
 
-    Nothing is recorded. Ends with exit code 0 where every metric row, the weights and the optimiser are the same in
-    every bit, 1 where they differ, 2 where they cannot be the same (other data, packages or machine), saying why.
+    Nothing is recorded. Exit code 0 means that every metric row, the weights and the optimiser state are bit-identical,
+    1 that they differ, 2 that they cannot be identical (other data, packages or machine), with the reason.
     """
     stop = StopRequest()
     stop.install()
     limit_spinning()
     keep_freed_memory()
-    from cnn_jobs.cli.console import watcher
+    from cnn_jobs.cli.console import progress_observer
     from cnn_jobs.runs.reproduce import reproduce as train_again
     from cnn_jobs.tracking.connection import tracking_uri
 
-    comparisons = train_again(tracking_uri(), run_id, data, watcher(), stop)
+    comparisons = train_again(tracking_uri(), run_id, data, progress_observer(), stop)
     listing = table("Compared", right=("values", "differing"), unbroken=1)
     for each in comparisons:
         listing.add_row(each.what, f"{each.compared:,}", f"{len(each.differences):,}")

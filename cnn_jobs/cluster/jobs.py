@@ -155,7 +155,7 @@ def cancel(
     """
     if runs:
         try:
-            told = runs.tell(reason)
+            told = runs.mark_cancelled(reason)
         except TrackingError as error:
             raise TrackingError(
                 f"{error}; nothing was stopped. 'kubectl -n {cluster.namespace} delete job {job.name}' stops it "

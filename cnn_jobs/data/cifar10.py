@@ -15,7 +15,7 @@ import numpy as np
 from cnn_jobs.data.dataset import Dataset
 from cnn_jobs.data.prepared import cached
 from cnn_jobs.errors import CnnJobsError, DataError, InterruptedRunError, RemoteDataError, from_os_error
-from cnn_jobs.system.environment import STAGE_IN_CLUSTER, with_timeout
+from cnn_jobs.system.environment import STAGE_IN_CLUSTER, download_timeout
 
 NAME = "cifar10"
 CIFAR10_URL = "https://www.cs.toronto.edu/~kriz/cifar-10-python.tar.gz"
@@ -69,7 +69,7 @@ def _load(root: Path, url: str) -> Dataset:
     archive = root / CIFAR10.filename
     try:
         # Standard output stays the command's own; torchvision prints.
-        with with_timeout(), contextlib.redirect_stdout(sys.stderr):
+        with download_timeout(), contextlib.redirect_stdout(sys.stderr):
             train, test = (source(root, train=split, download=True) for split in (True, False))
     except InterruptedRunError:
         raise

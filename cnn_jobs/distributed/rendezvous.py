@@ -1,4 +1,4 @@
-"""The other processes of a distributed training: met at the start, watched on the way, told of the end."""
+"""How the processes of a distributed run find each other, watch each other and end together."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import signal
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from cnn_jobs.distributed.status_store import StatusStore, bind_gloo_to_loopback
 from cnn_jobs.distributed.world import World
@@ -21,190 +21,174 @@ from cnn_jobs.errors import (
     RendezvousError,
     UserError,
 )
-from cnn_jobs.system.signals import StopRequest
+from cnn_jobs.system.signals import LEAST_S, StopRequest
 
-if TYPE_CHECKING:  # the command line meets the others while torch is imported
+if TYPE_CHECKING:  # the processes find each other while torch is imported
     import torch
 
-    from cnn_jobs.training.process_group import Group
+    from cnn_jobs.training.process_group import ProcessGroup
 
-
-# A process that was not heard of for so long is gone. Far above what a busy machine or a full disk delays a thread by,
-# far enough below the minute within which the others have to end.
+# A process without a new status for so long is gone. Far more than a busy machine or a full disk delays a thread; far
+# less than the minute within which the others have to end.
 SILENT_S = 20.0
 POLL_S = 0.05
-# After a signal: how long rank 0 is waited for, which saves the run's state and says so. Below the ten seconds within
-# which a process has to end.
-LAST_WORD_S = 8.0
-# How long rank 0 waits for the others to have heard how it ended.
+# After a signal: how long the others wait for rank 0, which saves the state and reports that. Less than the ten seconds
+# within which a process has to end.
+FINAL_STATUS_TIMEOUT_S = 8.0
+# How long rank 0 waits until the others know how it ended.
 SHUTDOWN_TIMEOUT_S, EARLY_SHUTDOWN_TIMEOUT_S = 5.0, 15.0
 Answer = TypeVar("Answer")
 Facts = Mapping[str, str]
 
 
-class Peers(Protocol):
-    """The others, as rank 0 and a process alone see them."""
+class Rendezvous:
+    """The other processes of a run, as rank 0 sees them; as such, there are none.
 
-    world: World
-    saved: Callable[[], bool]
-
-    def join(self, facts: Facts, device: str) -> None:
-        """Waits until all are there. Raises ``UserError`` where one of them is about to train something else, or on a
-        ``device`` that another has ("": one that may be shared)."""
-
-    def start(self, threads: int, device: torch.device) -> Group:
-        """Waits until all are about to train, and connects them."""
-
-
-class Alone:
-    """Nobody else."""
-
-    def __init__(self) -> None:
-        self.world = World()
-        self.saved: Callable[[], bool] = lambda: False
-
-    def join(self, facts: Facts, device: str) -> None:
-        """Nobody to wait for."""
-
-    def start(self, threads: int, device: torch.device) -> Group:
-        """A group of one."""
-        from cnn_jobs.training.process_group import OneProcess
-
-        return OneProcess()
-
-
-class Company:
-    """Several processes. A stop of one is a stop of all: whoever hears of it sends itself the signal.
-
-    ``saved``, asked on rank 0: whether this attempt brought the run further; the others know it from there.
+    ``made_progress``: whether this attempt advanced the run, by what outlives it; set by rank 0's attempt.
     """
 
+    def __init__(self, world: World | None = None) -> None:
+        self.world = world or World()
+        self.made_progress: Callable[[], bool] = lambda: False
+
+    def join(self, facts: Facts, device: str) -> None:
+        """Waits until all processes are there. Raises ``UserError`` where one is about to train something else, or uses
+        the same ``device`` as another ("": a device that may be shared)."""
+
+    def start(self, threads: int, device: torch.device) -> ProcessGroup:
+        """Waits until all processes are ready to train, and connects them."""
+        from cnn_jobs.training.process_group import ProcessGroup
+
+        return ProcessGroup()
+
+    def end(self, code: int, text: str, *, diverged: bool = False) -> None:
+        """Publishes how this process ended."""
+
+
+class DistributedRendezvous(Rendezvous):
+    """Several processes. A stop of one stops all: a process that learns of it sends itself the signal."""
+
     def __init__(self, world: World, stop: StopRequest) -> None:
-        self.world = world
-        self.saved: Callable[[], bool] = lambda: False
+        super().__init__(world)
         self._stop, self._passed_on = stop, False
         self._began = time.monotonic()
-        self.board = StatusStore(world, self._news)
+        self.statuses = StatusStore(world, self._own_status)
+        self._others = range(1, world.size)  # of rank 0
 
     # -- the start -------------------------------------------------------------------------------------------------
 
     def join(self, facts: Facts, device: str) -> None:
-        """Waits until all are there, up to the world's timeout.
-
-        Raises ``RendezvousError``, and on rank 0 ``UserError`` where the facts of another rank are not its own, or two
-        have one device.
-        """
-        self.board.publish(facts=dict(facts), device=device)
+        """Waits up to the world's timeout. Raises ``RendezvousError``, and on rank 0 also as the base class."""
+        self.statuses.publish(facts=dict(facts), device=device)
         if self.world.rank:
-            self._wait(lambda: self.said(0, "joined") or self.end_word(), self._missing)
+            self._wait(lambda: self.status(0, "joined") or self.result_of_root(), self._missing)
             return
-        others = range(1, self.world.size)
-        self._wait(lambda: all(self.said(rank, "facts") for rank in others), self._missing)
-        for rank in others:
-            _compare(facts, self.said(rank, "facts"), rank)
-        _refuse_shared([device, *(self.said(rank, "device") for rank in others)])
-        self.board.publish(joined=True)
+        self._wait(lambda: all(self.status(rank, "facts") for rank in self._others), self._missing)
+        for rank in self._others:
+            _compare(facts, self.status(rank, "facts"), rank)
+        _refuse_shared([device, *(self.status(rank, "device") for rank in self._others)])
+        self.statuses.publish(joined=True)
 
-    def start(self, threads: int, device: torch.device) -> Group:
-        """Connects all processes as soon as each is ready; rank 0 tells the others on how many ``threads`` to train."""
-        from cnn_jobs.training.process_group import ProcessGroup
+    def start(self, threads: int, device: torch.device) -> ProcessGroup:
+        """Rank 0 also gives the others its number of ``threads``."""
+        from cnn_jobs.training.process_group import DistributedGroup
 
         if self.world.rank == 0:
-            self.board.publish(go={"threads": threads})
-            self._wait(lambda: all(self.said(rank, "ready") for rank in range(1, self.world.size)))
-            self.board.publish(start=True)
+            self.statuses.publish(go={"threads": threads})
+            self._wait(lambda: all(self.status(rank, "ready") for rank in self._others))
+            self.statuses.publish(start=True)
         else:
-            self.board.publish(ready=True)
-            self._wait(lambda: self.said(0, "start"))
-        assert self.board.store
-        return ProcessGroup(self.world.rank, self.world.size, self.board.store.clone(), device, self.check)
+            self.statuses.publish(ready=True)
+            self._wait(lambda: self.status(0, "start"))
+        assert self.statuses.store
+        return DistributedGroup(self.world.rank, self.world.size, self.statuses.store.clone(), device, self.check)
 
-    def wait_for_go(self) -> Mapping[str, Any] | None:
-        """Rank 0's word to train, ``None`` where it ended well without: the run was finished before."""
-        word = self._wait(lambda: self.said(0, "go") or self.end_word())
-        return None if "code" in word else word
+    def wait_for_threads(self) -> int | None:
+        """The threads on which rank 0 trains; ``None`` where it ended well without training: the run was finished."""
+        answer = self._wait(lambda: self.status(0, "go") or self.result_of_root())
+        return None if "code" in answer else answer["threads"]
 
     # -- on the way ------------------------------------------------------------------------------------------------
 
-    def said(self, rank: int, what: str) -> Any:
-        """What ``rank`` last said of ``what``."""
-        entry = self.board.entries.get(rank)
-        return entry.content.get(what) if entry else None
+    def status(self, rank: int, field: str) -> Any:
+        """A field of the last status of ``rank``, ``None`` where it has none."""
+        entry = self.statuses.entries.get(rank)
+        return entry.content.get(field) if entry else None
 
     def check(self) -> None:
-        """Raises what the others make of this process: ``PeerLostError``, or the error that one of them ended with."""
+        """Raises what the others mean for this process: ``PeerLostError``, or the error that one of them ended with."""
         if self.world.rank:
-            if word := self.end_word():
-                raise _error_of(word)
+            if result := self.result_of_root():
+                raise _error_of_root(result)
         else:
-            for rank in range(1, self.world.size):
-                if failed := self.said(rank, "failed"):
-                    raise _failed(rank, failed)
-        if self.board.failure:
-            raise PeerLostError(f"lost rank 0: {self.board.failure}")
-        for rank, entry in list(self.board.entries.items()):
+            for rank in self._others:
+                if failed := self.status(rank, "failed"):
+                    raise _error_of_worker(rank, failed)
+        if self.statuses.failure:
+            raise PeerLostError(f"lost rank 0: {self.statuses.failure}")
+        for rank, entry in list(self.statuses.entries.items()):
             if time.monotonic() - entry.heard > SILENT_S:
-                raise PeerLostError(f"lost rank {rank}: nothing was heard of it for {SILENT_S:.0f} s")
+                raise PeerLostError(f"lost rank {rank}: no status for {SILENT_S:.0f} s")
 
-    def end_word(self) -> Any:
-        """How rank 0 ended, as far as it did: exit code, text, and whether the run was brought further."""
-        return self.said(0, "end")
+    def result_of_root(self) -> Any:
+        """How rank 0 ended, once it has: exit code, text, and whether it advanced the run."""
+        return self.status(0, "end")
 
     def wait_for_end(self) -> None:
-        """Until rank 0 has finished the run. Raises what it ended with.
+        """Waits until rank 0 has finished the run. Raises what it ended with.
 
-        After a signal it is waited for, too: its last word says whether the run's state is saved.
+        After a signal too: its final status says whether the run's state is saved.
         """
-        word = self._wait(self.end_word, grace_s=LAST_WORD_S)
-        if word["code"]:
-            raise _error_of(word)
+        result = self._wait(self.result_of_root, grace_s=FINAL_STATUS_TIMEOUT_S)
+        if result["code"]:
+            raise _error_of_root(result)
 
     # -- the end ---------------------------------------------------------------------------------------------------
 
     def end(self, code: int, text: str, *, diverged: bool = False) -> None:
-        """Tells the others; rank 0 also waits until they have heard it, or a few seconds.
+        """Publishes how this process ended. Rank 0 waits a few seconds until the others know.
 
-        What can never work is told to those, too, who have yet to come: for a little longer.
+        An error that can never work (exit code 2) also has to reach processes that have yet to come: that takes longer.
         """
-        never = code == UserError.exit_code
-        limit = time.monotonic() + (EARLY_SHUTDOWN_TIMEOUT_S if never else SHUTDOWN_TIMEOUT_S)
+        final = code == UserError.exit_code
+        limit = time.monotonic() + (EARLY_SHUTDOWN_TIMEOUT_S if final else SHUTDOWN_TIMEOUT_S)
         if self.world.rank:
             failed = {"code": code, "text": text, "diverged": diverged}
-            self.board.publish(**({"heard_end": True} if self.end_word() else {"failed": failed}))
+            self.statuses.publish(**({"heard_end": True} if self.result_of_root() else {"failed": failed}))
         else:
-            self.board.publish(end={"code": code, "text": text, "saved": code == CONTINUE or self.saved()})
-        while time.monotonic() < limit and not self._is_told(never):
+            saved = code == CONTINUE or self.made_progress()
+            self.statuses.publish(end={"code": code, "text": text, "saved": saved})
+        while time.monotonic() < limit and not self._is_known(final):
             time.sleep(POLL_S)
-        self.board.close()
+        self.statuses.close()
 
-    def _is_told(self, never: bool) -> bool:
+    def _is_known(self, final: bool) -> bool:
         if self.world.rank:
-            return bool(self.board.store or self.board.failure or not never)
-        return all(map(self._is_over, range(1, self.world.size)))
+            return bool(self.statuses.store or self.statuses.failure or not final)
+        return all(map(self._knows_end, self._others))
 
-    def _is_over(self, rank: int) -> bool:
-        entry = self.board.entries.get(rank)
+    def _knows_end(self, rank: int) -> bool:
+        entry = self.statuses.entries.get(rank)
         gone = entry is not None and time.monotonic() - entry.heard > SHUTDOWN_TIMEOUT_S
-        return bool(gone or self.said(rank, "heard_end") or self.said(rank, "failed"))
+        return bool(gone or self.status(rank, "heard_end") or self.status(rank, "failed"))
 
     # -- details ---------------------------------------------------------------------------------------------------
 
-    def _news(self) -> Mapping[str, Any]:
-        """In the board's thread: passes a stop on, and tells of this process' own and of what is saved."""
-        heard = any(entry.content.get("stop") for entry in list(self.board.entries.values()))
-        if heard and not self._passed_on and not self._stop.requested():
+    def _own_status(self) -> Mapping[str, Any]:
+        """In the store's thread: passes a stop on, and publishes this process' own."""
+        stopped = any(entry.content.get("stop") for entry in list(self.statuses.entries.values()))
+        if stopped and not self._passed_on and not self._stop.requested():
             self._passed_on = True
             os.kill(os.getpid(), signal.SIGTERM)
-        stopped = heard or bool(self._stop.signal_name)
-        return {"stop": stopped, "saved": self.saved()}
+        return {"stop": stopped or bool(self._stop.signal_name), "saved": self.made_progress()}
 
     def _wait(
         self, question: Callable[[], Answer], on_timeout: Callable[[], str] | None = None, *, grace_s: float = 0.0
     ) -> Answer:
-        """The first true answer; raises as ``check`` does, ``grace_s`` after a signal, and what ``on_timeout`` says."""
+        """The first true answer. Raises as ``check``, ``grace_s`` after a signal, and with the text of
+        ``on_timeout``."""
         while not (answer := question()):
-            # Half a second is what is left at the least.
-            if not self._stop.signal_name or self._stop.seconds_left(grace_s) <= 0.5:
+            if not self._stop.signal_name or self._stop.seconds_left(grace_s) <= LEAST_S:
                 self._stop.check()
             self.check()
             if on_timeout and time.monotonic() - self._began > self.world.timeout_s:
@@ -214,13 +198,13 @@ class Company:
 
     def _missing(self) -> str:
         world = self.world
-        absent = [rank for rank in range(world.size) if rank != world.rank and not self.said(rank, "facts")]
+        absent = [rank for rank in range(world.size) if rank != world.rank and not self.status(rank, "facts")]
         who = f"rank {', '.join(map(str, absent if world.rank == 0 else [0]))}"
         where = f"{world.address}:{world.port}"
-        why = f" ({self.board.obstacle})" if self.board.obstacle and not self.board.store else ""
+        why = f" ({self.statuses.obstacle})" if self.statuses.obstacle and not self.statuses.store else ""
         return (
             f"waited {world.timeout_s:.0f} s at {where} for {who} of {world.size} processes{why}; start all of them, "
-            "or give them longer by --rendezvous-timeout"
+            "or allow more time with --rendezvous-timeout"
         )
 
 
@@ -239,38 +223,40 @@ def _refuse_shared(devices: Sequence[str]) -> None:
     for rank, device in enumerate(devices):
         if device and first.setdefault(device, rank) != rank:
             raise UserError(
-                f"ranks {first[device]} and {rank} are both on {device}, but NCCL wants one process a device; give "
-                "each pod a GPU of its own (not one that is shared by time), or train in one process"
+                f"ranks {first[device]} and {rank} are both on {device}, but NCCL needs one process per device; give "
+                "each pod its own GPU (not one shared by time-slicing), or train in one process"
             )
 
 
-def _failed(rank: int, word: Mapping[str, Any]) -> CnnJobsError:
-    if word["code"] == UserError.exit_code:
-        kind = DivergedError if word.get("diverged") else UserError
-        return kind(f"rank {rank}: {word['text']}")
-    return PeerLostError(f"lost rank {rank}: {word['text']}")
+def _error_of_worker(rank: int, failed: Mapping[str, Any]) -> CnnJobsError:
+    if failed["code"] == UserError.exit_code:
+        kind = DivergedError if failed.get("diverged") else UserError
+        return kind(f"rank {rank}: {failed['text']}")
+    return PeerLostError(f"lost rank {rank}: {failed['text']}")
 
 
-def _error_of(word: Mapping[str, Any]) -> CnnJobsError:
-    """What rank 0's end is to the others."""
-    if word["code"] == UserError.exit_code:
-        return UserError(f"rank 0: {word['text']}")
-    return InterruptedRunError(f"rank 0 ended: {word['text']}", saved=word["saved"])
+def _error_of_root(result: Mapping[str, Any]) -> CnnJobsError:
+    if result["code"] == UserError.exit_code:
+        return UserError(f"rank 0: {result['text']}")
+    return InterruptedRunError(f"rank 0 ended: {result['text']}", saved=result["saved"])
 
 
 @contextmanager
-def company(world: World, stop: StopRequest) -> Iterator[Company]:
-    """Meets the others, for as long as the context lasts; an error that ends it is told to them."""
+def rendezvous_of(world: World, stop: StopRequest) -> Iterator[Rendezvous]:
+    """Looks for the other processes, for as long as the context lasts; reports to them an error that ends it."""
+    if not world.distributed:
+        yield Rendezvous(world)
+        return
     bind_gloo_to_loopback(world.address)
-    # What torch's C++ prints of a lost connection is told by us, in a line.
+    # A lost connection is reported in one line of ours, not in torch's C++ log.
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
-    peers = Company(world, stop)
-    peers.board.start()
+    rendezvous = DistributedRendezvous(world, stop)
+    rendezvous.statuses.start()
     try:
-        yield peers
+        yield rendezvous
     except BaseException as error:
         code = error.exit_code if isinstance(error, CnnJobsError) else 1
         text = str(error) if isinstance(error, CnnJobsError) else f"{type(error).__name__}: {error}"
-        with stop.deferred(), contextlib.suppress(Exception):
-            peers.end(code, " ".join(text.split()), diverged=isinstance(error, DivergedError))
+        with stop.masked(), contextlib.suppress(Exception):
+            rendezvous.end(code, " ".join(text.split()), diverged=isinstance(error, DivergedError))
         raise

@@ -1,7 +1,7 @@
-"""What each process says of itself, where the others read it: a line a process, on a TCPStore that rank 0 serves.
+"""The status of each process of a distributed run, where the others read it: on a TCPStore that rank 0 serves.
 
-Only the thread of this module talks to the store. A store whose machine is gone without a word answers to nothing, for
-ever; then this thread waits, the main thread does not, and the time since the last word says what happened.
+Only the thread of this module talks to the store. A store whose machine vanished never answers; then this thread waits,
+the main thread does not, and the time since the last status shows what happened.
 """
 
 from __future__ import annotations
@@ -23,27 +23,26 @@ from cnn_jobs.distributed.world import World
 if TYPE_CHECKING:
     from torch.distributed import Store  # type: ignore[attr-defined]
 
-
 TICK_S = 0.5
 RETRY_S = 0.5
-# Of one try to reach rank 0: its name may lead to a pod that is gone.
+# Of one attempt to reach rank 0: its name may lead to a pod that is gone.
 CONNECT_S = 3.0
 STORE_TIMEOUT = timedelta(seconds=10)
 
 
 @dataclass
 class Entry:
-    """What another process said last, and when (monotonic) it was last seen to be alive."""
+    """The last status of another process, and when (monotonic) it last changed."""
 
     content: dict[str, Any]
     heard: float
 
 
 class StatusStore:
-    """This process' line, ``publish``, and those of others, ``entries``: rank 0 reads all, the others rank 0's.
+    """Publishes this process' status and reads others into ``entries``: rank 0 reads all, the others read rank 0's.
 
-    ``fields``, called at each tick in the board's thread, adds to the line. ``failure``: why the store is out of reach
-    for good; ``obstacle``: why it is not yet reached.
+    ``fields``, called at each tick in the store's thread, adds to the status. ``failure``: why the store is out of
+    reach for good; ``obstacle``: why it is not yet reached.
     """
 
     def __init__(self, world: World, fields: Callable[[], Mapping[str, Any]] = dict) -> None:
@@ -54,37 +53,37 @@ class StatusStore:
         self._watched = range(1, world.size) if world.rank == 0 else range(1)
         self._own: dict[str, Any] = {}
         self._beat = 0
-        self._lock, self._news, self._closing = threading.Lock(), threading.Event(), threading.Event()
+        self._lock, self._changed, self._closing = threading.Lock(), threading.Event(), threading.Event()
         self._thread = threading.Thread(target=self._run, name="peers", daemon=True)
 
     def start(self) -> None:
-        """Begins to look for the others."""
+        """Starts to look for the others."""
         self._thread.start()
 
     def publish(self, **fields: Any) -> None:
-        """Changes this process' line; the others see it within ``TICK_S``."""
+        """Updates this process' status; the others see it within ``TICK_S``."""
         with self._lock:
             self._own.update(fields)
-        self._news.set()
+        self._changed.set()
 
-    def close(self, patience_s: float = 2.0) -> None:
-        """Publishes the last word and stops; gives up after ``patience_s``."""
+    def close(self, timeout_s: float = 2.0) -> None:
+        """Publishes the last status and stops, within ``timeout_s``."""
         self._closing.set()
-        self._news.set()
-        self._thread.join(patience_s)
+        self._changed.set()
+        self._thread.join(timeout_s)
 
     def _run(self) -> None:
         try:
-            self.store = self._meet()
+            self.store = self._connect()
             while self.store:
                 closing = self._closing.is_set()
                 self._exchange(self.store)
                 if closing:
                     return
-                self._news.wait(TICK_S)
-                self._news.clear()
-        except Exception as error:  # told in the main thread, whatever it is
-            self.failure = _line(error)
+                self._changed.wait(TICK_S)
+                self._changed.clear()
+        except Exception as error:  # reported in the main thread, whatever it is
+            self.failure = _one_line(error)
 
     def _exchange(self, store: Store) -> None:
         self._beat += 1
@@ -101,24 +100,24 @@ class StatusStore:
             if known is None or known.content["beat"] != content["beat"]:
                 self.entries[rank] = Entry(content, time.monotonic())
 
-    # -- finding the store -----------------------------------------------------------------------------------------
+    # -- connecting ------------------------------------------------------------------------------------------------
 
-    def _meet(self) -> Store | None:
-        """The store, as soon as it is there and this rank's seat is free; ``None`` where nobody wants it any more."""
+    def _connect(self) -> Store | None:
+        """The store, as soon as it is there and this rank is free in it; ``None`` after ``close``."""
         from torch.distributed import PrefixStore  # type: ignore[attr-defined]
 
         world = self._world
         while not self._closing.is_set():
             try:
-                own = world.rank == 0 and not world.agent_store
-                store = PrefixStore(f"cnn-jobs/{world.restart}", self._serve() if own else self._reach())
-                # A store may be that of an attempt which is about to end, with the process before this one in it.
+                serves = world.rank == 0 and not world.agent_store
+                store = PrefixStore(f"cnn-jobs/{world.restart}", self._serve() if serves else self._reach())
+                # It may be the store of an attempt that is about to end, with this rank's previous process in it.
                 if store.add(f"seat/{world.rank}", 1) == 1:
                     return store
                 self.obstacle = f"another process is rank {world.rank} there"
                 del store
-            except (OSError, RuntimeError) as error:  # torch's errors of the store are RuntimeErrors
-                self.obstacle = _line(error)
+            except (OSError, RuntimeError) as error:  # torch raises RuntimeError for errors of the store
+                self.obstacle = _one_line(error)
             self._closing.wait(RETRY_S)
         return None
 
@@ -126,7 +125,7 @@ class StatusStore:
         from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
         listener = listen(self._world.address, self._world.port)
-        # Its own name may not resolve yet in a pod that has just started.
+        # By address: the own name may not resolve yet in a pod that has just started.
         return TCPStore(
             "127.0.0.1",
             self._world.port,
@@ -141,13 +140,13 @@ class StatusStore:
         from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
         world = self._world
-        # TCPStore itself would wait for a name that does not resolve yet, and write a warning a second.
+        # TCPStore itself would wait for a name that does not resolve yet, with a warning each second.
         socket.create_connection((world.address, world.port), CONNECT_S).close()
         return TCPStore(world.address, world.port, None, False, timeout=STORE_TIMEOUT, wait_for_workers=False)
 
 
 def listen(address: str, port: int) -> socket.socket:
-    """A listening socket: on loopback alone where ``address`` is that, else on all interfaces. Raises ``OSError``."""
+    """A listening socket: on loopback where ``address`` is that, else on all interfaces. Raises ``OSError``."""
     try:
         if is_loopback(address):
             return socket.create_server(("127.0.0.1", port))
@@ -162,7 +161,7 @@ def listen(address: str, port: int) -> socket.socket:
 
 
 def is_loopback(address: str) -> bool:
-    """Whether the name leads to this machine by an address that no other machine reaches."""
+    """Whether the name leads to this machine, by an address that no other machine reaches."""
     try:
         return socket.gethostbyname(address).startswith("127.")
     except OSError:
@@ -170,11 +169,11 @@ def is_loopback(address: str) -> bool:
 
 
 def bind_gloo_to_loopback(address: str) -> None:
-    """Makes gloo listen on loopback, too, where all processes are on this machine; the user's own choice stays."""
+    """Makes gloo listen on loopback only, where all processes are on this machine; the user's own setting wins."""
     names = {name for _, name in socket.if_nameindex()} & {"lo", "lo0"}
     if is_loopback(address) and names:
         os.environ.setdefault("GLOO_SOCKET_IFNAME", names.pop())
 
 
-def _line(error: BaseException) -> str:
+def _one_line(error: BaseException) -> str:
     return " ".join(str(error).split())[:300] or type(error).__name__

@@ -1,4 +1,4 @@
-"""Which of how many processes this one is: by torchrun's variables or a Kubernetes Job's. Imports nothing heavy."""
+"""Which of how many processes this one is, by the variables of torchrun or a Kubernetes Job. Imports nothing heavy."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ RENDEZVOUS_TIMEOUT_S = 600.0
 class World:
     """``size`` processes, of which this is number ``rank``; rank 0 is at ``address``:``port`` and records the run.
 
-    ``local_rank`` of ``local_size`` on this machine. ``agent_store``: torchrun serves the store that the processes meet
-    on; ``restart`` counts how often it started them anew.
+    ``local_rank`` of ``local_size`` on this machine. ``agent_store``: torchrun serves the store of the rendezvous;
+    ``restart``: how often it has restarted the processes.
     """
 
     size: int = 1
@@ -31,30 +31,30 @@ class World:
 
     @property
     def distributed(self) -> bool:
-        """Whether there is anybody else."""
+        """Whether there are other processes."""
         return self.size > 1
 
     def check_batch(self, batch_size: int) -> None:
-        """Raises ``RecipeError`` where the processes cannot have equal parts of a batch."""
+        """Raises ``RecipeError`` where a batch cannot be divided equally."""
         if batch_size % self.size:
             raise RecipeError(
-                f"batch_size {batch_size} cannot be shared equally by {self.size} processes; it is that of all of them "
-                "together: choose a multiple of their number"
+                f"batch_size {batch_size} cannot be divided equally among {self.size} processes; it is the total of "
+                "all: choose a multiple of their number"
             )
 
     @property
     def name(self) -> str:
-        """For a line of the log, "" for a process alone."""
+        """For log lines, "" for a single process."""
         return f"rank {self.rank}" if self.distributed else ""
 
 
 def default_size() -> int:
-    """What ``WORLD_SIZE`` says, else 1. Raises ``UserError``."""
+    """``WORLD_SIZE``, else 1. Raises ``UserError``."""
     return _number("WORLD_SIZE", 1)
 
 
 def world_of(size: int, timeout_s: float = RENDEZVOUS_TIMEOUT_S) -> World:
-    """This process among ``size``. Raises ``UserError`` where the environment does not say which one it is."""
+    """This process among ``size``. Raises ``UserError`` where the environment does not identify it."""
     if size == 1:
         return World()
     if os.environ.get("WORLD_SIZE") and default_size() != size:
@@ -62,8 +62,8 @@ def world_of(size: int, timeout_s: float = RENDEZVOUS_TIMEOUT_S) -> World:
     variable = "RANK" if os.environ.get("RANK") else "JOB_COMPLETION_INDEX"
     if not os.environ.get(variable):
         raise UserError(
-            f"--world-size is {size}, but neither RANK nor JOB_COMPLETION_INDEX says which process this is; "
-            "start it by torchrun or an Indexed Job, or set RANK"
+            f"--world-size is {size}, but neither RANK nor JOB_COMPLETION_INDEX identifies this process; "
+            "start it with torchrun or an Indexed Job, or set RANK"
         )
     rank = _number(variable, 0)
     if rank >= size:

@@ -21,7 +21,8 @@ from cnn_jobs.models.weights import open_weights
 from cnn_jobs.system.files import copy_files, write_text
 from cnn_jobs.tasks import Interpretation
 from cnn_jobs.tracking import names
-from cnn_jobs.tracking.client import RefusalError, TrackingClient
+from cnn_jobs.tracking.client import TrackingClient
+from cnn_jobs.tracking.connection import RefusalError
 from cnn_jobs.tracking.document_run import log_documents
 from cnn_jobs.training.checkpoint import load_checkpoint
 

@@ -16,7 +16,7 @@ from cnn_jobs.data import s3
 from cnn_jobs.data.sources import writable_cache_dir
 from cnn_jobs.errors import CnnJobsError, InterruptedRunError, RemoteDataError, WeightsError
 from cnn_jobs.recipe import NO_WEIGHTS
-from cnn_jobs.system.environment import STAGE_IN_CLUSTER, may_download, with_timeout
+from cnn_jobs.system.environment import STAGE_IN_CLUSTER, download_timeout, may_download
 
 IMAGENET = "imagenet"
 # ResNet18_Weights.IMAGENET1K_V1; the file's name holds the first 8 digits of its SHA-256.
@@ -96,7 +96,7 @@ def _imagenet_file(url: str, *, download: bool) -> Path:
     if not path.exists():
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            with with_timeout():
+            with download_timeout():
                 torch.hub.download_url_to_file(url, str(path), IMAGENET_SHA256_BEGINS, progress=False)
         except (OSError, HTTPException, RuntimeError) as error:  # no network, no room; RuntimeError: the digest
             if isinstance(error, HTTPError):

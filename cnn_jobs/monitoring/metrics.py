@@ -1,6 +1,8 @@
-"""What came of a command, left at a Pushgateway: a process that is over cannot be asked.
+"""The metrics page for Prometheus, and the outcome of a command for a Pushgateway.
 
-Only the outcome, by task: the Pushgateway never forgets a series, so nothing of one run or pod goes there
+Names and units follow https://prometheus.io/docs/practices/naming/: base units, ``_total`` for what only rises, a time
+since 1970 instead of an age. The only labels are the task and words from fixed lists; the scrape adds run and pod
+(``k8s/monitoring/podmonitor.yaml``). A Pushgateway never forgets a series, so only the outcome by task goes there
 (https://prometheus.io/docs/practices/pushing/).
 """
 
@@ -25,16 +27,14 @@ from cnn_jobs.training.observer import Phase
 if TYPE_CHECKING:  # the page must be there before torch is
     from wsgiref.simple_server import WSGIServer
 
-    import torch
 
-
-def device_memory(device: torch.device) -> dict[str, float]:
-    """Bytes: ``used`` now, ``peak`` so far, ``limit``; of a CPU those of this process, and of its control group."""
-    if device.type == "cuda":
+def device_memory(device_type: str) -> dict[str, float]:
+    """Bytes: ``used`` now, ``peak`` so far, ``limit``; for a CPU those of this process and its control group."""
+    if device_type == "cuda":
         import torch
 
-        total = torch.cuda.get_device_properties(device).total_memory
-        used, peak = torch.cuda.memory_allocated(device), torch.cuda.max_memory_allocated(device)
+        total = torch.cuda.get_device_properties(torch.cuda.current_device()).total_memory
+        used, peak = torch.cuda.memory_allocated(), torch.cuda.max_memory_allocated()
         return {"used": float(used), "peak": float(peak), "limit": float(total)}
     import psutil
 
@@ -45,7 +45,7 @@ def device_memory(device: torch.device) -> dict[str, float]:
 
 
 def peak_memory() -> int:
-    """The most of this process so far, in bytes; 0 where the system does not tell."""
+    """The process' peak memory so far, in bytes; 0 where the system does not report it."""
     try:
         lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
         return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM:")), 0)
@@ -53,7 +53,7 @@ def peak_memory() -> int:
         return 0
 
 
-# Metric in MLflow to its name here.
+# Metric in MLflow to its name and text here.
 LATEST = {
     names.TRAIN_LOSS: (
         "cnn_jobs_train_loss",
@@ -69,14 +69,14 @@ LATEST = {
 
 
 class Collector:
-    """Makes the page anew at every scrape; costs the training thread nothing else."""
+    """Builds the page at every scrape; costs the training thread nothing."""
 
     def __init__(self, monitor: Monitor) -> None:
         self._monitor = monitor
         self.scrapes_after_end = 0
 
     def describe(self) -> Iterable[Metric]:
-        """Nothing in advance: registering must not count as a scrape."""
+        """Nothing, so that registering does not count as a scrape."""
         return ()
 
     def collect(self) -> Iterable[Metric]:
@@ -85,32 +85,31 @@ class Collector:
         totals = self._monitor.totals()
         yield from self._costs(totals)
         yield from self._delivery(totals)
-        if self._monitor.phase_now is Phase.ENDED:
+        if self._monitor.phase is Phase.ENDED:
             self.scrapes_after_end += 1
 
     # -- families ------------------------------------------------------------------------------------------------
 
     def _progress(self) -> Iterable[Metric]:
         monitor, live = self._monitor, self._monitor.live
-        phases = {phase.value: float(phase is monitor.phase_now) for phase in Phase}
+        phases = {phase.value: float(phase is monitor.phase) for phase in Phase}
         yield self._gauges("cnn_jobs_phase", "1 for the phase that the process is in.", "phase", phases)
         yield self._gauge("cnn_jobs_step", "Global optimiser step that was recorded last.", monitor.step)
         yield self._gauge("cnn_jobs_planned_steps", "Steps of the whole run at most.", monitor.steps_planned)
         epoch = monitor.step // live.steps_per_epoch if live else 0
         yield self._gauge("cnn_jobs_epoch", "Whole passes over the training images so far.", epoch)
-        planned = live.run.recipe.epochs if live else 0
+        planned = live.epochs if live else 0
         yield self._gauge("cnn_jobs_planned_epochs", "Epochs of the whole run at most.", planned)
-        yield self._gauge("cnn_jobs_start_timestamp_seconds", "When this process's work began.", monitor.began)
+        yield self._gauge("cnn_jobs_start_timestamp_seconds", "When this process's work began.", monitor.began_at)
         text = "When the run last got further: a step, a validation, a new phase."
-        yield self._gauge("cnn_jobs_last_progress_timestamp_seconds", text, monitor.progressed)
+        yield self._gauge("cnn_jobs_last_progress_timestamp_seconds", text, monitor.progressed_at)
         if live:
             text = "When the last checkpoint was written; before the first of this attempt, when that began."
-            saved = live.run.saved_at or live.began
-            yield self._gauge("cnn_jobs_last_checkpoint_timestamp_seconds", text, saved)
+            yield self._gauge("cnn_jobs_last_checkpoint_timestamp_seconds", text, live.checkpointed_at)
         for key, (name, text) in LATEST.items():
             if key in monitor.latest:
                 yield self._gauge(name, text, monitor.latest[key])
-        device = live.run.placement.device.type if live else ""
+        device = live.device_type if live else ""
         info = InfoMetricFamily("cnn_jobs_build", "Version of the program, and the kind of device.", labels=["task"])
         info.add_metric([monitor.task], {"version": __version__, "device": device})
         yield info
@@ -120,7 +119,7 @@ class Collector:
         yield self._counter("cnn_jobs_images", "Images that this process has trained on.", totals.images)
         if live:
             text = "Processes of the present run so far, with this one."
-            yield self._counter("cnn_jobs_attempts", text, live.recorder.attempt)
+            yield self._counter("cnn_jobs_attempts", text, live.number)
         steps = {"useful": totals.useful_steps, "wasted": totals.wasted_steps}
         text = "Optimiser steps of all attempts, by whether they are in the present state or were lost with a kill."
         yield self._counters("cnn_jobs_steps", text, "usefulness", steps)
@@ -129,19 +128,19 @@ class Collector:
         yield self._counters("cnn_jobs_device_seconds", text, "usefulness", seconds)
         text = "Runs of this process that ended, by how."
         yield self._counters("cnn_jobs_runs_ended", text, "state", self._monitor.ended)
-        if live and (memory := device_memory(live.run.placement.device)):
+        if live and (memory := device_memory(live.device_type)):
             text = "Memory of the training device (on a CPU, of this process): used now, the most so far, the limit."
             yield self._gauges("cnn_jobs_device_memory_bytes", text, "kind", memory)
 
     def _delivery(self, totals: Totals) -> Iterable[Metric]:
         if live := self._monitor.live:
-            backlog = live.recorder.backlog()
+            records, seconds = live.backlog()
             text = "Records of the journal that MLflow has not acknowledged."
-            yield self._gauge("cnn_jobs_journal_backlog_records", text, backlog.records)
+            yield self._gauge("cnn_jobs_journal_backlog_records", text, records)
             text = "For how long MLflow has not had everything; 0 when it has."
-            yield self._gauge("cnn_jobs_journal_backlog_seconds", text, backlog.seconds)
+            yield self._gauge("cnn_jobs_journal_backlog_seconds", text, seconds)
         text = "Calls to MLflow that failed, by kind."
-        yield self._counters("cnn_jobs_ship_errors", text, "kind", totals.ship_errors)
+        yield self._counters("cnn_jobs_ship_errors", text, "kind", totals.upload_errors)
 
     # -- one family ----------------------------------------------------------------------------------------------
 
@@ -169,12 +168,12 @@ def _by_word(values: Mapping[str, float]) -> dict[tuple[str, ...], float]:
     return {(word,): value for word, value in values.items()}
 
 
-# After a scrape the answer has to leave this machine, too.
+# After a scrape the answer still has to leave this machine.
 ANSWER_S = 0.5
 
 
 class Exporter:
-    """Serves ``/metrics`` from a thread of its own. A port that cannot be had is a warning: the training goes on."""
+    """Serves ``/metrics`` from a thread. A port that cannot be opened is a warning: the training continues."""
 
     def __init__(self, monitor: Monitor, port: int, host: str, warn: Callable[[str], object]) -> None:
         from prometheus_client import (
@@ -197,15 +196,16 @@ class Exporter:
             self.port = self._server.server_port
         except (OSError, OverflowError) as error:
             reason = getattr(error, "strerror", "") or str(error)
-            warn(f"no metrics on {host}:{port} ({reason}); the training goes on, choose another --metrics-port")
+            warn(f"no metrics on {host}:{port} ({reason}); the training continues; choose another --metrics-port")
 
-    def linger(self, seconds: float, hurry: Callable[[], bool] = lambda: False) -> bool:
-        """Stays until the last values were fetched, at most so long, and not after ``hurry``; whether they were."""
+    def linger(self, seconds: float, abort: Callable[[], bool] = lambda: False) -> bool:
+        """Waits until the last values were scraped, at most ``seconds`` and not after ``abort``; returns whether they
+        were."""
         if not self._server:
             return False
         before, end = self._collector.scrapes_after_end, time.monotonic() + seconds
         while self._collector.scrapes_after_end == before:
-            if time.monotonic() >= end or hurry():
+            if time.monotonic() >= end or abort():
                 return False
             time.sleep(0.05)
         time.sleep(ANSWER_S)
@@ -220,31 +220,31 @@ class Exporter:
 
 
 JOB = "cnn-jobs"
-# A Pushgateway answers in milliseconds or is not worth waiting for.
+# A Pushgateway that does not answer at once is not worth waiting for.
 TIMEOUT_S, TIMEOUT_AFTER_SIGNAL_S = 3.0, 1.0
 
 
 def push_outcome(
-    url: str, task: str, exit_code: int, seconds: float, warn: Callable[[str], object], *, hurry: bool = False
+    url: str, task: str, exit_code: int, seconds: float, warn: Callable[[str], object], *, abort: bool = False
 ) -> bool:
-    """Leaves exit code, duration and time of the command with the Pushgateway at ``url``; whether it took them.
+    """Pushes exit code, duration and time of the command to the Pushgateway at ``url``; returns whether it took them.
 
-    One that is away costs ``TIMEOUT_S`` seconds and a warning at most; nothing else changes.
+    One that is away costs at most ``TIMEOUT_S`` seconds and a warning.
     """
     trouble = ["it did not answer in time"]
     thread = threading.Thread(
         target=_push, args=(url, task, exit_code, seconds, trouble), name="pushgateway", daemon=True
     )
     thread.start()
-    thread.join(TIMEOUT_AFTER_SIGNAL_S if hurry else TIMEOUT_S)
+    thread.join(TIMEOUT_AFTER_SIGNAL_S if abort else TIMEOUT_S)
     found = list(trouble)
     if found:
-        warn(redact(f"the outcome could not be left at the Pushgateway {url}: {found[-1]}; check --pushgateway"))
+        warn(redact(f"the outcome could not be pushed to the Pushgateway {url}: {found[-1]}; check --pushgateway"))
     return not found
 
 
 def _with_login(url: str) -> tuple[str, Callable[..., Callable[[], None]]]:
-    """The address without a user's name and password, and a handler that sends them as HTTP asks for."""
+    """The address without user and password, and a handler that sends them by HTTP basic authentication."""
     from prometheus_client.exposition import basic_auth_handler, default_handler
 
     parts = urlsplit(url if "://" in url else f"http://{url}")

@@ -1,4 +1,4 @@
-"""What the attempts of a run cost: steps, device seconds and wall time, useful or thrown away."""
+"""What the attempts of a run cost: steps, device seconds and wall time, useful or wasted."""
 
 from __future__ import annotations
 
@@ -15,13 +15,15 @@ from cnn_jobs.system.files import write_text
 from cnn_jobs.tracking import names
 from cnn_jobs.training.loop import DeviceTime
 
-# A book is written at least so often.
+# The file of costs is at most so old.
 UNWRITTEN_S = 1.0
+# A tag holds 8,000 characters, an attempt takes about 90.
+MOST_ATTEMPTS = 80
 
 
 @dataclass(frozen=True)
 class AttemptCost:
-    """One attempt: optimiser steps done, seconds of the device (training and evaluation), seconds from the start of its
+    """One attempt: its optimiser steps, device seconds (training and evaluation), and seconds from the start of its
     process to its end."""
 
     attempt: int
@@ -32,10 +34,9 @@ class AttemptCost:
 
 @dataclass
 class RunCost:
-    """The attempts before this one, this one, and how much of it all is in the present state of the training.
+    """The attempts before this one, this one, and how much of all that led to the present state of the training.
 
-    Thrown away is what was spent and is not in that state: steps since the last checkpoint before a kill, which are
-    trained a second time.
+    The rest is wasted: steps after the last checkpoint before a kill, which are trained a second time.
     """
 
     attempt: int
@@ -43,7 +44,7 @@ class RunCost:
     path: Path
     own: DeviceTime
     before: Sequence[AttemptCost] = ()
-    # Of the checkpoint that this attempt went on from.
+    # Of the checkpoint that this attempt resumed from.
     useful_steps: int = 0
     useful_device_seconds: float = 0.0
 
@@ -53,15 +54,13 @@ class RunCost:
         return [*self.before, AttemptCost(self.attempt, self.own.steps, self.own.device_seconds, wall)]
 
     def useful(self) -> dict[str, float]:
-        """What led to the present state; goes into a checkpoint."""
+        """What led to the present state; part of every checkpoint."""
         own = self.own
-        return {
-            "steps": self.useful_steps + own.steps,
-            "device_seconds": self.useful_device_seconds + own.device_seconds - own.devices * own.repeated_seconds,
-        }
+        device = own.device_seconds - own.devices * own.repeated_seconds + own.found_seconds
+        return {"steps": self.useful_steps + own.steps, "device_seconds": self.useful_device_seconds + device}
 
     def totals(self) -> dict[str, float]:
-        """Metrics by name: ``ledger/...`` over all attempts."""
+        """Metrics by name, over all attempts."""
         attempts, useful = self.attempts(), self.useful()
         steps = sum(each.steps for each in attempts)
         device = sum(each.device_seconds for each in attempts)
@@ -81,17 +80,16 @@ class RunCost:
             {name: round(value, 4) if isinstance(value, float) else value for name, value in asdict(each).items()}
             for each in self.attempts()
         ]
-        # A tag holds 8,000 characters, an attempt takes about 90.
-        return json.dumps({"attempts": merged(attempts, most=80), "useful": self.useful()}, separators=(",", ":"))
+        return json.dumps({"attempts": merged(attempts), "useful": self.useful()}, separators=(",", ":"))
 
     def write(self) -> None:
-        """Keeps the book for the next attempt; a disk that refuses is told by the journal."""
+        """Writes the file for the uploader and the next attempt; the journal will report a disk that refuses."""
         with contextlib.suppress(CnnJobsError):
             write_text(self.path, self.as_json() + "\n")
 
 
-def merged(attempts: Sequence[Mapping[str, Any]], *, most: int) -> list[dict[str, Any]]:
-    """At most so many rows: the oldest are added up into the first."""
+def merged(attempts: Sequence[Mapping[str, Any]], *, most: int = MOST_ATTEMPTS) -> list[dict[str, Any]]:
+    """At most ``most`` rows: the oldest are added up into the first."""
     rows = [dict(each) for each in attempts]
     while len(rows) > most:
         oldest, second = rows.pop(0), rows[0]
@@ -100,20 +98,19 @@ def merged(attempts: Sequence[Mapping[str, Any]], *, most: int) -> list[dict[str
 
 
 def read_costs(*texts: str, steps_of_last: int = 0, last: int | None = None) -> list[AttemptCost]:
-    """The attempts of the fullest of several books (a file, a tag); none where no text is a book.
+    """The attempts of the fullest of several texts (a file, a tag); none where no text can be read.
 
-    ``steps_of_last``: what a journal shows of attempt number ``last``. One that was killed had no time to write down
-    its last second; its device seconds of that are estimated by those of its steps before.
+    ``steps_of_last``: what the journal shows of attempt number ``last``. One that was killed could not write down its
+    last second; its device seconds of that are estimated from those of its earlier steps.
     """
-    books = [_parse(text) for text in texts]
-    fullest = max(books, key=lambda book: sum(each.wall_seconds for each in book), default=[])
+    costs = [_parse(text) for text in texts]
+    fullest = max(costs, key=lambda attempts: sum(each.wall_seconds for each in attempts), default=[])
     if fullest and last in (None, fullest[-1].attempt) and steps_of_last > fullest[-1].steps:
         fullest[-1] = _with_steps(fullest[-1], steps_of_last)
     return fullest
 
 
 def _with_steps(cost: AttemptCost, steps: int) -> AttemptCost:
-    """The attempt with more ``steps`` than its book shows, which is no older than a second."""
     missing = cost.device_seconds * (steps / cost.steps - 1) if cost.steps else 0.0
     device = cost.device_seconds + min(missing, UNWRITTEN_S)
     return replace(cost, steps=steps, device_seconds=device, wall_seconds=max(device, cost.wall_seconds))

@@ -1,4 +1,4 @@
-"""What a run says of itself in MLflow: where it comes from, what it spent, how it ended."""
+"""What a run records in MLflow: its origin, its history, its costs, its description."""
 
 from __future__ import annotations
 
@@ -15,58 +15,23 @@ from cnn_jobs.recipe import Recipe
 from cnn_jobs.runs.artifacts import results_markdown
 from cnn_jobs.runs.cost import RunCost
 from cnn_jobs.runs.setup import Run
-from cnn_jobs.system import environment
-from cnn_jobs.system.environment import pod_tags
+from cnn_jobs.system.environment import cpu_name, git_facts, lineage, pod_facts, version_of
 from cnn_jobs.system.files import make_folder, write_text
 from cnn_jobs.tasks import Task
 from cnn_jobs.tracking import names
-from cnn_jobs.tracking.journal_summary import START_COMPLETE
 from cnn_jobs.tracking.recorder import JournalRecorder
 from cnn_jobs.tracking.records import DatasetInput
+from cnn_jobs.tracking.run_folder import START_COMPLETE
 from cnn_jobs.training.checkpoint import save_checkpoint
+from cnn_jobs.training.device import device_name
 from cnn_jobs.training.feature_cache import FeaturePlan
 from cnn_jobs.training.state import TrainState
 
 
-def note(task: Task, recipe: Recipe, dataset: Dataset, metrics: Mapping[str, float] | None = None) -> str:
-    """Markdown: what is trained on what and, once there are ``metrics``, what came out beside the reference."""
-    images = f"{len(dataset.train_images):,} training and {len(dataset.test_images):,} test images"
-    drawn = " (synthetic pictures that the package draws itself)" if dataset.synthetic else ""
-    lines = [
-        f"**{task.name}** - {task.title}",
-        "",
-        f"Data: `{dataset.name}`{drawn}, {images}, digest `{dataset.digest[:12]}`.",
-        f"Recipe: {recipe.optimizer} at learning rate {recipe.lr:g}, batch size {recipe.batch_size}, "
-        f"at most {recipe.epochs} epochs, {recipe.precision}, seed {recipe.seed}.",
-    ]
-    if isinstance(task.network, ResNet18):
-        lines.append(f"Begins with weights `{recipe.weights}`; frozen but for layer4 and the last layer.")
-    if metrics:
-        lines += ["", results_markdown(metrics)]
-        # The reference is of CIFAR-10: beside drawn pictures it would only mislead.
-        if not dataset.synthetic and (reference := reference_line(task)):
-            lines.append(reference)
-    return "\n".join(lines)
-
-
-def reference_line(task: Task) -> str:
-    """The course report's figures for the last model, in one line; empty where it gives none."""
-    reference = task.reference
-    named = {
-        "training accuracy": reference.train_accuracy,
-        "validation accuracy": reference.val_accuracy,
-        "test accuracy": reference.test_accuracy,
-        "training loss": reference.train_loss,
-    }
-    given = [f"{name} {value:g}" for name, value in named.items() if value is not None]
-    return f"Course report: {', '.join(given)}." if given else ""
-
-
 def first_tags(run: Run) -> dict[str, str]:
-    """The tags that the run is made with."""
-    identity = {f"cnn_jobs.{key}": str(value) for key, value in run.identity().items()}
+    """The tags with which the run is created."""
     return {
-        **identity,
+        **{names.PREFIX + name: str(value) for name, value in run.identity().items()},
         names.GROUP: run.options.group or run.key,
         names.DATA: run.dataset.name,
         names.SYNTHETIC_DATA: str(run.dataset.synthetic).lower(),
@@ -77,26 +42,26 @@ def first_tags(run: Run) -> dict[str, str]:
 
 
 def record_attempt(run: Run, recorder: JournalRecorder, plan: FeaturePlan | None = None) -> None:
-    """Where this attempt runs, and whether it keeps the frozen trunk's features."""
-    git = environment.git_facts()
+    """Where this attempt runs, and whether it keeps the frozen backbone's features."""
+    git = git_facts()
     recorder.tags(
         {
             **({names.FEATURE_CACHE: plan.text} if plan else {}),
             **({names.WEIGHTS: absolute_uri(run.recipe.weights)} if run.weights else {}),
             names.GIT_COMMIT: git["commit"],
             names.GIT_DIRTY: git["dirty"],
-            names.DEVICE: environment.device_name(run.placement.device),
+            names.DEVICE: device_name(run.placement.device),
             names.THREADS: run.threads,
             names.DETERMINISTIC: not run.options.fast,
             **({names.WORLD_SIZE: run.processes, names.BACKEND: run.backend} if run.backend else {}),
-            **pod_tags(),
+            **{names.PREFIX + name: value for name, value in pod_facts().items()},
         }
     )
 
 
-def record_start(run: Run, recorder: JournalRecorder, frozen: Backbone | None = None) -> None:
+def record_start(run: Run, recorder: JournalRecorder, backbone: Backbone | None = None) -> None:
     """Params, data set, lineage, frozen weights and the network's table, before the first step of the run."""
-    # The weights by what they are: an attempt elsewhere may find them in another place, and a param cannot change.
+    # The weights by name: an attempt elsewhere may find them in another place, and a param cannot change.
     weights = run.weights.name if run.weights else run.recipe.weights
     recorder.params({"task": run.task.name, **run.recipe.as_dict(), "weights": weights})
     dataset = run.dataset
@@ -109,60 +74,93 @@ def record_start(run: Run, recorder: JournalRecorder, frozen: Backbone | None = 
     }
     uri = absolute_uri(dataset.uri)
     recorder.dataset(DatasetInput(dataset.name, dataset.digest, uri, profile))
-    facts = environment.collect(run.placement.device, run.threads)
-    data_facts = {"uri": uri, "digest": dataset.digest, **profile}
-    origin = {"uri": absolute_uri(run.recipe.weights), "digest": run.weights_digest}
-    content = {**run.identity(), "recipe": run.recipe.as_dict(), "data": data_facts, "weights": origin, **facts}
+    content = {
+        **run.identity(),
+        "recipe": run.recipe.as_dict(),
+        "data": {"uri": uri, "digest": dataset.digest, **profile},
+        "weights": {"uri": absolute_uri(run.recipe.weights), "digest": run.weights_digest},
+        **lineage(device_name(run.placement.device), run.threads),
+    }
     folder = make_folder(run.folder / "artifacts")
     path = write_text(folder / names.LINEAGE, json.dumps(content, indent=2) + "\n")
-    recorder.artifact(path, path.name)
-    if frozen:
-        # Once, and not in every checkpoint: they never change.
-        path = save_checkpoint(run.folder / frozen_file(frozen), {"model": frozen.layers.state_dict()})
-        recorder.artifact(path, frozen_file(frozen))
+    recorder.artifact(path, names.LINEAGE)
+    if backbone:
+        # Once, and not in every checkpoint: its weights never change.
+        to = names.frozen_checkpoint(backbone.digest())
+        recorder.artifact(save_checkpoint(run.folder / to, {"model": backbone.layers.state_dict()}), to)
     table = as_markdown(describe(run.task.network, run.image, len(dataset.classes)))
-    # Last: left_behind.START_COMPLETE.
+    # Last: it says that all of the above is recorded.
     recorder.artifact(write_text(folder / START_COMPLETE, table), START_COMPLETE)
 
 
 def record_history(state: TrainState, recorder: JournalRecorder) -> None:
-    """Every measurement that a checkpoint remembers; the shipper leaves out what MLflow has."""
+    """Every measurement in a checkpoint's history; the uploader leaves out what MLflow has."""
     for step, loss in enumerate(state.train_losses, start=1):
-        recorder.metrics({names.TRAIN_LOSS: loss}, step)
+        recorder.step_finished(step, loss)
     for each in state.validations:
-        recorder.metrics({names.VAL_LOSS: each.loss, names.VAL_ACCURACY: each.accuracy}, each.step)
+        recorder.validated(each.step, each.loss, each.accuracy)
 
 
-def record_costs(book: RunCost, step: int, recorder: JournalRecorder) -> None:
+def record_costs(cost: RunCost, step: int, recorder: JournalRecorder) -> None:
     """What the run cost: each attempt at its number as step, and all together at the run's last step."""
-    for each in book.attempts():
-        costs = {
+    for each in cost.attempts():
+        values = {
             names.ATTEMPT_STEPS: each.steps,
             names.ATTEMPT_DEVICE_SECONDS: each.device_seconds,
             names.ATTEMPT_WALL_SECONDS: each.wall_seconds,
         }
-        recorder.metrics(costs, each.attempt)
-    recorder.metrics(book.totals(), step)
-
-
-def frozen_file(frozen: Backbone) -> str:
-    """Where the weights of a frozen trunk are among a run's artifacts, and below its folder."""
-    return f"checkpoints/frozen-{frozen.digest()[:12]}.pt"
+        recorder.metrics(values, each.attempt)
+    recorder.metrics(cost.totals(), step)
 
 
 def machine(run: Run, plan: FeaturePlan | None = None) -> dict[str, Any]:
-    """What has to be the same for a continued run to be the same in every bit."""
+    """What has to be the same for a resumed run to be bit-identical."""
     return {
-        **({"features": plan.kept} if plan else {}),
-        "cpu": environment.cpu_name(),
-        "device": environment.device_name(run.placement.device),
-        "torch": environment.version_of("torch"),
+        **({"features": plan.computed} if plan else {}),
+        "cpu": cpu_name(),
+        "device": device_name(run.placement.device),
+        "torch": version_of("torch"),
         "threads": run.threads,
         "processes": run.processes,
     }
 
 
+def note(task: Task, recipe: Recipe, dataset: Dataset, metrics: Mapping[str, float] | None = None) -> str:
+    """The run's description in Markdown: task, data and recipe and, given ``metrics``, its results beside the
+    reference."""
+    images = f"{len(dataset.train_images):,} training and {len(dataset.test_images):,} test images"
+    drawn = " (synthetic pictures that the package draws itself)" if dataset.synthetic else ""
+    lines = [
+        f"**{task.name}** - {task.title}",
+        "",
+        f"Data: `{dataset.name}`{drawn}, {images}, digest `{dataset.digest[:12]}`.",
+        f"Recipe: {recipe.optimizer} at learning rate {recipe.lr:g}, batch size {recipe.batch_size}, "
+        f"at most {recipe.epochs} epochs, {recipe.precision}, seed {recipe.seed}.",
+    ]
+    if isinstance(task.network, ResNet18):
+        lines.append(f"Starts from the weights `{recipe.weights}`; all layers but layer4 and the last are frozen.")
+    if metrics:
+        lines += ["", results_markdown(metrics)]
+        # The reference is of CIFAR-10: beside synthetic pictures it would mislead.
+        if not dataset.synthetic and (reference := reference_line(task)):
+            lines.append(reference)
+    return "\n".join(lines)
+
+
+def reference_line(task: Task) -> str:
+    """The course report's figures for the last model, in one line; "" where it gives none."""
+    reference = task.reference
+    named = {
+        "training accuracy": reference.train_accuracy,
+        "validation accuracy": reference.val_accuracy,
+        "test accuracy": reference.test_accuracy,
+        "training loss": reference.train_loss,
+    }
+    given = [f"{name} {value:g}" for name, value in named.items() if value is not None]
+    return f"Course report: {', '.join(given)}." if given else ""
+
+
 def absolute_uri(uri: str) -> str:
-    """A data set's URI as it is understood from any folder."""
+    """The URI of a data set or weights, as it is understood from any folder."""
     path = Path(uri).expanduser()
     return str(path.resolve()) if "://" not in uri and (path.is_file() or "/" in uri) and path.exists() else uri

@@ -1,11 +1,10 @@
-"""From what earlier attempts left to the state in which this one goes on."""
+"""What decides that a run continues: who owns it, and from which checkpoint the training resumes."""
 
 from __future__ import annotations
 
 import shutil
-import time
-import uuid
-from collections.abc import Callable
+import tempfile
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -14,40 +13,34 @@ from cnn_jobs.errors import CheckpointMismatchError, DamagedCheckpointError, Tra
 from cnn_jobs.runs import record
 from cnn_jobs.runs.cost import RunCost, read_costs
 from cnn_jobs.runs.setup import Run
-from cnn_jobs.system.environment import LOOK_UP_S, in_pod, look_up_budget_s
+from cnn_jobs.system.environment import LOOK_UP_S, in_pod, look_up_timeout_s
 from cnn_jobs.system.files import make_folder, read_or_empty
-from cnn_jobs.system.lock import RunLock
-from cnn_jobs.tracking import look_up
-from cnn_jobs.tracking.client import OutageError, RemoteRun, TrackingClient
-from cnn_jobs.tracking.delivery import CursorFile
-from cnn_jobs.tracking.journal import Entry, Journal
-from cnn_jobs.tracking.journal_summary import JournalSummary, attempt_record, summarize
-from cnn_jobs.tracking.outbox import Outbox
-from cnn_jobs.tracking.ownership import check_cancelled, check_role, may_take_over, runs_of_key, wait_until_still
+from cnn_jobs.tracking import names
+from cnn_jobs.tracking.client import RemoteRun, TrackingClient
+from cnn_jobs.tracking.connection import OutageError, call_within
+from cnn_jobs.tracking.ownership import check_cancelled, find_run, may_take_over, wait_for_owner
 from cnn_jobs.tracking.recorder import JournalRecorder
-from cnn_jobs.tracking.records import AttemptMark, RunHeader
-from cnn_jobs.tracking.uploader import JOURNAL, LEDGER_TAG
+from cnn_jobs.tracking.records import AttemptMark, RunHeader, now_ms
+from cnn_jobs.tracking.run_folder import COST_FILE, RunFolder, check_role
 from cnn_jobs.training.checkpoint import load_checkpoint, newest_checkpoint
-from cnn_jobs.training.device import configure_arithmetic
 from cnn_jobs.training.feature_cache import FeaturePlan
-from cnn_jobs.training.state import TrainState, new_state
+from cnn_jobs.training.state import TrainState
 
-Say = Callable[[str], object]
+Warn = Callable[[str], object]
+# What a key must not be reused for.
+CHECKED = ("task", "recipe_hash", "data_digest")
 
 
 @dataclass
-class Attempt:
-    """What an attempt starts from. ``remote_run``: the run as MLflow had it, where it was there and answered."""
+class StartingPoint:
+    """What an attempt starts from. ``remote_run``: the run as MLflow had it, where it exists and MLflow answered."""
 
-    remote: TrackingClient
-    journal: Journal
+    folder: RunFolder
+    client: TrackingClient
     header: RunHeader
     mark: AttemptMark
-    left: JournalSummary
-    entries: list[Entry]
     remote_run: RemoteRun | None
-    lock: RunLock
-    checkpoint: dict[str, Any] | None = None
+    checkpoint: Mapping[str, Any] | None = None
     checkpoint_is_local: bool = False
 
     @property
@@ -57,230 +50,195 @@ class Attempt:
 
     @property
     def start_is_recorded(self) -> bool:
-        """Whether the journal, or MLflow, has all that is recorded before the first step."""
-        return (self.left.started and not self.journal.damage) or self.fetched
+        """Whether the journal, or MLflow, has everything that is recorded before the first step."""
+        return (self.folder.summary.started and not self.folder.journal.damage) or self.fetched
 
     @property
     def is_trained(self) -> bool:
-        """Whether all that is left to do is to send the rest of the journal."""
-        return self.left.trained and not self.journal.damage
+        """Whether only the rest of the journal is to be uploaded."""
+        return self.folder.summary.trained and not self.folder.journal.damage
 
     @property
     def fetched(self) -> bool:
-        """Whether the training goes on from a checkpoint that came back from MLflow."""
+        """Whether the training resumes from a checkpoint that was downloaded from MLflow."""
         return self.checkpoint is not None and not self.checkpoint_is_local
 
-    def close(self) -> None:
-        """Lets go of the journal and the run's folder."""
-        self.journal.close()
-        self.lock.release()
+    @property
+    def step(self) -> int:
+        """The optimiser step at which the training starts or resumes."""
+        return int(self.checkpoint["step"]) if self.checkpoint else 0
 
 
-def open_attempt(run: Run, header: RunHeader, say: Say) -> Attempt:
-    """Takes the run's folder, looks the run up, and finds the newest checkpoint of it.
+def find_start(run: Run, folder: RunFolder, warn: Warn) -> StartingPoint:
+    """Looks the run up, waits until no other attempt owns it, and finds its newest checkpoint.
 
-    Raises ``AnotherAttemptError`` (exit 1) where another process has the run, ``CheckpointMismatchError`` (exit 2)
-    where the key stands for something else or ``--resume must`` finds nothing, ``CancelledRunError`` (exit 2) where the
+    Raises ``AnotherAttemptError`` (exit 1) where another process owns the run, ``CheckpointMismatchError`` (exit 2)
+    where the key is that of something else or ``--resume must`` finds nothing, ``CancelledRunError`` (exit 2) where the
     run was cancelled.
     """
-    lock = RunLock(run.folder)
-    for leftover in run.folder.rglob("*.partial"):  # of a write that a kill cut short
-        leftover.unlink(missing_ok=True)
-    journal = None
-    try:
-        journal = Journal(run.folder / JOURNAL, after=CursorFile(run.folder).highest())
-        return _open(run, header, lock, journal, say)
-    except BaseException:
-        if journal:
-            journal.close()
-        lock.release()
-        raise
-
-
-def _open(run: Run, header: RunHeader, lock: RunLock, journal: Journal, say: Say) -> Attempt:
-    for damage in journal.damage:
-        say(f"{run.folder / JOURNAL}: {damage}; what is whole is kept, the checkpoint's history is recorded again")
-    entries = journal.entries
-    left = summarize(entries)
-    if left.header:
-        check_role(run.key, left.header.tags, "", str(run.folder))
-        _check_header(run, left.header.tags, str(run.folder))
-        header = replace(left.header, experiment=header.experiment)
-    Outbox(run.folder).sweep([entry.content for entry in entries if entry.kind == "artifact"])
-    remote = TrackingClient(run.options.tracking_uri)
-    # Who has something to go on from need not wait long for a word of it.
-    budget_s = LOOK_UP_S if left.mark else look_up_budget_s()
-    found, known = _look_up(remote, header, say, budget_s) if run.options.run_key else (None, True)
-    number = max(left.mark.number if left.mark else 0, found.attempt if found else 0) + 1
-    mark = AttemptMark(
-        uuid.uuid4().hex[:12],
-        number,
-        left.attempt_ids,
-        replaces_any=run.options.key_from_job,
-        revives=run.options.resume == "must",
+    options, summary = run.options, folder.summary
+    for damage in folder.journal.damage:
+        warn(f"{folder.journal.path}: {damage}; the rest is kept, and the checkpoint's history is recorded again")
+    header = RunHeader(options.experiment, run.key, run.name, now_ms(), record.first_tags(run), options.parent_key)
+    header = folder.continued_header(header)
+    _check_identity(run, header.tags, str(folder.path))
+    client = TrackingClient(options.tracking_uri)
+    found, answered = None, True
+    if options.run_key:
+        try:
+            # An attempt with local state need not wait long for an answer.
+            found = find_run(client, header, LOOK_UP_S if summary.mark else look_up_timeout_s())
+        except OutageError as outage:
+            answered = False
+            warn(f"{outage}; continuing without it")
+    mark = folder.next_mark(
+        after=found.attempt if found else 0,
+        replaces_any=options.key_from_job,
+        revives=options.resume == "must",
     )
-    attempt = Attempt(remote, journal, header, mark, left, entries, found, lock)
+    start = StartingPoint(folder, client, header, mark, found)
     if found:
-        check_role(run.key, found.tags, "", f"run {found.run_id} in MLflow")
-        _check_header(run, found.tags, f"run {found.run_id} in MLflow")
-        if attempt.finished:
-            return attempt
+        where = f"run {found.run_id} in MLflow"
+        check_role(run.key, found.tags, "", where)
+        _check_identity(run, found.tags, where)
+        if start.finished:
+            return start
         check_cancelled(run.key, found, mark)
-        attempt.mark = _wait_for_turn(remote, header, found, mark, say)
-    known = _find_checkpoint(run, attempt, say) and known
-    if run.options.resume == "must" and attempt.checkpoint is None:
-        if not known:
-            raise TrackingError("--resume must: no checkpoint here, and MLflow does not say whether it has one")
+        if not may_take_over(found, mark):
+            warn(f"attempt {found.attempt} of run {run.key} may be alive: watching its heartbeat for up to a minute")
+            wait_for_owner(client, header, found)
+        start.mark = replace(mark, replaces=mark.replaces | {found.attempt_id})
+    answered = _find_checkpoint(run, start, warn) and answered
+    if options.resume == "must" and start.checkpoint is None:
+        if not answered:
+            raise TrackingError("--resume must: no checkpoint here, and MLflow does not answer whether it has one")
         raise CheckpointMismatchError(
-            f"--resume must: run {run.key} has no checkpoint, neither in {run.folder} nor in MLflow; "
+            f"--resume must: run {run.key} has no checkpoint, neither in {folder.path} nor in MLflow; "
             "check --run-key and --experiment, or use --resume auto"
         )
-    journal.append(
-        "attempt", attempt_record(header, attempt.mark, attempt.checkpoint["step"] if attempt.checkpoint else 0)
-    )
-    return attempt
+    folder.begin_attempt(header, start.mark, start.step)
+    return start
 
 
-def _look_up(remote: TrackingClient, header: RunHeader, say: Say, budget_s: float) -> tuple[RemoteRun | None, bool]:
-    """The run as MLflow has it, and whether MLflow could be asked."""
-    try:
-        return look_up.find_run(remote, header, budget_s), True
-    except OutageError as outage:
-        say(f"{outage}; going on without it")
-        return None, False
-
-
-def _check_header(run: Run, tags: Any, where: str) -> None:
+def _check_identity(run: Run, tags: Mapping[str, Any], where: str) -> None:
     """Raises ``CheckpointMismatchError`` where the key was used for another recipe or data set."""
-    for name, ours in run.identity().items():
-        theirs = tags.get(f"cnn_jobs.{name}", "")
-        if name in ("task", "recipe_hash", "data_digest") and theirs and theirs != ours:
+    identity = run.identity()
+    for name in CHECKED:
+        theirs = tags.get(names.PREFIX + name, "")
+        if theirs and theirs != identity[name]:
             raise CheckpointMismatchError(
-                f"run {run.key}: {where} is of {name} {theirs[:12]}, this command of {ours[:12]}; "
-                "use another --run-key, or the options and data that it was started with"
+                f"run {run.key}: {where} has the {name} {theirs[:12]}, this command {identity[name][:12]}; "
+                "use another --run-key, or the options and data with which it was started"
             )
 
 
-def _wait_for_turn(
-    remote: TrackingClient, header: RunHeader, found: RemoteRun, mark: AttemptMark, say: Say
-) -> AttemptMark:
-    if may_take_over(found, mark):
-        return replace(mark, replaces=mark.replaces | {found.attempt_id})
-    say(f"attempt {found.attempt} of run {header.run_key} may be alive: watching its heartbeat for up to a minute")
-
-    def read() -> RemoteRun:
-        return next((each for each in runs_of_key(remote, header) if each.run_id == found.run_id), found)
-
-    wait_until_still(found, read, time.sleep)
-    return replace(mark, replaces=mark.replaces | {found.attempt_id})
+# -- checkpoints -----------------------------------------------------------------------------------------------------
 
 
-def _find_checkpoint(run: Run, attempt: Attempt, say: Say) -> bool:
-    """Fills ``attempt.checkpoint``; whether all places where there may be one could be asked."""
+def _find_checkpoint(run: Run, start: StartingPoint, warn: Warn) -> bool:
+    """Sets ``start.checkpoint``; returns whether all places where there may be one answered."""
     if run.options.resume == "never":
         return True
-    folder = make_folder(run.folder / "checkpoints")
-    content, notes = newest_checkpoint(folder)
-    attempt.checkpoint_is_local = content is not None
+    content, notes = newest_checkpoint(make_folder(run.folder / names.CHECKPOINTS))
+    start.checkpoint_is_local = content is not None
     for note in notes:
-        say(note)
-    found = attempt.remote_run
-    # The run's last attempt, as MLflow has it, was one of this folder's own: there is nothing newer there.
-    current, asked = content is not None and not notes, True
-    if found and not (current and found.attempt_id in attempt.left.attempt_ids):
-        there, asked = _fetch(attempt.remote, found, run.folder, say)
-        for fetched in there:
-            if content is None or fetched["step"] > content["step"]:
-                content, attempt.checkpoint_is_local = fetched, False
+        warn(note)
+    found, answered = start.remote_run, True
+    # Where the run's last attempt in MLflow was one of this folder's, MLflow has nothing newer.
+    current = content is not None and not notes
+    if found and not (current and found.attempt_id in start.folder.summary.attempt_ids):
+        downloaded, answered = _download_checkpoints(start.client, found, run.folder, warn)
+        for each in downloaded:
+            if content is None or each["step"] > content["step"]:
+                content, start.checkpoint_is_local = each, False
     if content is not None:
-        _check_header(run, {f"cnn_jobs.{name}": content[name] for name in run.identity()}, "its checkpoint")
-    attempt.checkpoint = content
-    return asked
+        _check_identity(run, {names.PREFIX + name: content[name] for name in CHECKED}, "its checkpoint")
+    start.checkpoint = content
+    return answered
 
 
-def _fetch(remote: TrackingClient, found: RemoteRun, folder: Path, say: Say) -> tuple[list[dict[str, Any]], bool]:
-    contents, came = [], True
+def _download_checkpoints(
+    client: TrackingClient, found: RemoteRun, folder: Path, warn: Warn
+) -> tuple[list[dict[str, Any]], bool]:
+    """The undamaged checkpoints among the run's artifacts, and whether MLflow answered in time."""
+    target = Path(tempfile.mkdtemp(prefix="fetched-", dir=folder))
+
+    def download() -> list[Path]:
+        there = set(client.artifacts(found.run_id, names.CHECKPOINTS))
+        return [client.download(found.run_id, slot, target) for slot in names.CHECKPOINT_SLOTS if slot in there]
+
+    contents = []
     try:
-        budget = 300.0 if in_pod() else 60.0
-        for path in look_up.fetch_checkpoints(remote, found, folder, budget):
+        for path in call_within(300.0 if in_pod() else 60.0, download):
             try:
                 contents.append(load_checkpoint(path))
             except DamagedCheckpointError as damage:
-                say(f"from MLflow: {damage}")
+                warn(f"from MLflow: {damage}")
     except TrackingError as error:
-        came = False
-        say(f"{error}; the checkpoint in MLflow could not be had")
+        warn(f"{error}; the checkpoint in MLflow could not be downloaded")
+        return contents, False
     finally:
         for leftover in folder.glob("fetched-*"):
             shutil.rmtree(leftover, ignore_errors=True)
-    return contents, came
+    return contents, True
 
 
-def state_of(run: Run, attempt: Attempt) -> TrainState:
-    """A new state, or the checkpoint's, on the threads that it was trained with (the run's are set to these).
+# -- from there to the first step ------------------------------------------------------------------------------------
 
-    Raises ``CheckpointMismatchError`` for a checkpoint that another version of the task wrote.
+
+def state_of(run: Run, start: StartingPoint) -> TrainState:
+    """A new state, or the checkpoint's, on the threads with which it was trained (``run.threads`` is set to them).
+
+    Raises ``CheckpointMismatchError`` for a checkpoint of another version of the task.
     """
-    saved = attempt.checkpoint
+    saved = start.checkpoint
     if saved and not run.options.threads:
         run.threads = saved["machine"]["threads"]
-    state = fresh_state(run)
+    state = run.new_state()
     if saved:
         try:
-            state.load_state_dict(saved)
+            state.load_state_dict(dict(saved))
         except (ValueError, RuntimeError) as error:
             raise CheckpointMismatchError(
                 f"run {run.key}: its checkpoint does not fit this version of {run.task.name}: {error}; "
-                "use another --run-key, or the version that it was started with"
+                "use another --run-key, or the version with which it was started"
             ) from error
     return state
 
 
-def fresh_state(run: Run) -> TrainState:
-    """The state before the first step, on the run's threads."""
-    configure_arithmetic(run.threads, fast=run.options.fast)
-    weights = run.weights.tensors if run.weights else None
-    return new_state(run.task.network, run.recipe, run.image, len(run.dataset.classes), run.placement, weights)
-
-
-def cost_book_of(run: Run, attempt: Attempt) -> RunCost:
-    """The costs so far, from the state directory or from MLflow, whichever knows more."""
-    path = run.folder / "ledger.json"
-    tag = attempt.remote_run.tags.get(LEDGER_TAG, "") if attempt.remote_run else ""
-    useful = (attempt.checkpoint or {}).get("useful", {"steps": 0, "device_seconds": 0.0})
+def cost_of(run: Run, start: StartingPoint) -> RunCost:
+    """The costs so far, from the state directory or from MLflow, whichever has more."""
+    path, summary = run.folder / COST_FILE, start.folder.summary
+    tag = start.remote_run.tags.get(names.COST, "") if start.remote_run else ""
+    useful = (start.checkpoint or {}).get("useful", {"steps": 0, "device_seconds": 0.0})
+    before = read_costs(read_or_empty(path), tag, steps_of_last=summary.steps, last=summary.number)
     return RunCost(
-        attempt.mark.number,
-        run.began,
-        path,
-        run.ledger,
-        read_costs(read_or_empty(path), tag, steps_of_last=attempt.left.steps, last=attempt.left.number),
-        int(useful["steps"]),
-        useful["device_seconds"],
+        start.mark.number, run.began, path, run.spent, before, int(useful["steps"]), useful["device_seconds"]
     )
 
 
 def record_beginning(
     run: Run,
-    attempt: Attempt,
+    start: StartingPoint,
     state: TrainState,
     recorder: JournalRecorder,
-    warn: Callable[[str], object],
+    warn: Warn,
     plan: FeaturePlan | None,
 ) -> None:
-    """What is recorded before an attempt's first step: all of it for a new run, what is missing for an old one."""
+    """Records what precedes an attempt's first step: all of it for a new run, what is missing for a resumed one."""
     record.record_attempt(run, recorder, plan)
-    if not attempt.start_is_recorded:
-        record.record_start(run, recorder, state.frozen)
-    saved = attempt.checkpoint
+    if not start.start_is_recorded:
+        record.record_start(run, recorder, state.backbone)
+    saved, folder = start.checkpoint, start.folder
     if not saved:
         return
-    known = attempt.entries[-1].seq if attempt.entries else 0
-    if attempt.fetched or attempt.journal.damage or saved["journal_seq"] > known:
+    known = folder.entries[-1].seq if folder.entries else 0
+    if start.fetched or folder.journal.damage or saved["journal_seq"] > known:
         record.record_history(state, recorder)
-    # Of a checkpoint that does not say so, one process.
+    # A checkpoint without a number of processes is of one.
     before, now = {"processes": 1, **saved["machine"]}, record.machine(run, plan)
     changed = [f"{name} {before[name]} -> {now[name]}" for name in now if before.get(name) != now[name]]
     if changed:
-        words = f"attempt {attempt.mark.number} went on at step {state.step} with other {', '.join(changed)}"
-        warn(f"{words}: the result may differ in its last bits")
-        recorder.tags({"cnn_jobs.continued_elsewhere": words})
+        text = f"attempt {start.mark.number} continued at step {state.step} with other {', '.join(changed)}"
+        warn(f"{text}: the result may differ in its last bits")
+        recorder.tags({names.CONTINUED_ELSEWHERE: text})

@@ -1,4 +1,4 @@
-"""Where this process runs, as Kubernetes' environment variables tell it."""
+"""Where this process runs: its Kubernetes pod and Job, its machine, the code and packages that it runs."""
 
 from __future__ import annotations
 
@@ -12,30 +12,31 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from cnn_jobs.errors import UserError
 
-if TYPE_CHECKING:
-    import torch
-
-
-LOOK_UP_S = 5.0
 # The Service of k8s/stack.
 POD_TRACKING_URI = "http://mlflow:5000"
 STAGE_IN_CLUSTER = "stage it in the cluster: kubectl apply -f k8s/prepare-data-job.yaml"
 KEY_FORM = r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}"
+LOOK_UP_S = 5.0
+DOWNLOAD_TIMEOUT_S = 30.0
+PACKAGES = ("cnn-jobs", "torch", "torchvision", "mlflow", "numpy", "pillow")
+
+
+# -- Kubernetes ------------------------------------------------------------------------------------------------------
 
 
 def in_pod() -> bool:
-    """Whether this process runs in a Kubernetes pod (every pod is given the API server's address)."""
+    """Whether this process runs in a Kubernetes pod: every pod gets the API server's address."""
     return bool(os.environ.get("KUBERNETES_SERVICE_HOST"))
 
 
 def job_run_key(*, shared: bool = False) -> str:
-    """The run key that a Kubernetes Job gives: its UID, and the completion index where it has one; "" elsewhere.
+    """The run key of a Kubernetes Job's pod: the Job's UID, and the completion index where there is one; else "".
 
-    ``shared``: all pods of the Job train one run, so that the index is none of its key.
+    ``shared``: all pods of the Job train one run, so that the key has no index.
     """
     uid = os.environ.get("CNN_JOBS_JOB_UID", "")
     index = "" if shared else os.environ.get("JOB_COMPLETION_INDEX", "")
@@ -43,32 +44,23 @@ def job_run_key(*, shared: bool = False) -> str:
 
 
 def job_group(*, shared: bool = False) -> str:
-    """One word for the runs of an Indexed Job, its UID; "" elsewhere, and where its pods train one run (``shared``)."""
+    """The group of an Indexed Job's runs, its UID; "" elsewhere, and where its pods train one run (``shared``)."""
     return os.environ.get("CNN_JOBS_JOB_UID", "") if os.environ.get("JOB_COMPLETION_INDEX") and not shared else ""
 
 
-def pod_tags() -> dict[str, str]:
-    """Where on Kubernetes this process runs, as far as the Job's environment says it: tags of a run."""
-    names = {
-        "cnn_jobs.job_uid": "CNN_JOBS_JOB_UID",
-        "cnn_jobs.completion_index": "JOB_COMPLETION_INDEX",
-        "cnn_jobs.pod": "CNN_JOBS_POD",
-        "cnn_jobs.node": "CNN_JOBS_NODE",
+def pod_facts() -> dict[str, str]:
+    """``job_uid``, ``completion_index``, ``pod`` and ``node``, as far as the pod's environment has them."""
+    variables = {
+        "job_uid": "CNN_JOBS_JOB_UID",
+        "completion_index": "JOB_COMPLETION_INDEX",
+        "pod": "CNN_JOBS_POD",
+        "node": "CNN_JOBS_NODE",
     }
-    return {tag: os.environ[name] for tag, name in names.items() if os.environ.get(name)}
-
-
-def may_download() -> bool:
-    """Whether a data set or weights that are missing come from the internet: not in a pod, where they are staged once
-    for all (``CNN_JOBS_DOWNLOAD=1`` allows it). Raises ``UserError`` for anything but 0 and 1."""
-    wanted = os.environ.get("CNN_JOBS_DOWNLOAD", "")
-    if wanted not in ("", "0", "1"):
-        raise UserError(f"CNN_JOBS_DOWNLOAD is '{wanted}', but must be 0 or 1")
-    return wanted == "1" if wanted else not in_pod()
+    return {fact: os.environ[name] for fact, name in variables.items() if os.environ.get(name)}
 
 
 def check_run_key(key: str) -> str:
-    """``key`` if it can name a folder and a tag. Raises ``UserError`` (exit 2)."""
+    """``key`` if it can name a folder and be a tag. Raises ``UserError`` (exit 2)."""
     if not re.fullmatch(KEY_FORM, key):
         raise UserError(
             f"--run-key is '{key}', but must be 1 to 128 letters, digits, '.', '_' or '-', the first a letter or digit"
@@ -76,22 +68,33 @@ def check_run_key(key: str) -> str:
     return key
 
 
+# -- what differs between a pod and a laptop ---------------------------------------------------------------------------
+
+
 def default_ship_deadline_s() -> float:
     """How long the end of a run waits for MLflow: a pod's disk goes with the pod, a laptop's stays."""
     return 3600.0 if in_pod() else 60.0
 
 
-def look_up_budget_s() -> float:
-    """How long a start without local state waits for MLflow to say whether the run exists."""
+def look_up_timeout_s() -> float:
+    """How long a start without local state waits for MLflow to answer whether the run exists."""
     return 300.0 if in_pod() else LOOK_UP_S
 
 
-TIMEOUT_S = 30.0
+def may_download() -> bool:
+    """Whether missing data sets and weights may be downloaded: not in a pod, where a Job stages them once.
+
+    ``CNN_JOBS_DOWNLOAD`` overrides it. Raises ``UserError`` where that is neither 0 nor 1.
+    """
+    wanted = os.environ.get("CNN_JOBS_DOWNLOAD", "")
+    if wanted not in ("", "0", "1"):
+        raise UserError(f"CNN_JOBS_DOWNLOAD is '{wanted}', but must be 0 or 1")
+    return wanted == "1" if wanted else not in_pod()
 
 
 @contextmanager
-def with_timeout(seconds: float = TIMEOUT_S) -> Iterator[None]:
-    """A network that swallows packets ends the wait: torchvision and torch.hub pass no timeout to urllib."""
+def download_timeout(seconds: float = DOWNLOAD_TIMEOUT_S) -> Iterator[None]:
+    """A timeout for sockets opened within: torchvision and torch.hub pass none to urllib."""
     before = socket.getdefaulttimeout()
     socket.setdefaulttimeout(seconds)
     try:
@@ -100,18 +103,18 @@ def with_timeout(seconds: float = TIMEOUT_S) -> Iterator[None]:
         socket.setdefaulttimeout(before)
 
 
-PACKAGES = ("cnn-jobs", "torch", "torchvision", "mlflow", "numpy", "pillow")
+# -- machine, code, packages -----------------------------------------------------------------------------------------
 
 
-def collect(device: torch.device, threads: int) -> dict[str, Any]:
-    """Git commit and state, package versions, device, threads, machine: JSON-ready, a key a fact."""
+def lineage(device: str, threads: int) -> dict[str, Any]:
+    """Where a result comes from, as JSON-ready values: git commit, package versions, machine, command, image."""
     return {
         "git": git_facts(),
         "packages": {name: version_of(name) for name in PACKAGES},
         "python": platform.python_version(),
         "platform": platform.platform(),
         "cpu": cpu_name(),
-        "device": device_name(device),
+        "device": device,
         "threads": threads,
         "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
         "image": os.environ.get("CNN_JOBS_CONTAINER_IMAGE", ""),
@@ -119,15 +122,14 @@ def collect(device: torch.device, threads: int) -> dict[str, Any]:
 
 
 def git_facts(folder: Path | None = None) -> dict[str, Any]:
-    """``commit`` (40 hex digits or empty) and ``dirty`` of the checkout that the package runs from.
+    """``commit`` (40 hex digits or "") and ``dirty`` (``None`` for unknown) of the checkout that the package runs from.
 
-    An image has no ``.git``: there ``CNN_JOBS_GIT_COMMIT`` and ``CNN_JOBS_GIT_DIRTY`` (1 or 0) say it, empty where the
-    build was not told.
+    An image has no ``.git``: there ``CNN_JOBS_GIT_COMMIT`` and ``CNN_JOBS_GIT_DIRTY`` (1 or 0) hold them.
     """
     if commit := os.environ.get("CNN_JOBS_GIT_COMMIT"):
         return {"commit": commit, "dirty": {"1": True, "0": False}.get(os.environ.get("CNN_JOBS_GIT_DIRTY", "0"))}
     folder = folder or Path(__file__).resolve().parents[2]
-    # A package installed below some other project's checkout is not of that project.
+    # A package installed below another project's checkout is not part of that project.
     if not (folder / ".git").exists():
         return {"commit": "", "dirty": None}
     commit, status = _git(folder, "rev-parse", "HEAD"), _git(folder, "status", "--porcelain")
@@ -145,7 +147,7 @@ def _git(folder: Path, *args: str) -> str | None:
 
 
 def cpu_name() -> str:
-    """The CPU's model as the system names it."""
+    """The CPU's model name."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
@@ -153,15 +155,8 @@ def cpu_name() -> str:
     return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), "")
 
 
-def device_name(device: torch.device) -> str:
-    """The device that trained, as its maker calls it."""
-    import torch
-
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else f"cpu ({cpu_name()})"
-
-
 def version_of(package: str) -> str:
-    """The installed version of a package, empty where it is not installed."""
+    """The installed version of a package, "" where it is not installed."""
     try:
         return metadata.version(package)
     except metadata.PackageNotFoundError:

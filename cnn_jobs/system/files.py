@@ -1,7 +1,9 @@
-"""Files that appear whole or not at all."""
+"""File operations that a crash cannot leave half done: files appear whole or not at all."""
 
 from __future__ import annotations
 
+import errno
+import hashlib
 import os
 import shutil
 import uuid
@@ -11,14 +13,18 @@ from pathlib import Path
 
 from cnn_jobs.errors import from_os_error
 
+# File systems that do not sync folders, and folders that may be written but not read.
+FOLDER_SYNC_REFUSED = (errno.EINVAL, errno.ENOTSUP, errno.ENOSYS, errno.EACCES)
+
 
 @contextmanager
 def atomic_file(path: Path) -> Iterator[Path]:
-    """A partial file to write; on leaving it is synced and takes the name ``path``, on an error it is removed.
+    """Yields a partial file to write. On leaving it is synced and renamed to ``path``; on an error it is removed.
 
-    The folder is made where it is missing. Raises ``DiskFullError`` or ``StateDirError`` for what the disk refuses.
+    Creates the folder where it is missing. Raises ``DiskFullError``, ``StateDirError`` or ``DiskError`` for what the
+    disk refuses.
     """
-    # A name of its own: two processes that write the same file do not write into each other's.
+    # A unique name: two processes that write the same file must not write into each other's.
     partial = path.with_name(f"{path.name}.{uuid.uuid4().hex[:8]}.partial")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -29,27 +35,25 @@ def atomic_file(path: Path) -> Iterator[Path]:
     except OSError as error:
         raise from_os_error(error, path) from error
     finally:
-        # Gone after a success, and out of reach where the folder could not even be made.
+        # Renamed after a success, and unreachable where the folder could not be created.
         if partial.parent.is_dir():
             partial.unlink(missing_ok=True)
 
 
 def write_text(path: Path, text: str) -> Path:
-    """Writes a small text file whole; returns its path."""
-    with atomic_file(path) as partial:
-        partial.write_text(text, encoding="utf-8", newline="")
-    return path
+    """Writes a text file atomically; returns its path."""
+    return write_bytes(path, text.encode("utf-8"))
 
 
 def write_bytes(path: Path, content: bytes) -> Path:
-    """Writes a file whole; returns its path."""
+    """Writes a file atomically; returns its path."""
     with atomic_file(path) as partial:
         partial.write_bytes(content)
     return path
 
 
 def read_or_empty(path: Path) -> str:
-    """A small text file, "" where there is none, or none that can be read."""
+    """The stripped text of a small file, "" where it is missing or unreadable."""
     try:
         return path.read_text(encoding="utf-8").strip()
     except (OSError, ValueError):
@@ -57,7 +61,7 @@ def read_or_empty(path: Path) -> str:
 
 
 def make_folder(path: Path) -> Path:
-    """Makes the folder and what is missing above it; returns its path. Raises as ``atomic_file``."""
+    """Creates the folder and its parents; returns its path. Raises as ``atomic_file``."""
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -66,10 +70,37 @@ def make_folder(path: Path) -> Path:
 
 
 def copy_files(source: Path, target: Path) -> list[Path]:
-    """Copies the files of a folder into another, each whole; returns their paths there. Raises as ``atomic_file``."""
+    """Copies the files of a folder into another, each atomically; returns the new paths. Raises as ``atomic_file``."""
     copied = []
     for path in sorted(each for each in source.iterdir() if each.is_file()):
         with atomic_file(target / path.name) as partial:
             shutil.copyfile(path, partial)
         copied.append(target / path.name)
     return copied
+
+
+def link_or_copy(source: Path, target: Path) -> None:
+    """A second name for a file that is only ever replaced, never written into. Raises ``OSError``."""
+    try:
+        os.link(source, target)
+    except OSError:  # a file system without hard links, such as SMB or FAT
+        shutil.copyfile(source, target)
+
+
+def sync_folder(folder: Path) -> None:
+    """Makes new names in the folder survive a power loss, where the file system supports it. Raises ``OSError``."""
+    try:
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+    except OSError as error:
+        if error.errno not in FOLDER_SYNC_REFUSED:
+            raise
+
+
+def sha256_of(path: Path) -> str:
+    """SHA-256 of a file, 64 hex digits. Raises ``OSError``."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()

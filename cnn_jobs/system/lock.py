@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
 from pathlib import Path
-from typing import Self
 
 from cnn_jobs.errors import AnotherAttemptError, from_os_error
 from cnn_jobs.system.files import make_folder
 
 
 def try_lock(path: Path) -> int | None:
-    """A descriptor that holds the lock on a file until it is closed; ``None`` where another process has it.
+    """A file descriptor that holds an exclusive lock until it is closed; ``None`` where another process holds it.
 
-    The file is made where it is missing. Raises ``DiskFullError`` or ``StateDirError``.
+    Creates the file where it is missing. Raises ``DiskFullError``, ``StateDirError`` or ``DiskError``.
     """
     try:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
@@ -32,33 +32,26 @@ def try_lock(path: Path) -> int | None:
 
 
 class RunLock:
-    """A lock on a run's folder; the system frees it when the process ends, however it ends."""
+    """The lock on a run's folder. The kernel releases it when the process ends, however it ends."""
 
     def __init__(self, folder: Path) -> None:
-        """Takes the lock. Raises ``AnotherAttemptError`` where another process has it."""
+        """Takes the lock. Raises ``AnotherAttemptError`` where another process holds it."""
         path = make_folder(folder) / "lock"
         descriptor = try_lock(path)
         if descriptor is None:
             holder = path.read_text(errors="replace").strip()
             raise AnotherAttemptError(
-                f"run {folder.name} is in the hands of process {holder or 'unknown'} on this machine; wait for its end "
-                "or stop it"
+                f"run {folder.name} is in use by process {holder or 'unknown'} on this machine; wait until it ends, or "
+                "stop it"
             )
         self._descriptor = descriptor
-        try:
-            os.ftruncate(self._descriptor, 0)
-            os.write(self._descriptor, str(os.getpid()).encode())
-        except OSError:  # a full disk: the number is only for people, the lock holds without it
-            pass
+        # For people only: on a full disk the lock holds without it.
+        with contextlib.suppress(OSError):
+            os.ftruncate(descriptor, 0)
+            os.write(descriptor, str(os.getpid()).encode())
 
     def release(self) -> None:
-        """Gives the lock back; a second time does nothing."""
+        """Releases the lock; a second call does nothing."""
         if self._descriptor >= 0:
             os.close(self._descriptor)
             self._descriptor = -1
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        self.release()

@@ -1,4 +1,4 @@
-"""Settings of this process that training is faster with. Imports nothing heavy: they go before torch."""
+"""Settings of this process: idle threads, freed memory, stack traces. Imports nothing heavy: they precede torch."""
 
 from __future__ import annotations
 
@@ -12,33 +12,33 @@ import sys
 import time
 from pathlib import Path
 
-# Iterations of GNU OpenMP's waiting loop, some tens of microseconds. Its default of 300,000 is slowest when another
-# program wants a core, sleeping at once (OMP_WAIT_POLICY=PASSIVE) when none does; this lies between the two, and alone
-# is as fast as the default. docs/performance.md has the figures.
+# Iterations of GNU OpenMP's waiting loop, some tens of microseconds. The default of 300,000 is slowest when another
+# program wants a core, sleeping at once (OMP_WAIT_POLICY=PASSIVE) when none does; this value lies between the two and
+# is as fast as the default on an idle machine (docs/performance.md).
 SPIN_COUNT = "10000"
 
-# From glibc's malloc.h. Blocks above the threshold are mapped anew at every allocation, and what is free at the heap's
-# top beyond the trim threshold goes back to the system: at each step the kernel then clears megabytes once more.
+# From glibc's malloc.h. Blocks above the mmap threshold are mapped anew at every allocation, and free memory at the top
+# of the heap beyond the trim threshold returns to the kernel, which then clears megabytes again at each step.
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 _LARGE = 1 << 30
 
 
 def limit_spinning() -> None:
-    """Sets ``GOMP_SPINCOUNT`` for this process and its children, unless the user has said how to wait."""
+    """Sets ``GOMP_SPINCOUNT`` for this process and its children, unless the user has chosen a wait policy."""
     if not {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT"} & os.environ.keys():
         os.environ["GOMP_SPINCOUNT"] = SPIN_COUNT
 
 
 def keep_freed_memory() -> bool:
-    """Lets glibc's allocator keep what a step frees for the next one; whether it took that (elsewhere it cannot)."""
-    with contextlib.suppress(OSError, AttributeError, TypeError):  # another C library, or none to be found
+    """Makes glibc's allocator keep the memory that a step frees for the next one; returns whether it accepted that."""
+    with contextlib.suppress(OSError, AttributeError, TypeError):  # another C library, or none found
         mallopt = ctypes.CDLL(None).mallopt
         return bool(mallopt(_M_MMAP_THRESHOLD, _LARGE)) and bool(mallopt(_M_TRIM_THRESHOLD, _LARGE))
     return False
 
 
 def start_of_process() -> float:
-    """When this process began, on the clock of ``time.monotonic``; where the system does not tell, now."""
+    """When this process started, on the clock of ``time.monotonic``; now, where the system does not say."""
     try:
         # Field 22, in clock ticks since boot; the name in field 2 may hold spaces and brackets.
         ticks = int(Path("/proc/self/stat").read_text().rpartition(")")[2].split()[19])
@@ -52,20 +52,21 @@ _claimed: list[float] = []
 
 
 def claim_start() -> float:
-    """When the work under way began, on the clock of ``time.monotonic``: for the first of a process its own start,
-    with imports and data, for those after it now."""
+    """When the present run started, on the clock of ``time.monotonic``: the first run of a process starts with the
+    process, so that imports and data count; later ones start now."""
     if _claimed:
         return time.monotonic()
     _claimed.append(start_of_process())
     return _claimed[0]
 
 
-def show_stacks() -> None:
-    """The stacks of all threads go to stderr on SIGUSR1, and before the end by a fatal signal such as SIGSEGV.
+def dump_stacks_on_signal() -> None:
+    """Prints the stacks of all threads to stderr on SIGUSR1, and before a fatal signal such as SIGSEGV ends the
+    process.
 
-    As text, also where lines are JSON: written by C, without Python, which may be what stands still.
+    Plain text even where log lines are JSON: C code writes it, because Python may be what is stuck.
     """
-    with contextlib.suppress(io.UnsupportedOperation, AttributeError, ValueError):  # a stderr that is no file
+    with contextlib.suppress(io.UnsupportedOperation, AttributeError, ValueError):  # stderr is not a file
         stderr = sys.__stderr__ or sys.stderr
         faulthandler.enable(stderr)
         if hasattr(signal, "SIGUSR1"):

@@ -1,5 +1,7 @@
-"""SIGTERM and SIGINT: a wish to stop, granted where nothing is lost by it. Imports nothing heavy: the handler must be
-in place before torch is imported."""
+"""SIGTERM and SIGINT as requests to stop, honoured where nothing is lost.
+
+Imports nothing heavy: the handler must be installed before torch is imported.
+"""
 
 from __future__ import annotations
 
@@ -13,94 +15,97 @@ from types import FrameType
 
 from cnn_jobs.errors import CnnJobsError, InterruptedRunError, StoppedError, ThreadError
 
-# From SIGTERM to the end, at most: whoever sent it waits 15 s on GKE Spot, else 30.
+# From SIGTERM to the end of the process, at most: GKE Spot allows 15 s, other clusters usually 30.
 LIMIT_S = 8.0
+# Always left for a last step, however late it is.
+LEAST_S = 0.5
 
 
-def end_on_sigterm(limit_s: float = LIMIT_S) -> None:
-    """From now on SIGTERM raises ``StoppedError`` in the main thread, and ends the process with exit code 1 after
-    ``limit_s`` seconds, whatever it still waits for then; call it in the main thread.
+def exit_on_sigterm(limit_s: float = LIMIT_S) -> None:
+    """Makes SIGTERM raise ``StoppedError`` in the main thread and end the process with exit code 1 within ``limit_s``
+    seconds, whatever it still waits for. Call it in the main thread.
 
-    For commands that begin anew when they are called again. The first process of a container ignores a SIGTERM for
-    which it has no handler: it would be killed at the end of the grace period. ``StopRequest`` takes this one's place.
+    For commands that start over when they are called again. Process 1 of a container ignores a SIGTERM without a
+    handler and would be killed at the end of the grace period. ``StopRequest.install`` replaces this handler.
     """
-    signal.signal(signal.SIGTERM, lambda number, frame: _end(limit_s))
 
+    def stop(number: int, frame: FrameType | None) -> None:
+        signal.signal(signal.SIGTERM, lambda number, frame: None)  # a second signal must not interrupt the first
+        timer = threading.Timer(limit_s, os._exit, (CnnJobsError.exit_code,))
+        timer.daemon = True
+        timer.start()
+        raise StoppedError("stopped by SIGTERM")
 
-def _end(limit_s: float) -> None:
-    signal.signal(signal.SIGTERM, lambda number, frame: None)  # a second one does not break the first
-    last = threading.Timer(limit_s, os._exit, (CnnJobsError.exit_code,))
-    last.daemon = True
-    last.start()
-    raise StoppedError("stopped by SIGTERM")
+    signal.signal(signal.SIGTERM, stop)
 
 
 class StopRequest:
-    """Whether this process has to stop: a signal has come, or a thread of it has died.
+    """Whether this process has to stop, because a signal arrived or one of its threads died.
 
-    Outside ``deferred`` the first signal raises ``InterruptedRunError`` right where the main thread is; inside it is
-    only noted, and a later signal never breaks what the first one began.
+    Unmasked, the first signal raises ``InterruptedRunError`` in the main thread; masked, it is only recorded. Later
+    signals are ignored: they never interrupt what the first one started.
     """
 
     def __init__(self) -> None:
         self.signal_name = ""
-        self.fault: CnnJobsError | None = None
-        self._signalled = 0.0
-        self._deferred = self._held = False
-        self._tell_thread_error = threading.excepthook
+        self.thread_error: CnnJobsError | None = None
+        self._signalled_at = 0.0
+        self._in_mask = self._mask_set = False
+        self._previous_hook = threading.excepthook
 
     def install(self) -> None:
-        """Takes over SIGTERM, SIGINT and the end of threads by an error; call it in the main thread."""
+        """Handles SIGTERM, SIGINT and uncaught errors of threads from now on; call it in the main thread."""
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._on_signal)
-        self._tell_thread_error, threading.excepthook = threading.excepthook, self._on_thread_error
+        self._previous_hook, threading.excepthook = threading.excepthook, self._on_thread_error
 
     def requested(self) -> bool:
         """Whether to stop."""
-        return bool(self.signal_name) or self.fault is not None
+        return bool(self.signal_name) or self.thread_error is not None
 
     def check(self) -> None:
-        """Raises ``InterruptedRunError`` if a signal has come, ``ThreadError`` if a thread has died."""
-        if self.fault:
-            raise self.fault
+        """Raises ``InterruptedRunError`` after a signal, ``ThreadError`` after the death of a thread."""
+        if self.thread_error:
+            raise self.thread_error
         if self.signal_name:
             raise InterruptedRunError(f"stopped by {self.signal_name}")
 
     @contextmanager
-    def deferred(self) -> Iterator[None]:
-        """Within it a signal is noted and nothing more."""
-        before, self._deferred = self._deferred, True
+    def masked(self) -> Iterator[None]:
+        """Masks signals within the context."""
+        before, self._in_mask = self._in_mask, True
         try:
             yield
         finally:
-            self._deferred = before
+            self._in_mask = before
 
-    def hold(self) -> None:
-        """From now on a signal is only noted: all is done, and what is left to say does not take long."""
-        self._held = True
+    def mask(self) -> None:
+        """Masks signals until ``unmask``, whatever context ends: all is done, and what is left takes no time."""
+        self._mask_set = True
 
-    def release(self) -> None:
-        """The end of ``hold``: something new begins."""
-        self._held = False
+    def unmask(self) -> None:
+        """Ends ``mask``: something new begins."""
+        self._mask_set = False
 
     def seconds_left(self, total_s: float) -> float:
-        """Of ``total_s`` seconds after the signal; all of them where none has come. Half a second is always left."""
-        spent = time.monotonic() - self._signalled if self.signal_name else 0.0
-        return max(0.5, total_s - spent)
+        """Of ``total_s`` seconds after the signal, at least ``LEAST_S``; all of them before a signal."""
+        spent = time.monotonic() - self._signalled_at if self.signal_name else 0.0
+        return max(LEAST_S, total_s - spent)
 
-    def note(self, number: int) -> None:
-        """A signal has come, now; the time that is left counts from here."""
-        self._signalled = time.monotonic()
+    def record(self, number: int) -> None:
+        """Records a signal that arrived now; ``seconds_left`` counts from here."""
+        self._signalled_at = time.monotonic()
         self.signal_name = signal.Signals(number).name
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         if self.signal_name:
             return
-        self.note(number)
-        if not self._deferred and not self._held:
+        self.record(number)
+        if not (self._in_mask or self._mask_set):
             self.check()
 
     def _on_thread_error(self, args: threading.ExceptHookArgs) -> None:
         name = args.thread.name if args.thread else "unknown"
-        self.fault = self.fault or ThreadError(f"thread {name} died of {args.exc_type.__name__}: {args.exc_value}")
-        self._tell_thread_error(args)
+        error = ThreadError(f"thread {name} died of {args.exc_type.__name__}: {args.exc_value}")
+        self.thread_error = self.thread_error or error
+        self._previous_hook(args)

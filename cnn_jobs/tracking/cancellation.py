@@ -1,14 +1,15 @@
-"""Runs of a Kubernetes Job that somebody cancels: told to them before it stops, and true in MLflow after that."""
+"""Cancels the runs of a Kubernetes Job in MLflow: marked before the Job stops, with a true status after it."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 
 from cnn_jobs.tracking import names
 from cnn_jobs.tracking.client import RemoteRun, TrackingClient
-from cnn_jobs.tracking.connection import run_url
-from cnn_jobs.tracking.look_up import within
-from cnn_jobs.tracking.records import CANCELLED, now_ms
+from cnn_jobs.tracking.connection import call_within, run_url
+from cnn_jobs.tracking.records import now_ms
+from cnn_jobs.tracking.run_status import CANCELLED, FINISHED
 
 
 @dataclass(frozen=True)
@@ -24,56 +25,55 @@ class Settled:
 
 
 class JobRuns:
-    """The runs whose key one Job gave. Calls raise ``TrackingError`` where MLflow does not answer in time."""
+    """The runs whose key is from one Job. Calls raise ``TrackingError`` where MLflow does not answer in time."""
 
-    def __init__(self, uri: str, job_uid: str, budget_s: float = 30.0) -> None:
-        """Connects to nothing yet. ``budget_s``: how long an answer is waited for."""
-        self._remote, self._uid, self._budget_s = TrackingClient(uri), job_uid, budget_s
-        self._told: set[str] = set()
+    def __init__(self, uri: str, job_uid: str, timeout_s: float = 30.0) -> None:
+        """Does not connect yet. ``timeout_s``: how long to wait for an answer."""
+        self._client, self._uid, self._timeout_s = TrackingClient(uri), job_uid, timeout_s
+        self._marked: set[str] = set()
 
     def runs(self) -> list[RemoteRun]:
-        """By key; of twins the one that counts."""
-        self._remote.load()
+        """By key; of duplicates the one that counts."""
+        self._client.load()
         first: dict[str, RemoteRun] = {}
-        for run in within(self._budget_s, lambda: self._remote.of_job(self._uid)):
+        for run in call_within(self._timeout_s, lambda: self._client.of_job(self._uid)):
             first.setdefault(run.tags[names.RUN_KEY], run)
         return list(first.values())
 
-    def tell(self, reason: str) -> list[RemoteRun]:
-        """Marks what is under way, or would go on, as cancelled: an attempt keeps that word, and none follows it."""
+    def mark_cancelled(self, reason: str) -> list[RemoteRun]:
+        """Marks runs that are under way, or would be continued: attempts keep the mark, and none follows."""
         open_runs = [run for run in self.runs() if _is_open(run)]
         for run in open_runs:
-            self._tell(run, reason)
+            self._mark(run, reason)
         return open_runs
 
     def settle(self, reason: str) -> list[Settled]:
-        """Of a Job whose pods are gone: what could not say its end itself, killed before it could, is KILLED."""
+        """Once the pods are gone: sets runs to KILLED whose process was killed before it could."""
         for run in self.runs():
             if run.status == "FINISHED":
-                if run.cancelled:  # it was finished in the moment in which it was cancelled
-                    self._set(run, {names.STATE: "finished", names.REASON: ""})
+                if run.cancelled:  # it finished just as it was cancelled
+                    self._set(run, {names.STATE: FINISHED, names.REASON: ""})
                 continue
-            if not run.cancelled and _is_open(run):  # of an attempt that began in the moment of the cancelling
-                self._tell(run, reason)
-                self._told.add(run.run_id)
-            if run.status != "KILLED" and (run.cancelled or run.run_id in self._told):
-                within(self._budget_s, lambda run=run: self._remote.set_status(run.run_id, "KILLED", now_ms()))  # type: ignore[misc]
+            if not run.cancelled and _is_open(run):  # of an attempt that began just as it was cancelled
+                self._mark(run, reason)
+            if run.status != "KILLED" and (run.cancelled or run.run_id in self._marked):
+                call_within(self._timeout_s, partial(self._client.set_status, run.run_id, "KILLED", now_ms()))
         return [self._settled(run) for run in self.runs()]
 
-    def _tell(self, run: RemoteRun, reason: str) -> None:
+    def _mark(self, run: RemoteRun, reason: str) -> None:
         self._set(run, {names.STATE: CANCELLED, names.REASON: reason})
-        self._told.add(run.run_id)
+        self._marked.add(run.run_id)
 
     def _set(self, run: RemoteRun, tags: dict[str, str]) -> None:
-        within(self._budget_s, lambda: self._remote.set_tags(run.run_id, tags))
+        call_within(self._timeout_s, lambda: self._client.set_tags(run.run_id, tags))
 
     def _settled(self, run: RemoteRun) -> Settled:
-        there = within(self._budget_s, lambda: self._remote.artifacts(run.run_id, "checkpoints"))
-        url = run_url(self._remote.uri, run.experiment_id, run.run_id)
+        there = call_within(self._timeout_s, lambda: self._client.artifacts(run.run_id, names.CHECKPOINTS))
+        url = run_url(self._client.uri, run.experiment_id, run.run_id)
         has_checkpoint = any(slot in there for slot in names.CHECKPOINT_SLOTS)
         return Settled(run.tags[names.RUN_KEY], run.name, run.status, run.state, has_checkpoint, url)
 
 
 def _is_open(run: RemoteRun) -> bool:
-    """Whether an attempt has it, or the next one would go on with it. FAILED and FINISHED say how it ended already."""
+    """Whether an attempt owns it, or the next one would continue it. FAILED and FINISHED runs have ended."""
     return run.status in ("RUNNING", "SCHEDULED") or (run.status == "KILLED" and not run.cancelled)

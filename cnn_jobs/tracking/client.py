@@ -1,4 +1,4 @@
-"""Calls to MLflow: each either acknowledged, or an ``OutageError`` (try again), or a ``RefusalError`` (never)."""
+"""Calls to MLflow. Each is acknowledged, or raises ``OutageError`` (try again) or ``RefusalError`` (never)."""
 
 from __future__ import annotations
 
@@ -12,19 +12,11 @@ from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from cnn_jobs.errors import TrackingError, TrackingUriError
+from cnn_jobs.errors import TrackingError
 from cnn_jobs.tracking import names
-from cnn_jobs.tracking.connection import (
-    UNCLEAR,
-    check_uri,
-    configure_client,
-    explain,
-    is_refusal,
-    is_transient,
-    kind_of,
-    without_password,
-)
-from cnn_jobs.tracking.records import CANCELLED, DatasetInput, Metric, RunHeader
+from cnn_jobs.tracking.connection import OutageError, RefusalError, check_uri, classify, configure_client
+from cnn_jobs.tracking.records import DatasetInput, Metric, RunHeader
+from cnn_jobs.tracking.run_status import CANCELLED
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -41,21 +33,9 @@ EXPERIMENT_TAGS = {names.EXPERIMENT_KIND: "custom_model_development"}
 Result = TypeVar("Result")
 
 
-class OutageError(TrackingError):
-    """No clear answer: the same call may work later, and may even have worked now. ``kind``: of ``SHIP_ERRORS``."""
-
-    def __init__(self, message: str, kind: str = UNCLEAR) -> None:
-        super().__init__(message)
-        self.kind = kind
-
-
-class RefusalError(TrackingError):
-    """MLflow understood, and will not."""
-
-
 @dataclass(frozen=True)
 class RemoteRun:
-    """A run as MLflow has it; ``metrics`` are the latest values."""
+    """A run as MLflow has it; ``metrics`` has the latest values."""
 
     run_id: str
     experiment_id: str
@@ -79,17 +59,17 @@ class RemoteRun:
 
     @property
     def state(self) -> str:
-        """``cnn_jobs.state``, "" for none."""
+        """The tag ``cnn_jobs.state``, "" for none."""
         return self.tags.get(names.STATE, "")
 
     @property
     def cancelled(self) -> bool:
-        """Whether somebody cancelled it; it may be running still, or FINISHED before it heard of that."""
+        """Whether somebody cancelled it; it may still be running, or have FINISHED before it noticed."""
         return self.state == CANCELLED
 
     @property
     def heartbeat(self) -> int:
-        """The counter that a living attempt moves."""
+        """The counter that a live attempt increments."""
         text = self.tags.get(names.HEARTBEAT, "0")
         return int(text) if text.isdigit() else 0
 
@@ -98,41 +78,38 @@ class TrackingClient:
     """One MLflow server or database."""
 
     def __init__(self, uri: str) -> None:
-        """Raises ``TrackingUriError`` for a URI that MLflow does not understand; connects to nothing yet."""
+        """Raises ``TrackingUriError`` for a URI that MLflow does not understand; does not connect yet."""
         self.uri = check_uri(uri)
-        self._made: MlflowClient | None = None
+        self._client: MlflowClient | None = None
 
     def load(self) -> None:
-        """Imports MLflow, which takes seconds: before a time limit begins. Opens no connection."""
+        """Imports MLflow, which takes seconds, before a time limit begins. Opens no connection."""
         configure_client()
         import mlflow  # noqa: F401
 
     def call(self, function: Callable[[MlflowClient], Result]) -> Result:
-        """``function`` of a client. Raises ``OutageError`` or ``RefusalError``."""
+        """Calls ``function`` with a client. Raises ``OutageError``, ``RefusalError`` or ``TrackingUriError``."""
         try:
-            return function(self._client())
+            if self._client is None:
+                configure_client()
+                from mlflow import MlflowClient
+
+                self._client = MlflowClient(self.uri)
+            return function(self._client)
         except TrackingError:
             raise
-        except ImportError as error:
-            raise TrackingUriError(
-                f"MLFLOW_TRACKING_URI is '{without_password(self.uri)}', but its driver is missing ({error}); "
-                "install it, or name a server by http://host:5000"
-            ) from error
         except Exception as error:  # MLflow passes on whatever the network, its client and its database raise
-            if is_refusal(error):
-                raise RefusalError(explain(error, self.uri)) from error
-            if is_transient(error):
-                raise OutageError(explain(error, self.uri), kind_of(error)) from error
+            if classified := classify(error, self.uri):
+                raise classified from error
             raise
 
     def find(self, experiment: str, tag: str, value: str) -> list[RemoteRun]:
-        """Active runs of an experiment with this tag, the oldest first; none where there is no such experiment."""
-
+        """Active runs of an experiment with this tag, oldest first; none where the experiment does not exist."""
         runs = self._search(experiment, f"tags.`{tag}` = '{value}'")
         return sorted(runs, key=lambda run: (run.start_ms, run.run_id))
 
     def has_experiment(self, name: str) -> bool:
-        """Whether there is one of this name."""
+        """Whether an experiment of this name exists."""
         return self.call(lambda client: client.get_experiment_by_name(name)) is not None
 
     def running(self, experiment: str) -> list[RemoteRun]:
@@ -140,16 +117,16 @@ class TrackingClient:
         return self._search(experiment, "attributes.status = 'RUNNING'")
 
     def of_job(self, uid: str) -> list[RemoteRun]:
-        """Active runs of any experiment whose key a Kubernetes Job of this UID gave, by key; twins the oldest first."""
+        """Active runs of a Kubernetes Job in any experiment, by key; of duplicates the oldest first."""
 
         def search(client: MlflowClient) -> list[RemoteRun]:
             ids = [each.experiment_id for each in client.search_experiments(max_results=1000)]
-            return _all_runs(client, ids, f"tags.`cnn_jobs.run_key` LIKE '{uid}%'") if ids else []
+            return _all_runs(client, ids, f"tags.`{names.RUN_KEY}` LIKE '{uid}%'") if ids else []
 
         return sorted(self.call(search), key=lambda run: (run.tags[names.RUN_KEY], run.start_ms, run.run_id))
 
     def create(self, header: RunHeader, tags: Mapping[str, str]) -> None:
-        """Makes the run, and the experiment where it is missing."""
+        """Creates the run, and the experiment where it is missing."""
 
         def create(client: MlflowClient) -> None:
             own = {names.USER: _user(), **header.tags, names.RUN_KEY: header.run_key, **tags}
@@ -168,14 +145,14 @@ class TrackingClient:
         self.call(lambda client: client.delete_run(run_id))
 
     def log_metrics(self, run_id: str, metrics: Sequence[Metric]) -> None:
-        """At most ``METRICS_PER_CALL`` points. A point that is there already, timestamp included, changes nothing."""
+        """Logs at most ``METRICS_PER_CALL`` points. An exact repetition, timestamp included, changes nothing."""
         from mlflow.entities import Metric as Point
 
         points = [Point(each.key, each.value, each.timestamp_ms, each.step) for each in metrics]
         self.call(lambda client: client.log_batch(run_id, metrics=points))
 
     def log_params(self, run_id: str, params: Mapping[str, str]) -> None:
-        """Params; one that is there with the same value changes nothing, with another it is refused."""
+        """Logs params. A repetition changes nothing; another value for an existing param is refused."""
         from mlflow.entities import Param
 
         for chunk in _chunks(params):
@@ -183,7 +160,7 @@ class TrackingClient:
             self.call(partial(_log_batch, run_id, params=batch))
 
     def set_tags(self, run_id: str, tags: Mapping[str, str]) -> None:
-        """Tags; a later value replaces an earlier one."""
+        """Sets tags; a later value replaces an earlier one."""
         from mlflow.entities import RunTag
 
         for chunk in _chunks(tags):
@@ -191,7 +168,7 @@ class TrackingClient:
             self.call(partial(_log_batch, run_id, tags=batch))
 
     def log_dataset(self, run_id: str, record: DatasetInput) -> None:
-        """The run's training data."""
+        """Logs the run's data set."""
         from mlflow.entities import Dataset, InputTag
         from mlflow.entities import DatasetInput as Input
         from mlflow.utils.mlflow_tags import MLFLOW_DATASET_CONTEXT
@@ -206,27 +183,27 @@ class TrackingClient:
         try:
             self.call(log)
         except RefusalError:
-            # Runs that start together with a data set that is new to MLflow all find it missing, and the database lets
-            # one of them make it; the others are told of a duplicate key. By then it is there.
+            # Runs that start together with a data set new to MLflow all find it missing. The database lets one create
+            # it; the others get a duplicate key error. By then it exists.
             self.call(log)
 
     def upload(self, run_id: str, path: Path, to: str) -> None:
-        """A file, to stand as ``to`` (its last part is the file's own name) below the run's artifacts; size checked."""
-        # The folder is always named: without it a proxied store may put the file elsewhere (mlflow#11225).
+        """Uploads a file as the artifact ``to``, whose last part is the file's own name, and checks its size there."""
+        # Always with the folder: without it a proxied store may put the file elsewhere (mlflow#11225).
         folder = str(PurePosixPath(to).parent)
         folder = "" if folder == "." else folder
         self.call(lambda client: client.log_artifact(run_id, str(path), folder or None))
         listed = self.call(lambda client: client.list_artifacts(run_id, folder or None))
         arrived = next((each.file_size for each in listed if each.path == to), None)
         if arrived != path.stat().st_size:
-            raise OutageError(f"{to} arrived at MLflow with {arrived} of {path.stat().st_size} bytes")
+            raise OutageError(f"{to}: MLflow has {arrived} of {path.stat().st_size} bytes")
 
     def download(self, run_id: str, artifact: str, folder: Path) -> Path:
-        """An artifact into ``folder``, below its own path; returns where it is."""
+        """Downloads an artifact into ``folder``, under its own path; returns where it is."""
         try:
             return Path(self.call(lambda client: client.download_artifacts(run_id, artifact, str(folder))))
         except RefusalError as refusal:
-            # MLflow says "not there" of every download that fails, whatever it failed of.
+            # MLflow reports every failed download as missing, whatever the cause.
             raise OutageError(f"{artifact} of run {run_id}: {refusal}") from refusal
 
     def artifacts(self, run_id: str, folder: str) -> list[str]:
@@ -234,7 +211,7 @@ class TrackingClient:
         return [each.path for each in self.call(lambda client: client.list_artifacts(run_id, folder))]
 
     def delete_artifact(self, run_id: str, path: str) -> None:
-        """Removes an artifact; where it is not there, or the server lets nobody delete, nothing happens."""
+        """Deletes an artifact; does nothing where it is missing, or the server does not allow it."""
 
         def delete(client: MlflowClient) -> None:
             from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
@@ -253,7 +230,7 @@ class TrackingClient:
         return [Metric(each.key, each.value, each.step, each.timestamp) for each in points]
 
     def set_status(self, run_id: str, status: str, end_ms: int | None = None) -> None:
-        """``RUNNING``, or an end with its time."""
+        """Sets ``RUNNING``, or a final status with its time."""
         if status == "RUNNING":
             self.call(lambda client: client.update_run(run_id, status=status))
         else:
@@ -265,14 +242,6 @@ class TrackingClient:
             return _all_runs(client, [found.experiment_id], condition) if found else []
 
         return self.call(search)
-
-    def _client(self) -> MlflowClient:
-        if self._made is None:
-            configure_client()
-            from mlflow import MlflowClient
-
-            self._made = MlflowClient(self.uri)
-        return self._made
 
 
 def _all_runs(client: MlflowClient, experiment_ids: list[str], condition: str) -> list[RemoteRun]:
@@ -304,7 +273,7 @@ def _chunks(values: Mapping[str, str]) -> list[list[tuple[str, Any]]]:
 def _user() -> str:
     try:
         return getpass.getuser()
-    except (OSError, KeyError):  # a numeric user of a container has no name
+    except (OSError, KeyError):  # a container's numeric user has no name
         return str(os.getuid()) if hasattr(os, "getuid") else ""
 
 
@@ -316,7 +285,7 @@ def _experiment_id(client: MlflowClient, name: str) -> str:
         try:
             return str(client.create_experiment(name, tags=EXPERIMENT_TAGS))
         except MlflowException:
-            # Another process may have made it in between; anything else is the error to show.
+            # Another process may have created it meanwhile; otherwise this is the error to report.
             found = client.get_experiment_by_name(name)
             if found is None:
                 raise

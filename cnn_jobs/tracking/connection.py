@@ -1,57 +1,64 @@
-"""A client to MLflow with short waits, and its errors in this project's words."""
+"""Connections to MLflow: the client's settings, URIs, and its errors classified in one place."""
 
 from __future__ import annotations
 
 import os
+import queue
+import random
 import re
+import threading
+import time
+from collections.abc import Callable
 from json import JSONDecodeError
 from pathlib import Path
+from typing import TypeVar
 from urllib.parse import urlsplit, urlunsplit
 
-from cnn_jobs.errors import TrackingUriError
+from cnn_jobs.errors import CnnJobsError, TrackingError, TrackingUriError
 from cnn_jobs.system.environment import POD_TRACKING_URI, in_pod
 
-# MLflow's own defaults (7 retries of up to 120 s) block for minutes; a user's settings win.
+# MLflow's defaults (7 retries of up to 120 s) block for minutes. The user's settings win.
 _CLIENT_SETTINGS = {
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
-    # The shipper repeats calls itself, and a server's Retry-After cannot put it to sleep for minutes.
+    # The uploader repeats calls itself, and a server's Retry-After must not put it to sleep for minutes.
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",
-    # Artifacts stay behind the server: a pod may reach nothing else.
+    # Artifacts go through the server: a pod may reach nothing else.
     "MLFLOW_ENABLE_PROXY_MULTIPART_DOWNLOAD": "false",
     "MLFLOW_ENABLE_PROXY_MULTIPART_UPLOAD": "false",
     "MLFLOW_DISABLE_TELEMETRY": "true",
-    # It would be drawn over the training's own.
+    # It would overwrite the training's own progress bar.
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
-    # The run's page is printed once, by the command, at the end.
+    # The command prints the run's page once, at the end.
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
 }
 _SERVER_SCHEMES = ("http", "https")
 _DATABASE_SCHEMES = ("sqlite", "postgresql", "mysql", "mssql")
+Result = TypeVar("Result")
+
+
+# -- settings and URIs -----------------------------------------------------------------------------------------------
 
 
 def configure_client() -> None:
-    """Sets MLflow's environment, before it is imported, where the user has not."""
+    """Sets MLflow's environment variables where the user has not. Call it before MLflow is imported."""
     for name, value in _CLIENT_SETTINGS.items():
         os.environ.setdefault(name, value)
 
 
 def tracking_uri() -> str:
-    """``MLFLOW_TRACKING_URI``; else in a pod the Service of the stack, elsewhere the database in the present folder
-    that MLflow itself would take."""
+    """``MLFLOW_TRACKING_URI``; else the stack's Service in a pod, elsewhere MLflow's own default, the database
+    ``mlflow.db`` in the present folder."""
     default = POD_TRACKING_URI if in_pod() else f"sqlite:///{Path.cwd() / 'mlflow.db'}"
     return os.environ.get("MLFLOW_TRACKING_URI") or default
 
 
 def check_uri(uri: str) -> str:
-    """``uri`` if it is one that MLflow can use for tracking.
-
-    Raises ``TrackingUriError`` (exit 2) that says what one looks like.
-    """
+    """``uri`` if MLflow can use it for tracking. Raises ``TrackingUriError`` (exit 2) with an example."""
     parts = urlsplit(uri)
     scheme = parts.scheme.split("+")[0]
     try:
         usable = bool(parts.hostname) and (parts.port is None or parts.port > 0)
-    except ValueError:  # the port is no number
+    except ValueError:  # the port is not a number
         usable = False
     if scheme in _DATABASE_SCHEMES or (scheme in _SERVER_SCHEMES and usable):
         return uri
@@ -62,7 +69,7 @@ def check_uri(uri: str) -> str:
 
 
 def without_password(uri: str) -> str:
-    """``uri`` with a password replaced by stars, fit to be shown."""
+    """``uri`` with stars in place of the password."""
     parts = urlsplit(uri)
     user_info, at, host = parts.netloc.rpartition("@")
     if ":" not in user_info:
@@ -70,21 +77,67 @@ def without_password(uri: str) -> str:
     return urlunsplit(parts._replace(netloc=f"{user_info.split(':')[0]}:***{at}{host}"))
 
 
+def is_server(uri: str) -> bool:
+    """Whether it is an MLflow server and not a database."""
+    return urlsplit(uri).scheme in _SERVER_SCHEMES
+
+
 def run_url(uri: str, experiment_id: str, run_id: str) -> str:
-    """The run's page in the MLflow UI; a database has none, there it is the URI and the run's id."""
+    """The run's page in the MLflow UI; for a database, which has none, the URI and the run's id."""
     shown = without_password(uri).rstrip("/")
-    if urlsplit(uri).scheme in _SERVER_SCHEMES:
-        # Without the last part a fresh browser shows the run as an evaluation of a language model.
+    if is_server(uri):
+        # Without the query a fresh browser shows the run as the evaluation of a language model.
         return f"{shown}/#/experiments/{experiment_id}/runs/{run_id}?workflowType=machine_learning"
     return f"{shown} run {run_id}"
 
 
+# -- errors ----------------------------------------------------------------------------------------------------------
+
+# Kinds of failed calls: no answer at all; a status of 5xx or 408; of 429; an answer not of MLflow; a record refused for
+# good; an answer of MLflow that contradicts an earlier one.
+NO_ANSWER, SERVER_ERROR, THROTTLED, FOREIGN, REFUSED, UNCLEAR = UPLOAD_ERRORS = (
+    "no_answer",
+    "server_error",
+    "throttled",
+    "foreign",
+    "refused",
+    "unclear",
+)
+
+
+class OutageError(TrackingError):
+    """No clear answer: the same call may work later, and may even have worked now. ``kind``: one of
+    ``UPLOAD_ERRORS``."""
+
+    def __init__(self, message: str, kind: str = UNCLEAR) -> None:
+        super().__init__(message)
+        self.kind = kind
+
+
+class RefusalError(TrackingError):
+    """MLflow understood the call and refuses it for good."""
+
+
+def classify(error: Exception, uri: str) -> CnnJobsError | None:
+    """The error of a failed call as ``RefusalError``, ``OutageError`` or ``TrackingUriError``; ``None`` for a bug."""
+    if isinstance(error, TrackingError):
+        return error
+    if isinstance(error, ImportError):
+        return TrackingUriError(
+            f"MLFLOW_TRACKING_URI is '{without_password(uri)}', but its driver is missing ({error}); "
+            "install it, or use a server, as in http://host:5000"
+        )
+    if is_refusal(error):
+        return RefusalError(explain(error, uri))
+    return OutageError(explain(error, uri), kind_of(error)) if is_transient(error) else None
+
+
 def explain(error: Exception, uri: str) -> str:
-    """One line for a failed call: who refused, with what, and what to do."""
+    """One line for a failed call: who refused, with what answer, and what to do."""
     status, where = http_status(error), without_password(uri)
     hints = {
-        401: "it wants a login: set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD",
-        403: "the user may not, or the server was not started with --allowed-hosts for this name",
+        401: "it requires a login: set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD",
+        403: "the user lacks the permission, or the server's --allowed-hosts do not include this name",
         404: "this address has no MLflow API: check host, port and path",
     }
     if status in hints and getattr(error, "error_code", "") != "RESOURCE_DOES_NOT_EXIST":
@@ -104,20 +157,8 @@ def first_line(error: Exception, limit: int = 300) -> str:
     return lines[0][:limit] if lines else type(error).__name__
 
 
-# What can go wrong with a call: no answer at all, an answer of 5xx or 408, of 429, one that is not MLflow's, a record
-# refused for good, an answer of MLflow that does not fit what it said before.
-NO_ANSWER, SERVER_ERROR, THROTTLED, FOREIGN, REFUSED, UNCLEAR = SHIP_ERRORS = (
-    "no_answer",
-    "server_error",
-    "throttled",
-    "foreign",
-    "refused",
-    "unclear",
-)
-
-
 def kind_of(error: Exception) -> str:
-    """One of ``SHIP_ERRORS``, for a failed call that may work later."""
+    """One of ``UPLOAD_ERRORS``, for a failed call that may work later."""
     status = http_status(error)
     if status is None:
         return FOREIGN if is_foreign(error) else NO_ANSWER
@@ -128,12 +169,12 @@ def http_status(error: Exception) -> int | None:
     """The HTTP status behind an error of MLflow or requests; ``None`` where there was no answer."""
     from mlflow.exceptions import MlflowException
 
-    response = getattr(error, "response", None)  # requests.HTTPError, from the artifact client
+    response = getattr(error, "response", None)  # a requests.HTTPError of the artifact client
     if response is not None:
         return int(response.status_code)
     if not isinstance(error, MlflowException):
         return None
-    # MLflow gives a call without an answer the same code as an answer of 500; only its words tell them apart.
+    # MLflow reports a call without an answer with the code of a 500; only the text distinguishes them.
     if is_foreign(error):
         return None
     if re.search(r"failed with (timeout )?exception", str(error)):
@@ -143,14 +184,14 @@ def http_status(error: Exception) -> int | None:
 
 
 def is_foreign(error: Exception) -> bool:
-    """Whether the answer was JSON of some other kind of server, whose status MLflow does not tell."""
+    """Whether the answer was JSON of another kind of server; MLflow does not pass on its status."""
     from mlflow.exceptions import RestException
 
     return isinstance(error, RestException) and "error_code" not in error.json
 
 
 def is_transient(error: Exception) -> bool:
-    """Whether the same call may work later: no answer, half an answer, one not of MLflow, 408, 429 or 5xx."""
+    """Whether the same call may work later: no answer, half of one, one not of MLflow, 408, 429 or 5xx."""
     from mlflow.exceptions import MlflowException
     from requests import RequestException
     from urllib3.exceptions import HTTPError
@@ -163,6 +204,60 @@ def is_transient(error: Exception) -> bool:
 
 
 def is_refusal(error: Exception) -> bool:
-    """Whether the server said no for good: any 4xx but 408 and 429."""
+    """Whether the server refused for good: any 4xx but 408 and 429."""
     status = http_status(error)
     return status is not None and not is_transient(error)
+
+
+# -- waiting ---------------------------------------------------------------------------------------------------------
+
+
+class Backoff:
+    """Pauses between tries, doubled from ``first_s`` up to ``longest_s``, with jitter so that pods that share an outage
+    do not return in step."""
+
+    def __init__(self, first_s: float = 0.5, longest_s: float = 30.0) -> None:
+        self._first_s, self._longest_s = first_s, longest_s
+        self.pause_s = first_s  # the next pause at most
+
+    def next(self) -> float:
+        """Seconds to pause now."""
+        pause, self.pause_s = self.pause_s, min(2 * self.pause_s, self._longest_s)
+        return pause * random.uniform(0.5, 1.0)
+
+    def reset(self) -> None:
+        """Begins again with the first pause."""
+        self.pause_s = self._first_s
+
+
+def call_within(timeout_s: float, call: Callable[[], Result]) -> Result:
+    """Returns what ``call`` returns; repeats it over an outage for at most ``timeout_s`` seconds.
+
+    Raises ``OutageError`` when the time is up, and whatever else ``call`` raises. A call that hangs does not hold up
+    the caller: it is left behind in a thread.
+    """
+    answers: queue.SimpleQueue[tuple[Result | None, BaseException | None]] = queue.SimpleQueue()
+    end, backoff = time.monotonic() + timeout_s, Backoff(0.2, 10.0)
+
+    def repeat() -> None:
+        while True:
+            try:
+                answers.put((call(), None))
+                return
+            except OutageError as outage:
+                if time.monotonic() + backoff.pause_s > end:
+                    answers.put((None, outage))
+                    return
+                time.sleep(backoff.next())
+            except BaseException as error:  # raised again in the caller's thread
+                answers.put((None, error))
+                return
+
+    threading.Thread(target=repeat, name="mlflow-look-up", daemon=True).start()
+    try:
+        result, error = answers.get(timeout=timeout_s + 0.5)
+    except queue.Empty:
+        raise OutageError(f"MLflow gave no answer within {timeout_s:.0f} s", NO_ANSWER) from None
+    if error is not None:
+        raise error
+    return result  # type: ignore[return-value]

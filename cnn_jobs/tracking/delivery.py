@@ -1,4 +1,4 @@
-"""Records that MLflow refused for good."""
+"""How much of a journal a server has: what it acknowledged, which rows it holds, what it refused."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from cnn_jobs.tracking.records import Identity, Metric
 
 @dataclass
 class Cursor:
-    """Every record up to these numbers is acknowledged: ``values`` (metrics, params, tags, data sets), ``artifacts``.
+    """Numbers up to which every record is acknowledged: ``values`` (metrics, params, tags, data sets), ``artifacts``.
 
-    One that lags behind the truth, as after a SIGKILL, only has records sent again, which changes nothing.
+    A cursor that lags behind, as after a SIGKILL, only has records sent again, which changes nothing.
     """
 
     run_id: str = ""
@@ -29,12 +29,13 @@ class Cursor:
     artifacts: int = 0
 
     def of(self, run_id: str) -> Cursor:
-        """This one if it is of that run, else one at the start."""
+        """This cursor if it belongs to that run, else a new one."""
         return self if run_id == self.run_id else Cursor(run_id)
 
 
 class CursorFile:
-    """``shipped.json`` of a run's folder, with its own CRC-32: a flipped digit would pass unsent records as sent."""
+    """``shipped.json`` of a run's folder: a cursor for each server. It has its own CRC-32, because a flipped digit
+    would count unsent records as sent."""
 
     def __init__(self, run_folder: Path) -> None:
         self._path = run_folder / "shipped.json"
@@ -44,7 +45,7 @@ class CursorFile:
         return self._all().get(without_password(uri), Cursor())
 
     def save(self, uri: str, cursor: Cursor) -> None:
-        """Keeps the cursor of a server. Raises as ``files.whole_file``."""
+        """Writes the cursor of a server. Raises as ``files.atomic_file``."""
         content = {**self._all(), without_password(uri): cursor}
         cursors = {where: asdict(each) for where, each in content.items()}
         write_text(self._path, json.dumps({"cursors": cursors, "crc32": _crc(cursors)}, indent=1) + "\n")
@@ -60,7 +61,7 @@ class CursorFile:
                 return {}
             return {str(where): Cursor(**values) for where, values in content["cursors"].items()}
         except (OSError, ValueError, TypeError, KeyError, AttributeError):
-            # Missing or damaged: everything is sent once more, and what the server has is left out.
+            # Missing or damaged: everything is sent again, and what the server has is left out.
             return {}
 
 
@@ -69,54 +70,56 @@ def _crc(cursors: object) -> str:
 
 
 class KnownRows:
-    """The rows of one run, by identity; asked for key by key, when the first row of a key is to be sent.
+    """The metric rows that a run already holds, by identity, so that none is sent twice.
 
-    On a bad line every answer is kept then: a few dozen histories in one go would never arrive.
+    A key's history is requested when its first row is about to be sent: over a bad connection each answer then counts,
+    while dozens of histories in one go would never arrive.
     """
 
-    def __init__(self, remote: TrackingClient, run: RemoteRun) -> None:
-        self._remote, self._run = remote, run
+    def __init__(self, client: TrackingClient, run: RemoteRun) -> None:
+        self._client, self._run = client, run
         self._unread = set(run.metrics)
         self._rows: set[Identity] = set()
 
     @property
     def unread(self) -> int:
-        """Keys of the run whose rows are not known yet."""
+        """Metrics of the run whose history is yet to be requested."""
         return len(self._unread)
 
     def has(self, point: Metric) -> bool:
         """Whether the run holds the row. Raises as ``TrackingClient.call``."""
         if point.key in self._unread:
-            self._rows |= {row.identity for row in self._remote.history(self._run.run_id, point.key)}
+            self._rows |= {row.identity for row in self._client.history(self._run.run_id, point.key)}
             self._unread.discard(point.key)
         return point.identity in self._rows
 
     def add(self, identities: Iterable[Identity]) -> None:
-        """Notes rows that the server acknowledged."""
+        """Adds rows that the server acknowledged."""
         self._rows.update(identities)
 
 
 class RejectedRecords:
-    """``rejected.jsonl`` of a run's folder: what servers refused, with which answer; ``count`` is of one of them."""
+    """``rejected.jsonl`` of a run's folder: records that servers refused, with their answers; ``count`` is of one
+    server."""
 
     def __init__(self, run_folder: Path, server: str) -> None:
         self.path = run_folder / "rejected.jsonl"
         self.first_answer = "see there"
         self._server = server
-        # A run whose records were refused stays so when another process goes on with it.
+        # They stay refused when another process continues the run.
         self._known = {_identity(line) for line in self._lines() if line.get("server") == server}
 
     @property
     def count(self) -> int:
-        """Records that this server refused."""
+        """Number of records that this server refused."""
         return len(self._known)
 
     def summary(self) -> str:
-        """One line: how many, where they are, and what MLflow said to the first."""
+        """One line: how many, where they are, and the first answer."""
         return f"MLflow refused {self.count} records, kept in {self.path}: {self.first_answer}"
 
     def add(self, kind: str, content: Mapping[str, Any], answer: Exception) -> None:
-        """Keeps a record with the server's words; once, however often it is refused."""
+        """Keeps a record with the server's answer; once, however often it is refused."""
         line = {"server": self._server, "kind": kind, "content": dict(content), "answer": str(answer)}
         if _identity(line) in self._known:
             return

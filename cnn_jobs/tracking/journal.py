@@ -1,4 +1,9 @@
-"""The append-only record of all that a run has to tell MLflow: its writer, and a reader that follows it."""
+"""The append-only record of everything a run sends to MLflow: its format, its writer, and a reader that follows it.
+
+A record is one JSON line that ends with the CRC-32 of what precedes it. Marks that occur nowhere else in a record, not
+line ends, say where it begins and ends: a torn, flipped or overwritten record or newline does not damage its
+neighbours.
+"""
 
 from __future__ import annotations
 
@@ -14,18 +19,23 @@ from pathlib import Path
 from typing import Any, BinaryIO, Self
 
 from cnn_jobs.errors import from_os_error
-from cnn_jobs.system.files import make_folder
+from cnn_jobs.system.files import make_folder, sync_folder
+
+READ_BYTES = 4 << 20
 
 _BEGIN, _END, _END_BYTES = b'{"seq":', b',"crc32":"', len(b',"crc32":"00000000"}')
-# In JSON text the same characters can only be a key, for in a string the quotes are escaped. Such a key of the content
-# is written with an escape: the same key to every JSON parser, but no mark.
+# In JSON text these characters can only be a key, because quotes within strings are escaped. In the content such a key
+# is written with an escape: the same key to every JSON parser, but not a mark.
 _NO_BEGIN, _NO_END = ('{"seq":', '{"\\u0073eq":'), (',"crc32":', ',"\\u0063rc32":')
 _to_json = json.JSONEncoder(separators=(",", ":")).encode
 
 
+# -- format ----------------------------------------------------------------------------------------------------------
+
+
 @dataclass(frozen=True)
 class Entry:
-    """One thing told. ``seq`` is 1 or more and rises from entry to entry, not always by 1."""
+    """One record. ``seq`` is at least 1 and rises from entry to entry, not always by 1."""
 
     seq: int
     kind: str
@@ -34,41 +44,41 @@ class Entry:
 
 @dataclass(frozen=True)
 class Damage:
-    """Bytes of the file, from ``offset`` up to ``offset + length``, that hold no whole record."""
+    """Bytes of the file, from ``offset`` up to ``offset + length``, that hold no intact record."""
 
     offset: int
     length: int
 
     def __str__(self) -> str:
         if self.length == 1:
-            return f"1 byte at offset {self.offset} holds no whole record"
-        return f"{self.length} bytes at offset {self.offset} hold no whole record"
+            return f"1 byte at offset {self.offset} holds no intact record"
+        return f"{self.length} bytes at offset {self.offset} hold no intact record"
 
 
 def encode(seq: int, kind: str, content: Mapping[str, Any]) -> bytes:
-    """The line of a record. ``content``: JSON values, also NaN and the infinities; floats come back bit for bit.
+    """The line of a record. ``content``: JSON values, NaN and infinities included; floats are restored bit for bit.
 
-    Raises ``TypeError`` or ``ValueError`` for what JSON cannot say.
+    Raises ``TypeError`` or ``ValueError`` for what JSON cannot express.
     """
     text = _to_json(dict(content)).replace(*_NO_BEGIN).replace(*_NO_END)
     body = f'{{"seq":{seq},"kind":{_to_json(kind)},"content":{text}'.encode("ascii")
     return body + b',"crc32":"%08x"}\n' % zlib.crc32(body)
 
 
-# A damaged region has held at most as many records as fit in of the shortest.
+# A damaged region held at most as many records as fit of the shortest kind.
 SHORTEST = len(encode(1, "", {}))
 
 
 def scan(data: bytes, base_offset: int = 0) -> tuple[list[Entry], list[Damage]]:
-    """Every whole record, in order, and the bytes between them; ``base_offset``: where ``data`` begins in the file.
+    """Every intact record, in order, and the bytes between them; ``base_offset``: where ``data`` begins in the file.
 
-    A newline belongs to the record before it; at the very end it may be missing. Takes time linear in ``data``,
-    whatever it holds.
+    A newline belongs to the record before it and may be missing at the very end. Takes time linear in the size of
+    ``data``, whatever it holds.
     """
     entries: list[Entry] = []
     damage: list[Damage] = []
     reached = 0
-    for begin, end, entry in _whole_records(data):
+    for begin, end, entry in _intact_records(data):
         if begin > reached:
             damage.append(Damage(base_offset + reached, begin - reached))
         entries.append(entry)
@@ -78,8 +88,8 @@ def scan(data: bytes, base_offset: int = 0) -> tuple[list[Entry], list[Damage]]:
     return entries, damage
 
 
-def _whole_records(data: bytes) -> Iterator[tuple[int, int, Entry]]:
-    """Begin, end (without the newline) and entry. A whole record reaches to the first end mark, and over no begin."""
+def _intact_records(data: bytes) -> Iterator[tuple[int, int, Entry]]:
+    """Begin, end (without the newline) and entry. An intact record reaches to the first end mark, and over no begin."""
     begin = data.find(_BEGIN)
     while begin >= 0:
         following = data.find(_BEGIN, begin + 1)
@@ -96,34 +106,34 @@ def _decode(record: bytes) -> Entry | None:
     try:
         fields = json.loads(record.decode("ascii"))
         seq, kind, content = fields["seq"], fields["kind"], fields["content"]
-    except (ValueError, KeyError, RecursionError):  # whole, but not of this writer
+    except (ValueError, KeyError, RecursionError):  # intact, but not of this writer
         return None
-    # Not as patterns of a ``match``: that takes longer than all the rest.
-    ours = isinstance(seq, int) and isinstance(kind, str) and isinstance(content, dict)
-    return Entry(seq, kind, content) if ours else None
+    # Not as patterns of ``match``: that takes longer than all the rest.
+    valid = isinstance(seq, int) and isinstance(kind, str) and isinstance(content, dict)
+    return Entry(seq, kind, content) if valid else None
 
 
 def join_damage(damage: list[Damage], more: list[Damage]) -> None:
-    """Adds what comes next in the file; adjacent regions become one."""
+    """Appends what follows in the file to ``damage``; adjacent regions become one."""
     for each in more:
         if damage and damage[-1].offset + damage[-1].length == each.offset:
             each = Damage(damage[-1].offset, damage.pop().length + each.length)
         damage.append(each)
 
 
-READ_BYTES = 4 << 20
+# -- writer and reader -----------------------------------------------------------------------------------------------
 
 
 class Journal:
     """The writer. One process at a time (the caller holds a lock), any number of threads.
 
-    ``entries``: what was whole at opening; assign ``[]`` to free the memory. ``damage``: what was not, and stays in
-    the file as evidence. ``torn_bytes``: what was cut off at the end, where a write had not been completed.
-    ``last_seq``: the highest number given out. What the disk refuses raises ``DiskFullError`` or ``StateDirError``.
+    ``entries``: the intact ones at opening. ``damage``: what was not intact, and stays in the file as evidence.
+    ``torn_bytes``: what was cut off at the end, where a write had not completed. ``last_seq``: the highest number used.
+    What the disk refuses raises ``DiskFullError`` or ``StateDirError``.
     """
 
     def __init__(self, path: Path, *, after: int = 0) -> None:
-        """Opens or makes the file. ``after``: the highest number acknowledged; a reused one would count as sent."""
+        """Opens or creates the file. ``after``: the highest number acknowledged; a reused one would count as sent."""
         self.path = path
         self.entries: list[Entry] = []
         self.torn_bytes = 0
@@ -135,8 +145,8 @@ class Journal:
         try:
             self._descriptor = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o644)
             try:
-                lost = self._read_and_mend()
-                _sync_folder(path.parent)
+                lost = self._read_and_repair()
+                sync_folder(path.parent)
             except BaseException:
                 os.close(self._descriptor)
                 raise
@@ -144,8 +154,8 @@ class Journal:
             raise from_os_error(error, path) from error
         self.last_seq = max(after, max((entry.seq for entry in self.entries), default=0) + lost)
 
-    def _read_and_mend(self) -> int:
-        """Fills ``entries`` and ``damage``, mends the end; returns how many records are lost there at most."""
+    def _read_and_repair(self) -> int:
+        """Fills ``entries`` and ``damage``, repairs the end; returns how many records are lost there at most."""
         reader = Reader(self.path)
         while entries := reader.read():
             self.entries += entries
@@ -165,7 +175,7 @@ class Journal:
         return max(1, last.length // SHORTEST) if last.length and last.offset + last.length == end else 0
 
     def append(self, kind: str, content: Mapping[str, Any]) -> int:
-        """Writes a record (``content`` as for ``encode``); returns its number. From then on no SIGKILL loses it.
+        """Writes a record (``content`` as for ``encode``) and returns its number. From then on it survives a SIGKILL.
 
         A write that fails leaves the file as it was; a later one may succeed.
         """
@@ -175,7 +185,7 @@ class Journal:
             line = encode(self.last_seq + 1, kind, content)
             try:
                 self._cut()
-                # Before the write: when a signal's handler raises right after it, the number is not used again.
+                # Before the write: if a signal handler raises right after it, the number is not used again.
                 self.last_seq += 1
                 self._write(line)
             except OSError as error:
@@ -195,14 +205,14 @@ class Journal:
             raise
 
     def _cut(self) -> None:
-        """Takes a half-written line away; where that is refused it is tried again before the next write."""
+        """Removes a half-written line; where that fails, it is tried again before the next write."""
         if self._cut_at is not None:
             os.ftruncate(self._descriptor, self._cut_at)
             self._cut_at = None
 
     def sync(self) -> None:
-        """Returns when all that was appended so far is safe from a power loss; appending goes on meanwhile."""
-        # A lock of its own, so that nobody finds nothing to do while another thread has yet to succeed.
+        """Makes everything appended so far survive a power loss; appending continues meanwhile."""
+        # A separate lock, so that no thread returns early while another's sync has yet to succeed.
         with self._sync_lock:
             if not self._unsynced or self._descriptor < 0:
                 return
@@ -215,17 +225,17 @@ class Journal:
 
     @property
     def closed(self) -> bool:
-        """Whether its owner has let go of it, and with it of the run's folder."""
+        """Whether its owner has released it, and with it the run's folder."""
         return self._descriptor < 0
 
     def close(self) -> None:
-        """Syncs and closes; a second time does nothing."""
+        """Syncs and closes; a second call does nothing."""
         try:
             self.sync()
         finally:
             with self._sync_lock, self._lock:
                 descriptor, self._descriptor = self._descriptor, -1
-                # What there is to fail has failed in the sync.
+                # What can fail has failed in the sync.
                 with suppress(OSError):
                     os.close(descriptor)
 
@@ -237,19 +247,19 @@ class Journal:
 
 
 class Reader:
-    """Follows a journal that another thread or process appends to. ``damage``: the bytes that were passed over."""
+    """Follows a journal that another thread or process appends to. ``damage``: the bytes that were skipped."""
 
     def __init__(self, path: Path) -> None:
         self.damage: list[Damage] = []
-        # Always behind a newline: the tail that a writer may cut off, or mend, has not been read.
+        # Always behind a newline: the tail, which a writer may cut off or repair, has not been read.
         self.offset = 0
         self._path = path
 
     def read(self) -> list[Entry]:
-        """The whole entries since the last call, of a few MB at most: call until there are none.
+        """The intact entries since the last call, of a few MB at most: call it until there are none.
 
-        An unfinished last line is left for the next call; a file that is not there yet holds nothing. Raises
-        ``StateDirError`` for one that cannot be read.
+        An unfinished last line is left for the next call; a missing file has no entries. Raises ``StateDirError`` where
+        the file cannot be read.
         """
         try:
             with self._path.open("rb") as stream:
@@ -266,7 +276,7 @@ class Reader:
         return []
 
     def size(self) -> int:
-        """Bytes that the file has now; none where it is not there yet. Raises ``StateDirError`` as ``read``."""
+        """The file's size in bytes, 0 where it is missing. Raises ``StateDirError`` as ``read``."""
         try:
             return self._path.stat().st_size
         except FileNotFoundError:
@@ -275,7 +285,7 @@ class Reader:
             raise from_os_error(error, self._path) from error
 
     def _lines(self, stream: BinaryIO) -> bytes:
-        """Some MB of whole lines, or one that is longer."""
+        """A few MB of whole lines, or one line that is longer."""
         stream.seek(self.offset)
         parts: list[bytes] = []
         while part := stream.read(READ_BYTES):
@@ -283,16 +293,3 @@ class Reader:
                 return b"".join([*parts, part[:end]])
             parts.append(part)
         return b""
-
-
-def _sync_folder(folder: Path) -> None:
-    """Makes a new file's name outlive a power loss, where the file system does such a thing."""
-    try:
-        descriptor = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
-    except OSError as error:
-        if error.errno not in (errno.EINVAL, errno.ENOTSUP, errno.ENOSYS, errno.EACCES):
-            raise

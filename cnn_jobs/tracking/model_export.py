@@ -1,4 +1,4 @@
-"""The trained network as an MLflow model."""
+"""Exports a trained network as an MLflow model."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from cnn_jobs.networks.spec import InputTransform
 from cnn_jobs.system.environment import version_of
 from cnn_jobs.tracking.connection import configure_client
 
-# Two images: torch.export takes a batch of one for a constant.
+# Two images: torch.export treats a batch of one as a constant.
 EXAMPLE_BATCH = 2
 
 
 def save_mlflow_model(network: nn.Module, transform: InputTransform, image: tuple[int, int, int], folder: Path) -> Path:
-    """Writes ``folder`` so that ``mlflow.pytorch.load_model`` gives (N, *image) pixels in [0, 1] to logits.
+    """Writes a model to ``folder`` that ``mlflow.pytorch.load_model`` loads: (N, *image) pixels in [0, 1] to logits.
 
-    The format is torch.export's: loading it needs neither this package nor a pickle.
+    In the format of torch.export: loading it needs neither this package nor pickle.
     """
     configure_client()
     import mlflow.pytorch
@@ -41,7 +41,7 @@ def save_mlflow_model(network: nn.Module, transform: InputTransform, image: tupl
         outputs=Schema([TensorSpec(float32, (-1, classes))]),
     )
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # MLflow's and torch.export's own, none that a user could act on
+        warnings.simplefilter("ignore")  # of MLflow and torch.export; users cannot act on them
         mlflow.pytorch.save_model(
             model,
             str(folder),

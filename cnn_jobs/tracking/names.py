@@ -10,7 +10,8 @@ from __future__ import annotations
 PREFIX = "cnn_jobs."
 # What the run is of.
 RUN_KEY = "cnn_jobs.run_key"
-ROLE = "cnn_jobs.role"  # "parent" of a series or "document"; a training has none
+ROLE = "cnn_jobs.role"  # a training has none
+PARENT, DOCUMENT = "parent", "document"  # roles: the parent of a series, a report or pictures
 TASK = "cnn_jobs.task"
 GROUP = "cnn_jobs.group"
 RECIPE_HASH = "cnn_jobs.recipe_hash"

@@ -1,71 +1,71 @@
-"""One MLflow run for a run key, and one attempt at a time in it."""
+"""One MLflow run for a run key, owned by one attempt at a time: found or created, taken over, checked."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import replace
 
-from cnn_jobs.errors import AnotherAttemptError, CancelledRunError, CheckpointMismatchError
+from cnn_jobs.errors import AnotherAttemptError, CancelledRunError
 from cnn_jobs.tracking import names
-from cnn_jobs.tracking.client import OutageError, RemoteRun, TrackingClient
+from cnn_jobs.tracking.client import RemoteRun, TrackingClient
+from cnn_jobs.tracking.connection import OutageError, call_within
 from cnn_jobs.tracking.records import AttemptMark, RunHeader
 
-RUN_KEY_TAG = names.RUN_KEY
 HEARTBEAT_INTERVAL_S = 10.0
-# A living attempt moves its counter at least once in this time, whatever its pauses between two tries (at most 30 s).
+# A live attempt increments its counter at least once in this time, whatever its pauses between tries (at most 30 s).
 STILL_S = 60.0
 POLL_S = 2.0
 
 
-def runs_of_key(remote: TrackingClient, header: RunHeader) -> list[RemoteRun]:
-    """The runs that carry the key; more than one for a moment, when two processes made it at the same time."""
-    return remote.find(header.experiment, RUN_KEY_TAG, header.run_key)
+class DuplicateRunError(OutageError):
+    """The run that was joined does not count, or no longer: find the key's run again."""
 
 
-def find_or_create(remote: TrackingClient, header: RunHeader, mark: AttemptMark) -> RemoteRun:
-    """The key's run; of twins the oldest, empty ones are deleted. Raises ``OutageError`` where that stays unclear."""
-    runs = runs_of_key(remote, header)
+# -- finding the run -------------------------------------------------------------------------------------------------
+
+
+def runs_of_key(client: TrackingClient, header: RunHeader) -> list[RemoteRun]:
+    """The runs with the key, oldest first; several for a moment when two processes create it at the same time."""
+    return client.find(header.experiment, names.RUN_KEY, header.run_key)
+
+
+def find_run(client: TrackingClient, header: RunHeader, timeout_s: float) -> RemoteRun | None:
+    """The key's run, the oldest of duplicates; ``None`` where MLflow has none. Raises as ``call_within``."""
+    client.load()
+    runs = call_within(timeout_s, lambda: runs_of_key(client, header))
+    return runs[0] if runs else None
+
+
+def find_or_create(client: TrackingClient, header: RunHeader, mark: AttemptMark) -> RemoteRun:
+    """The key's run, the oldest of duplicates; empty duplicates are deleted. Raises ``OutageError``."""
+    runs = runs_of_key(client, header)
     if not runs:
-        remote.create(header, {**attempt_tags(mark), **parent_tag(remote, header)})
-        # Another process may have been as quick: what counts is what is there now.
-        runs = runs_of_key(remote, header)
+        client.create(header, {**attempt_tags(mark), **parent_tag(client, header)})
+        # Another process may have created one at the same time: only what MLflow lists now counts.
+        runs = runs_of_key(client, header)
     if not runs:
-        raise OutageError(f"run {header.run_key} was made, but MLflow does not list it yet")
-    for twin in runs[1:]:
-        # One of this attempt's own is no loss: the journal has it all.
-        if twin.attempt_id == mark.id or (not twin.metrics and not twin.params):
-            remote.delete(twin.run_id)
+        raise OutageError(f"run {header.run_key} was created, but MLflow does not list it yet")
+    for duplicate in runs[1:]:
+        # This attempt's own loses nothing: the journal has all of it.
+        if duplicate.attempt_id == mark.id or (not duplicate.metrics and not duplicate.params):
+            client.delete(duplicate.run_id)
     return runs[0]
 
 
-def parent_tag(remote: TrackingClient, header: RunHeader) -> dict[str, str]:
-    """MLflow's tag for a run below another; empty where the parent is not there, or not yet."""
+def parent_tag(client: TrackingClient, header: RunHeader) -> dict[str, str]:
+    """MLflow's tag for a run below another; empty where the parent does not exist, or not yet."""
     if not header.parent_key:
         return {}
-    parents = remote.find(header.experiment, RUN_KEY_TAG, header.parent_key)
+    parents = client.find(header.experiment, names.RUN_KEY, header.parent_key)
     return {names.PARENT_RUN_ID: parents[0].run_id} if parents else {}
 
 
-def check_role(key: str, tags: Mapping[str, str], role: str, where: str) -> None:
-    """Raises ``CheckpointMismatchError`` where the key is that of something else: a series, one run, a document."""
-    roles = {"": "one run", "parent": "a series of runs", "document": "a document"}
-    found = tags.get(names.ROLE, "")
-    if found != role:
-        raise CheckpointMismatchError(
-            f"run {key}: {where} is {roles.get(found, found)}, this command is of {roles[role]}; use another --run-key"
-        )
-
-
-def check_cancelled(key: str, run: RemoteRun, mark: AttemptMark) -> None:
-    """Raises ``CancelledRunError`` (exit 2: a Job starts no other pod) where the run was cancelled, and is not this
-    attempt's own already."""
-    if run.cancelled and run.status != "FINISHED" and run.attempt_id != mark.id and not mark.revives:
-        raise CancelledRunError(f"run {key} was cancelled; use another --run-key, or go on with it by --resume must")
+# -- ownership -------------------------------------------------------------------------------------------------------
 
 
 def attempt_tags(mark: AttemptMark) -> dict[str, str]:
-    """What says whose turn it is."""
+    """The tags of the attempt that owns a run."""
     return {
         names.ATTEMPT: str(mark.number),
         names.ATTEMPT_ID: mark.id,
@@ -74,8 +74,15 @@ def attempt_tags(mark: AttemptMark) -> dict[str, str]:
     }
 
 
+def check_cancelled(key: str, run: RemoteRun, mark: AttemptMark) -> None:
+    """Raises ``CancelledRunError`` (exit 2, so that a Job starts no further pod) where the run was cancelled before
+    this attempt owned it."""
+    if run.cancelled and run.status != "FINISHED" and run.attempt_id != mark.id and not mark.revives:
+        raise CancelledRunError(f"run {key} was cancelled; use another --run-key, or continue it with --resume must")
+
+
 def may_take_over(run: RemoteRun, mark: AttemptMark) -> bool:
-    """Whether the attempt that has the run is surely over, without watching it."""
+    """Whether the attempt that owns the run is known to be over, without watching its heartbeat."""
     over = run.status != "RUNNING" or not run.attempt_id
     return over or mark.replaces_any or run.attempt_id in mark.replaces | {mark.id}
 
@@ -83,40 +90,51 @@ def may_take_over(run: RemoteRun, mark: AttemptMark) -> bool:
 def wait_until_still(
     run: RemoteRun, read: Callable[[], RemoteRun], wait: Callable[[float], object], still_s: float | None = None
 ) -> None:
-    """Returns when the heartbeat of the attempt that has ``run`` has not moved for ``still_s`` seconds.
+    """Returns when the heartbeat of the attempt that owns ``run`` has not changed for ``still_s`` seconds.
 
-    Counters are compared, not clocks. Raises ``AnotherAttemptError`` as soon as it moves. ``wait`` sleeps; it may
-    raise to give up. A reading that is lost on a bad line is tried again; the last one must have come, and raises
-    ``OutageError`` where none does for as long again.
+    Compares counters, not clocks. Raises ``AnotherAttemptError`` as soon as the heartbeat changes. ``wait`` sleeps, and
+    may raise to give up. A reading that fails in an outage is repeated; the last one must succeed, and ``OutageError``
+    is raised where none does for as long again.
     """
     began = time.monotonic()
     still_s = STILL_S if still_s is None else still_s
-    came = True
-    while (left := began + still_s - time.monotonic()) > 0 or not came:
+    answered = True
+    while (left := began + still_s - time.monotonic()) > 0 or not answered:
         wait(min(POLL_S, left) if left > 0 else POLL_S)
         try:
-            now, came = read(), True
+            now, answered = read(), True
         except OutageError:
-            came = False
+            answered = False
             if left < -still_s:
                 raise
             continue
         if (now.attempt_id, now.heartbeat) != (run.attempt_id, run.heartbeat):
             raise AnotherAttemptError(
-                f"attempt {now.attempt} of run {run.tags.get(RUN_KEY_TAG, '')} is alive (its heartbeat moves); "
-                "wait for its end or stop it"
+                f"attempt {now.attempt} of run {run.tags.get(names.RUN_KEY, '')} is alive (its heartbeat changes); "
+                "wait until it ends, or stop it"
             )
         if may_take_over(now, AttemptMark("", 0)):
             return
 
 
-def claim(
-    remote: TrackingClient, header: RunHeader, run: RemoteRun, mark: AttemptMark
-) -> tuple[RemoteRun, AttemptMark]:
-    """Makes ``mark`` the attempt that has ``run``; returns both as they are then, the number above all before it.
+def wait_for_owner(
+    client: TrackingClient, header: RunHeader, run: RemoteRun, wait: Callable[[float], object] = time.sleep
+) -> None:
+    """``wait_until_still`` for the present owner of ``run``."""
 
-    Raises ``AnotherAttemptError`` where the run is finished (and ``mark`` does not reopen it), or another process
-    claimed it in the same moment; ``CancelledRunError`` where it was cancelled.
+    def read() -> RemoteRun:
+        return next((each for each in runs_of_key(client, header) if each.run_id == run.run_id), run)
+
+    wait_until_still(run, read, wait)
+
+
+def claim(
+    client: TrackingClient, header: RunHeader, run: RemoteRun, mark: AttemptMark
+) -> tuple[RemoteRun, AttemptMark]:
+    """Makes ``mark`` the owner of ``run``; returns both, the mark numbered above all earlier attempts.
+
+    Raises ``AnotherAttemptError`` where the run is finished (unless ``mark`` reopens it) or another process claimed it
+    at the same moment, ``CancelledRunError`` where it was cancelled.
     """
     check_cancelled(header.run_key, run, mark)
     closed = run.status == "FINISHED" and not mark.reopens
@@ -127,36 +145,33 @@ def claim(
             )
         mark = replace(mark, number=max(mark.number, run.attempt + 1))
         tags = {**attempt_tags(mark), names.HEARTBEAT: str(run.heartbeat + 1), names.REASON: ""}
-        remote.set_tags(run.run_id, tags)
+        client.set_tags(run.run_id, tags)
     if run.status != "RUNNING" and not closed and not (run.cancelled and run.attempt_id == mark.id):
-        remote.set_status(run.run_id, "RUNNING")
-    return check_claim(remote, header, run, mark), mark
+        client.set_status(run.run_id, "RUNNING")
+    return check_owner(client, header, run, mark), mark
 
 
-def adopt(remote: TrackingClient, header: RunHeader, run: RemoteRun, mark: AttemptMark) -> RemoteRun:
-    """The run, with ``mark`` as its last attempt; its state and status stay as they are.
+def attach(client: TrackingClient, header: RunHeader, run: RemoteRun, mark: AttemptMark) -> RemoteRun:
+    """The run with ``mark`` as its last attempt, its state and status unchanged: for the replay of an attempt that is
+    over.
 
-    For an attempt that is over, and may never have reached the server: then the server still names one of those that
-    it replaced. Raises ``AnotherAttemptError`` where it names any other.
+    That attempt may never have reached the server, which then still has one that it replaced. Raises
+    ``AnotherAttemptError`` where the server has any other.
     """
     if run.attempt_id in mark.replaces:
         tags = attempt_tags(replace(mark, number=max(mark.number, run.attempt)))
-        remote.set_tags(run.run_id, {name: tags[name] for name in (names.ATTEMPT, names.ATTEMPT_ID)})
-    return check_claim(remote, header, run, mark)
+        client.set_tags(run.run_id, {name: tags[name] for name in (names.ATTEMPT, names.ATTEMPT_ID)})
+    return check_owner(client, header, run, mark)
 
 
-def check_claim(remote: TrackingClient, header: RunHeader, run: RemoteRun, mark: AttemptMark) -> RemoteRun:
-    """The key's run as it is now. Raises ``AnotherAttemptError`` where an attempt other than ``mark`` has it."""
-    runs = runs_of_key(remote, header)
+def check_owner(client: TrackingClient, header: RunHeader, run: RemoteRun, mark: AttemptMark) -> RemoteRun:
+    """The key's run as it is now. Raises ``AnotherAttemptError`` where an attempt other than ``mark`` owns it."""
+    runs = runs_of_key(client, header)
     now = next((each for each in runs if each.run_id == run.run_id), None)
     if now is None or runs[0].run_id != run.run_id:
-        raise DuplicateRunError(f"run {run.run_id} of key {header.run_key} was deleted, or is a twin of an older one")
+        raise DuplicateRunError(f"run {run.run_id} of key {header.run_key} was deleted, or duplicates an older one")
     if now.attempt_id != mark.id:
         raise AnotherAttemptError(
             f"attempt {now.attempt} has taken over run {header.run_key}; this one (attempt {mark.number}) stops"
         )
     return now
-
-
-class DuplicateRunError(OutageError):
-    """The run that was joined is not, or no longer, the one that counts: join again."""

@@ -1,239 +1,311 @@
-"""What a run has to tell: to the journal at once, to MLflow from a thread of its own."""
+"""Records a run: to its journal at once, and to MLflow from a thread."""
 
 from __future__ import annotations
 
 import contextlib
-import random
 import threading
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 
-from cnn_jobs.errors import AnotherAttemptError, CnnJobsError, RejectedRecordsError, ThreadError, TrackingError
-from cnn_jobs.tracking.client import OutageError, TrackingClient
-from cnn_jobs.tracking.connection import REFUSED, SHIP_ERRORS, run_url
-from cnn_jobs.tracking.journal import Journal
+from cnn_jobs.errors import (
+    AnotherAttemptError,
+    CnnJobsError,
+    NotShippedError,
+    RejectedRecordsError,
+    ThreadError,
+    TrackingError,
+)
+from cnn_jobs.system.signals import StopRequest
+from cnn_jobs.tracking import names, run_status
+from cnn_jobs.tracking.client import TrackingClient
+from cnn_jobs.tracking.connection import REFUSED, UPLOAD_ERRORS, Backoff, OutageError, run_url
 from cnn_jobs.tracking.outbox import Outbox
-from cnn_jobs.tracking.records import AttemptMark, DatasetInput, Ending, RunHeader, now_ms
+from cnn_jobs.tracking.records import AttemptMark, DatasetInput, RunHeader, now_ms
+from cnn_jobs.tracking.run_folder import RunFolder
+from cnn_jobs.tracking.run_status import RunStatus
 from cnn_jobs.tracking.uploader import Uploader
+from cnn_jobs.training.observer import Observer
 
-SHIP_INTERVAL_S = 1.0
+UPLOAD_INTERVAL_S = 1.0
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.5, 30.0
-# At the end somebody waits for it.
+# At the end somebody waits.
 LONGEST_LAST_PAUSE_S = 5.0
 SYNC_INTERVAL_S = 0.9
-# What is left for MLflow after a signal: a pod has little more than ten seconds in all.
+# How long a start waits for a first answer of MLflow; without one the run starts all the same.
+CONTACT_S = 5.0
+# What MLflow gets after a signal: a pod has little more than ten seconds in all.
 FLUSH_TIMEOUT_S = 5.0
+# For the reason of a failure, which is also in the journal.
+FAILURE_DEADLINE_S = 60.0
 
 
-@dataclass(frozen=True)
-class Backlog:
-    """Records that MLflow has not acknowledged, and for how many seconds it has not had everything."""
+class MetricRecorder(Observer):
+    """Turns what the training loop reports into metrics by name."""
 
-    records: int
-    seconds: float
+    def metrics(self, values: Mapping[str, float], step: int) -> None:
+        """Records metrics by name, at a global optimiser step."""
+        raise NotImplementedError
+
+    def step_finished(self, step: int, loss: float) -> None:
+        """Records ``train/loss``."""
+        self.metrics({names.TRAIN_LOSS: loss}, step)
+
+    def speed_measured(self, step: int, images_per_second: float) -> None:
+        """Records ``train/images_per_second``."""
+        self.metrics({names.TRAIN_SPEED: images_per_second}, step)
+
+    def validated(self, step: int, loss: float, accuracy: float) -> None:
+        """Records ``val/loss`` and ``val/accuracy``."""
+        self.metrics({names.VAL_LOSS: loss, names.VAL_ACCURACY: accuracy}, step)
 
 
-class JournalRecorder:
+class JournalRecorder(MetricRecorder):
     """The recorder of one attempt. ``metrics``, ``params``, ``tags``, ``dataset`` and ``artifact`` open no socket.
 
-    They raise ``DiskFullError`` or ``StateDirError`` where the disk refuses. What ends the run from another thread is
-    in ``failure``; an outage is not among it, the last one is in ``outage`` until it is over.
+    They raise ``DiskFullError`` or ``StateDirError`` where the disk refuses. ``failure``: what ends the run from
+    another thread. ``outage``: the present outage of MLflow, which never ends a run. ``every_second`` runs in a thread.
     """
 
     def __init__(
         self,
-        folder: Path,
-        remote: TrackingClient,
-        journal: Journal,
+        folder: RunFolder,
+        client: TrackingClient,
         header: RunHeader,
         mark: AttemptMark,
-        *,
-        ledger: Callable[[], str] = str,
-        on_tick: Callable[[], object] = lambda: None,
+        every_second: Callable[[], object] = lambda: None,
     ) -> None:
         self.failure: CnnJobsError | None = None
         self.outage = ""
         self.delivered = False
-        self._remote, self._journal, self._outbox, self._on_tick = remote, journal, Outbox(folder), on_tick
-        self._make_shipper = partial(Uploader, folder, remote, header, mark, wait=self._sleep, ledger=ledger)
-        self._shipper = self._make_shipper()
-        self._ending: Ending | None = None
-        self._failed_calls = dict.fromkeys(SHIP_ERRORS, 0)
+        self._folder, self._client, self._key = folder.path, client, header.run_key
+        self._journal, self._outbox, self._every_second = folder.journal, Outbox(folder.path), every_second
+        self._make_uploader = partial(Uploader, folder.path, client, header, mark, wait=self._sleep)
+        self._uploader = self._make_uploader()
+        self._status: RunStatus | None = None
+        self._failed_calls = dict.fromkeys(UPLOAD_ERRORS, 0)
         self._closing, self._contact, self._over = threading.Event(), threading.Event(), threading.Event()
-        self._thread = threading.Thread(target=self._ship, name="mlflow-shipper", daemon=True)
+        self._thread = threading.Thread(target=self._upload, name="mlflow-uploader", daemon=True)
         self._ticker = threading.Thread(target=self._tick, name="journal-sync", daemon=True)
 
-    def start(self, contact_s: float, hurry: Callable[[], bool] = lambda: False) -> None:
-        """Starts to send; waits up to ``contact_s`` seconds, or until ``hurry``, for a first word from MLflow.
+    def start(self, abort: Callable[[], bool] = lambda: False, contact_s: float = CONTACT_S) -> None:
+        """Starts to upload; waits up to ``contact_s``, or until ``abort``, for a first answer of MLflow.
 
-        Raises what stands in ``failure`` then: a server that refuses is told before the training, not after it.
+        Raises what is in ``failure`` then: a refusal is reported before the training, not after it.
         """
         self._ticker.start()
         self._thread.start()
         end = time.monotonic() + contact_s
-        while not self._contact.wait(0.05) and time.monotonic() < end and not hurry():
+        while not self._contact.wait(0.05) and time.monotonic() < end and not abort():
             pass
         if self.failure:
             raise self.failure
 
+    # -- facts, for any thread -------------------------------------------------------------------------------------
+
     @property
     def run_id(self) -> str:
         """Id of the MLflow run, "" until it is known."""
-        return self._shipper.run.run_id if self._shipper.run else ""
+        return self._uploader.run.run_id if self._uploader.run else ""
 
     @property
     def url(self) -> str:
-        """The run's page in the MLflow UI; "" until it is known."""
-        run = self._shipper.run
-        return run_url(self._remote.uri, run.experiment_id, run.run_id) if run else ""
+        """The run's page in the MLflow UI, "" until it is known."""
+        run = self._uploader.run
+        return run_url(self._client.uri, run.experiment_id, run.run_id) if run else ""
 
     @property
     def attempt(self) -> int:
         """This attempt's number, as far as it is known."""
-        return self._shipper.mark.number
+        return self._uploader.mark.number
 
     @property
     def progress(self) -> int:
-        """What MLflow has by this attempt: rows, params, files that earlier ones left."""
-        return self._shipper.progress
+        """What this attempt added in MLflow: rows, params, files that earlier attempts left."""
+        return self._uploader.progress
 
     @property
     def checkpoints_sent(self) -> int:
         """How many checkpoints of this attempt MLflow has."""
-        return self._shipper.checkpoints_sent
+        return self._uploader.checkpoints_sent
 
-    def backlog(self) -> Backlog:
-        """What MLflow has yet to acknowledge. Waits for nothing: any thread may ask at any time."""
-        records = self._shipper.unsent(self._journal.last_seq)
-        return Backlog(records, time.monotonic() - self._shipper.caught_up if records else 0.0)
+    def backlog(self) -> tuple[int, float]:
+        """Records that MLflow has not acknowledged, and for how many seconds it has lacked any. Never waits."""
+        records = self._uploader.unsent(self._journal.last_seq)
+        return records, time.monotonic() - self._uploader.caught_up_at if records else 0.0
 
     @property
-    def ship_errors(self) -> Mapping[str, int]:
-        """How often a call to MLflow failed, by the kinds of ``SHIP_ERRORS``."""
-        return {**self._failed_calls, REFUSED: self._shipper.rejected.count}
+    def upload_errors(self) -> Mapping[str, int]:
+        """Failed calls to MLflow, by kind (``UPLOAD_ERRORS``)."""
+        return {**self._failed_calls, REFUSED: self._uploader.rejected.count}
+
+    # -- recording -------------------------------------------------------------------------------------------------
 
     def metrics(self, values: Mapping[str, float], step: int) -> None:
-        """Metrics by name at a global optimiser step, stamped with the present time."""
+        """Records metrics by name at a global optimiser step, with the present time."""
         values = {key: float(value) for key, value in values.items()}
         self._journal.append("metrics", {"step": step, "time_ms": now_ms(), "values": values})
 
     def params(self, values: Mapping[str, object]) -> None:
-        """Params by name, as text."""
+        """Records params by name, as text."""
         self._journal.append("params", {"values": {key: str(value) for key, value in values.items()}})
 
     def tags(self, values: Mapping[str, object]) -> None:
-        """Tags by name, as text."""
+        """Records tags by name, as text."""
         self._journal.append("tags", {"values": {key: str(value) for key, value in values.items()}})
 
     def artifact(self, path: Path, to: str, *, passing: bool = False) -> None:
-        """A file, or all files of a folder, as they are now; ``to`` is the path among the run's artifacts.
+        """Records a file, or all files of a folder, as they are now; ``to`` is the path among the run's artifacts.
 
-        ``passing``: a newer one of that name will be recorded before the run is finished.
+        ``passing``: a newer version will follow before the run is finished.
         """
         for content in self._outbox.stage(path, to, passing=passing):
             self._journal.append("artifact", content)
 
     def dataset(self, record: DatasetInput) -> None:
-        """The data set that the run trains on."""
+        """Records the data set that the run trains on."""
         self._journal.append("dataset", asdict(record))
 
     def sync(self) -> None:
-        """Returns when all that was recorded is safe from a power loss."""
+        """Makes everything recorded so far survive a power loss."""
         self._journal.sync()
 
-    def finish(self, ending: Ending, deadline_s: float, hurry: Callable[[], bool] = lambda: False) -> bool:
-        """Notes the ending, sends what is left and, last of all, the run's status; whether MLflow has it all.
+    # -- the end ---------------------------------------------------------------------------------------------------
 
-        Gives up after ``deadline_s`` seconds, or soon after ``hurry`` says so. Raises what stands in ``failure``, and
-        ``RejectedRecordsError`` where MLflow has it all but what it refused: the run is FAILED then.
+    def deliver(
+        self, what: str, deadline_s: float, stop: StopRequest | None = None, *, kept: Callable[[], bool]
+    ) -> None:
+        """Finishes the run; ``what``: what is complete, for the error.
+
+        Raises ``NotShippedError`` where MLflow lacks a part after ``deadline_s`` seconds, or soon after a signal;
+        ``kept``: whether the rest outlives this process. Otherwise raises as ``finish``.
         """
-        if self.failure and ending.status == "FINISHED":
+        if self.finish(run_status.finished(), deadline_s, stop):
+            return
+        why = self.outage or (stop.signal_name if stop else "") or "time is up"
+        raise self.unsent_error(what, why, kept=kept())
+
+    def unsent_error(self, what: str, why: str, *, kept: bool) -> NotShippedError:
+        """The error for a run of which MLflow lacks a part."""
+        lost = "the rest is lost with this process: another attempt repeats it"
+        rest = f"the rest is in {self._folder}" if kept else lost
+        error = NotShippedError(f"{what}, but MLflow lacks a part of it ({why}); {rest}", kept=kept)
+        error.run_key = self._key
+        return error
+
+    def fail(
+        self, error: BaseException, deadline_s: float = FAILURE_DEADLINE_S, stop: StopRequest | None = None
+    ) -> CnnJobsError | None:
+        """Records that ``error`` ended the run, with its reason; returns what prevented that, if anything.
+
+        After a signal little time is left, whatever the deadline.
+        """
+        if isinstance(error, NotShippedError):  # the journal has the end of the run already
+            return None
+        status = run_status.status_after(error)
+        if status is None:
+            self.stop()
+            return None
+        deadline_s = min(deadline_s, FAILURE_DEADLINE_S)
+        if status.state == run_status.INTERRUPTED:
+            deadline_s = stop.seconds_left(FLUSH_TIMEOUT_S) if stop else FLUSH_TIMEOUT_S
+        try:
+            self.finish(status, deadline_s, stop)
+        except CnnJobsError as second:
+            return second if second is not error else None
+        return None
+
+    def finish(self, status: RunStatus, deadline_s: float, stop: StopRequest | None = None) -> bool:
+        """Records the status, uploads the rest and, last of all, the status; returns whether MLflow has everything.
+
+        Gives up after ``deadline_s`` seconds, or soon after a signal. Raises what is in ``failure``, and
+        ``RejectedRecordsError`` where MLflow has everything but what it refused: the run is FAILED then.
+        """
+        if self.failure and status.status == "FINISHED":
             raise self.failure
-        # A full disk cannot take the ending, but MLflow still can.
+        # A full disk cannot take the status, but MLflow still can.
         with contextlib.suppress(CnnJobsError):
-            self._journal.append("ending", ending.as_dict())
+            self._journal.append("ending", status.as_dict())
             self._journal.sync()
-        self._ending = ending
+        self._every_second()
+        self._status = status
         self._closing.set()
-        told_why = isinstance(self.failure, TrackingError | AnotherAttemptError)
-        if self.failure and not told_why and not self._thread.is_alive():
-            # The thread that should have said so is dead: one more.
-            self._shipper = self._make_shipper()
-            self._thread = threading.Thread(target=self._ship, name="mlflow-shipper-2", daemon=True)
+        reported = isinstance(self.failure, TrackingError | AnotherAttemptError)
+        if self.failure and not reported and not self._thread.is_alive():
+            # The thread that should have reported it is dead: start another one.
+            self._uploader = self._make_uploader()
+            self._thread = threading.Thread(target=self._upload, name="mlflow-uploader-2", daemon=True)
             self._thread.start()
         end = time.monotonic() + deadline_s
-        hurried = False
+        aborted = False
         while self._thread.is_alive() and time.monotonic() < end:
-            if not hurried and hurry():
-                hurried, end = True, min(end, time.monotonic() + FLUSH_TIMEOUT_S)
+            if not aborted and stop and stop.requested():
+                aborted, end = True, min(end, time.monotonic() + FLUSH_TIMEOUT_S)
             self._thread.join(0.05)
-        self._over.set()
-        self._ticker.join()
+        self.stop()
         if self.failure:
             raise self.failure
-        if self.delivered and self._shipper.rejected.count:
-            raise RejectedRecordsError(self._shipper.rejected.summary())
+        if self.delivered and self._uploader.rejected.count:
+            raise RejectedRecordsError(self._uploader.rejected.summary())
         return self.delivered
 
-    def leave(self, ending: Ending) -> None:
-        """Notes the ending for whoever sends the rest, and stops without sending it."""
-        self._journal.append("ending", ending.as_dict())
+    def finish_later(self, status: RunStatus) -> None:
+        """Records the status and stops without uploading it: another process will."""
+        self._journal.append("ending", status.as_dict())
         self._journal.sync()
-        self.abandon()
+        self.stop()
 
-    def abandon(self) -> None:
-        """Stops without a word: the run is another attempt's."""
+    def stop(self) -> None:
+        """Stops without recording anything: the run is another attempt's."""
         self._over.set()
-        self._ticker.join()
+        if self._ticker.ident:  # it was started
+            self._ticker.join()
 
-    def _ship(self) -> None:
-        pause = FIRST_PAUSE_S
-        # Once the journal is closed the folder is free, and what is left in it another attempt's to send.
+    # -- threads ---------------------------------------------------------------------------------------------------
+
+    def _upload(self) -> None:
+        backoff = Backoff(FIRST_PAUSE_S, LONGEST_PAUSE_S)
+        # Once the journal is closed the folder is released, and what is left in it is another attempt's to send.
         while not self._journal.closed:
-            # Read before the round: what was recorded before the flag was set is then in the round.
-            closing, before = self._closing.is_set(), self._shipper.advance
+            # Read before the round: what was recorded before the flag was set is then part of the round.
+            closing, before = self._closing.is_set(), self._uploader.advance
             try:
-                done = self._shipper.round()
-                self.outage, pause = "", FIRST_PAUSE_S
+                done = self._uploader.round()
+                self.outage = ""
+                backoff.reset()
                 if closing and done:
-                    self._close()
+                    assert self._status
+                    self._uploader.close(self._status)
+                    self.delivered = True
                     return
                 self._contact.set()
-                self._closing.wait(0 if closing else SHIP_INTERVAL_S)
+                self._closing.wait(0 if closing else UPLOAD_INTERVAL_S)
             except OutageError as outage:
                 self.outage = str(outage)
                 if outage.kind:
                     self._failed_calls[outage.kind] += 1
                 self._contact.set()
-                if self._shipper.advance != before:  # a bad line, but a line
-                    pause = FIRST_PAUSE_S
-                self._tell_a_bad_end()
-                # Jitter, so that the pods of one outage do not come back in step.
+                if self._uploader.advance != before:  # a bad connection, but a connection
+                    backoff.reset()
+                self._report_failed_run()
                 with contextlib.suppress(OutageError):
-                    self._sleep(pause * random.uniform(0.5, 1.0))
-                pause = min(2 * pause, LONGEST_PAUSE_S)
-            except BaseException as error:  # told in the main thread, whatever it is
-                self.failure = self.failure or _as_failure("shipper", error)
+                    self._sleep(backoff.next())
+            except BaseException as error:  # reported in the main thread, whatever it is
+                self.failure = self.failure or _as_failure("uploader", error)
                 self._contact.set()
-                self._tell_a_bad_end()
+                self._report_failed_run()
                 return
 
-    def _tell_a_bad_end(self) -> None:
-        """A run that failed is told as such, also where the rest of it cannot be sent: nobody may come after it."""
-        if self._ending and self._ending.status != "FINISHED":
-            with contextlib.suppress(Exception):  # the outage, or the bug, that is in the way of the rest
-                self._shipper.close(self._ending)
-
-    def _close(self) -> None:
-        assert self._ending
-        self._shipper.close(self._ending)
-        self.delivered = True
+    def _report_failed_run(self) -> None:
+        """Sets a failed run's status even where the rest cannot be sent: there may be no later attempt to do so."""
+        if self._status and self._status.status != "FINISHED":
+            with contextlib.suppress(Exception):  # the outage, or the bug, that prevents the rest
+                self._uploader.close(self._status)
 
     def _sleep(self, seconds: float) -> None:
-        """Raises ``OutageError`` when the end comes meanwhile: whatever was waited for is asked once more, then."""
+        """Raises ``OutageError`` where the run ends meanwhile, so that what was waited for is asked once more."""
         if self._closing.is_set():
             time.sleep(min(seconds, LONGEST_LAST_PAUSE_S))
         elif self._closing.wait(seconds):
@@ -243,7 +315,7 @@ class JournalRecorder:
         while not self._over.wait(SYNC_INTERVAL_S):
             try:
                 self._journal.sync()
-                self._on_tick()
+                self._every_second()
             except BaseException as error:
                 self.failure = self.failure or _as_failure("journal", error)
                 return

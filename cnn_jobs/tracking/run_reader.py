@@ -1,4 +1,4 @@
-"""Runs that trained something, read back from MLflow."""
+"""Training runs read back from MLflow, page by page, with their curves and files."""
 
 from __future__ import annotations
 
@@ -13,12 +13,11 @@ from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
-from urllib.parse import urlsplit
 
 from cnn_jobs.errors import UserError
 from cnn_jobs.tracking import names
-from cnn_jobs.tracking.client import OutageError, TrackingClient
-from cnn_jobs.tracking.connection import run_url
+from cnn_jobs.tracking.client import TrackingClient
+from cnn_jobs.tracking.connection import OutageError, is_server, run_url
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -26,15 +25,14 @@ if TYPE_CHECKING:
 
 
 MODELS = ("last", "best")
-PARTS = ("train", "val", "test")
 LARGEST = 1e300
 # What a run must have measured to be counted.
-NEEDED = tuple(f"{model}/{part}_{what}" for model in MODELS for part in PARTS for what in ("loss", "accuracy"))
+NEEDED = tuple(names.final(model, part, figure) for model in MODELS for part in names.PARTS for figure in names.FIGURES)
 
 
 @dataclass(frozen=True)
 class Confusion:
-    """Counts of answers on the test set; ``counts[i][j]``: images of class i that were taken for class j."""
+    """Predictions on the test set; ``counts[i][j]``: images of class i that were predicted as class j."""
 
     classes: tuple[str, ...]
     counts: tuple[tuple[int, ...], ...]
@@ -50,10 +48,10 @@ class Curve:
 
 @dataclass(frozen=True)
 class TrainingRun:
-    """One run of a task: params, last metric values and tags by name, and what was read beside them.
+    """One run of a task: params, last metric values and tags by name; curves and files where they were read.
 
-    ``train_loss`` is thinned: at each validation, the mean over the steps since the one before. ``mistakes``: a PNG.
-    ``lacking``: what of this could not be read, in words.
+    ``train_loss`` is thinned: at each validation, the mean over the steps since the previous one. ``mistakes``: a PNG.
+    ``lacking``: what could not be read, in words.
     """
 
     run_id: str
@@ -74,23 +72,23 @@ class TrainingRun:
 
     @property
     def task(self) -> str:
-        """Name of the task that it trained, empty for a run that is not ours."""
+        """The task that it trained, "" for a run of another program."""
         return self.tags.get(names.TASK, "")
 
     @property
     def group_hash(self) -> str:
-        """What runs share that differ in the seed alone."""
+        """Equal for runs that differ only in the seed."""
         return self.tags.get(names.GROUP_HASH, "")
 
     @property
     def seed(self) -> int:
-        """Its seed. Raises ``ValueError`` where the param is no number."""
+        """Its seed. Raises ``ValueError`` where the param is not a number."""
         return int(self.params["seed"])
 
 
 @dataclass(frozen=True)
 class Aside:
-    """A run that is not counted, and why."""
+    """A run that is not counted, and the reason."""
 
     run_id: str
     name: str
@@ -100,13 +98,13 @@ class Aside:
 
 
 def reason_against(run: TrainingRun, tasks: Sequence[str]) -> str:
-    """Why a run cannot be counted, in words; empty where it can."""
+    """Why a run cannot be counted, in words; "" where it can."""
     state = run.tags.get(names.STATE, "")
     if run.task not in tasks:
-        return f"its task '{run.task}' is none of this version's"
+        return f"this version has no task '{run.task}'"
     if run.status != "FINISHED" or state != "finished":
-        told = run.tags.get(names.REASON, "")
-        return f"it did not finish{': ' + told if told else ''}"
+        why = run.tags.get(names.REASON, "")
+        return f"it did not finish{': ' + why if why else ''}"
     lacking = [tag for tag in (names.GROUP_HASH, names.DATA_DIGEST) if not run.tags.get(tag)]
     if lacking:
         return f"it has no tag {' and no '.join(lacking)}"
@@ -120,15 +118,12 @@ def reason_against(run: TrainingRun, tasks: Sequence[str]) -> str:
 
 
 def is_number(value: float) -> bool:
-    """Whether it can be averaged. MLflow gives infinity back as the largest float."""
+    """Whether it can be averaged. MLflow returns infinity as the largest float."""
     return math.isfinite(value) and abs(value) < LARGEST
 
 
 def thinned(losses: Curve, at: Sequence[int]) -> Curve:
-    """The mean of ``losses`` over the steps after each of ``at`` and up to the next, at that next one.
-
-    Steps without a loss give no point.
-    """
+    """The mean of ``losses`` over the steps between two of ``at``, at the second; no point where there is no loss."""
     steps, values, start = [], [], 0
     for before, end in pairwise((0, *at)):
         stretch = []
@@ -144,7 +139,7 @@ def thinned(losses: Curve, at: Sequence[int]) -> Curve:
 
 PAGE = 500
 TRIES, BETWEEN_TRIES_S = 3, 1.0
-# A server works on several requests at once; a database in this process does not gain by it.
+# A server handles several requests at once; a database in this process does not gain from that.
 READERS = 4
 MISTAKES_BYTES = 4 << 20
 TAGS = (names.PREFIX, names.GIT_COMMIT)
@@ -153,7 +148,7 @@ Result = TypeVar("Result")
 
 @dataclass(frozen=True)
 class Experiment:
-    """An experiment's runs that trained something, oldest first; ``others``: parents of series, and documents."""
+    """An experiment's training runs, oldest first; ``others``: parents of series, and documents."""
 
     name: str
     runs: list[TrainingRun]
@@ -161,7 +156,7 @@ class Experiment:
 
 
 class ReportSource:
-    """One MLflow server or database, read with patience: a call that fails is tried ``tries`` times."""
+    """Reads from one MLflow server or database; a call that fails is tried ``tries`` times."""
 
     def __init__(self, uri: str, tries: int = TRIES) -> None:
         self.remote = TrackingClient(uri)
@@ -203,8 +198,8 @@ class ReportSource:
                 return
 
     def complete(self, runs: Iterable[TrainingRun], done: Callable[[], None]) -> list[TrainingRun]:
-        """The runs with curves, confusion matrix and versions, in their order; ``done`` is called for each."""
-        served = urlsplit(self.remote.uri).scheme in ("http", "https")
+        """The runs with curves, confusion matrix and versions, in the same order; ``done`` is called after each."""
+        served = is_server(self.remote.uri)
         completed = []
         with ThreadPoolExecutor(READERS if served else 1) as readers:
             try:
@@ -212,7 +207,7 @@ class ReportSource:
                     completed.append(run)
                     done()
             except BaseException:
-                readers.shutdown(wait=False, cancel_futures=True)  # else it would read all the others first
+                readers.shutdown(wait=False, cancel_futures=True)  # otherwise it would read all others first
                 raise
         return completed
 
@@ -261,8 +256,8 @@ class ReportSource:
             except (ValueError, KeyError, TypeError, csv.Error) as error:
                 lacking.append(f"{path} is damaged ({error})")
                 return None
-            except Exception:  # MLflow raises whatever its store does of a file that is not there
-                # Is it the file, or the server? In the second case this raises.
+            except Exception:  # MLflow raises whatever its store raises for a missing file
+                # Is the file missing, or the server away? In the second case this raises.
                 there = self._call(lambda client: [each.path for each in client.list_artifacts(run_id)])
                 if path not in there:
                     lacking.append(f"it has no {path}")
@@ -284,7 +279,7 @@ class ReportSource:
 
 
 def _training_run(run: Run, uri: str) -> TrainingRun:
-    served = urlsplit(uri).scheme in ("http", "https")
+    served = is_server(uri)
     tags = {key: value for key, value in run.data.tags.items() if key.startswith(TAGS)}
     return TrainingRun(
         run_id=run.info.run_id,
@@ -311,7 +306,7 @@ def read_confusion(path: Path) -> Confusion:
 
 
 def read_versions(path: Path) -> Mapping[str, str]:
-    """Python, platform and packages that ``lineage.json`` names. Raises ``ValueError`` for anything else."""
+    """Versions of Python, platform and packages in ``lineage.json``. Raises ``ValueError`` for anything else."""
     content = json.loads(path.read_text(encoding="utf-8"))
     if not isinstance(content, dict) or not isinstance(content.get("packages"), dict):
         raise ValueError("no packages in it")
@@ -320,7 +315,7 @@ def read_versions(path: Path) -> Mapping[str, str]:
 
 
 def read_png(path: Path) -> bytes:
-    """A picture. Raises ``ValueError`` for what is no PNG, or too large for a page."""
+    """A PNG. Raises ``ValueError`` for anything else, or one too large for a page."""
     content = path.read_bytes()
     if not content.startswith(b"\x89PNG\r\n\x1a\n"):
         raise ValueError("not a PNG")
@@ -330,7 +325,7 @@ def read_png(path: Path) -> bytes:
 
 
 def runs_of(uri: str, experiment: str, task: str = "") -> list[TrainingRun]:
-    """Runs of an experiment that trained something, oldest first; parents of a series and documents are left out.
+    """The training runs of an experiment, oldest first, without parents of series and documents.
 
     Raises ``UserError`` for an unknown experiment, ``TrackingError`` where MLflow does not answer.
     """

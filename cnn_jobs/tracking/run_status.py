@@ -1,6 +1,9 @@
-"""How a run ends in MLflow, by what ended it."""
+"""How a run or an attempt ended, by the error that ended it."""
 
 from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
 
 from cnn_jobs.errors import (
     AnotherAttemptError,
@@ -11,35 +14,50 @@ from cnn_jobs.errors import (
     NotShippedError,
     StoppedError,
 )
-from cnn_jobs.tracking.records import CANCELLED, Ending, now_ms
+from cnn_jobs.tracking.records import now_ms
 
-# How an attempt can end, as seen from outside; all but the last two are a run's ``cnn_jobs.state``.
-FINISHED, INTERRUPTED, FAILED, DIVERGED = "finished", "interrupted", "failed", "diverged"
+# Values of the tag ``cnn_jobs.state``. 'cnn-jobs cancel' sets CANCELLED, and attempts keep it.
+FINISHED, INTERRUPTED, FAILED, DIVERGED, CANCELLED = "finished", "interrupted", "failed", "diverged", "cancelled"
+# Of an attempt, not of a run: trained but not uploaded, and replaced by another attempt.
 UNSENT, SUPERSEDED = "unsent", "superseded"
 STATES = (FINISHED, INTERRUPTED, FAILED, DIVERGED, CANCELLED, UNSENT, SUPERSEDED)
 
 
-def finished() -> Ending:
-    """The training is complete."""
-    return Ending("FINISHED", FINISHED, "", now_ms())
+@dataclass(frozen=True)
+class RunStatus:
+    """The end of a run: MLflow's status, the state, the reason in words, and when."""
+
+    status: str
+    state: str
+    reason: str
+    time_ms: int
+
+    def as_dict(self) -> dict[str, Any]:
+        """JSON-ready values for the journal."""
+        return asdict(self)
 
 
-def ending_of(error: BaseException) -> Ending | None:
-    """KILLED after a signal, else FAILED, with the reason; ``None`` where the run is another attempt's by now, or was
-    cancelled before this one."""
+def finished() -> RunStatus:
+    """The status of a complete run that ends now."""
+    return RunStatus("FINISHED", FINISHED, "", now_ms())
+
+
+def status_after(error: BaseException) -> RunStatus | None:
+    """KILLED after a signal, else FAILED, with the reason. ``None`` where the run's status is not this attempt's to
+    set: another attempt owns the run, or it was cancelled before."""
     if isinstance(error, AnotherAttemptError | CancelledRunError):
         return None
     reason = str(error) if isinstance(error, CnnJobsError | StoppedError) else f"{type(error).__name__}: {error}"
     if isinstance(error, InterruptedRunError | StoppedError | KeyboardInterrupt):
-        return Ending("KILLED", INTERRUPTED, reason, now_ms())
-    return Ending("FAILED", DIVERGED if isinstance(error, DivergedError) else FAILED, reason, now_ms())
+        return RunStatus("KILLED", INTERRUPTED, reason, now_ms())
+    return RunStatus("FAILED", DIVERGED if isinstance(error, DivergedError) else FAILED, reason, now_ms())
 
 
-def state_of(error: BaseException) -> str:
-    """One of ``STATES``: ``unsent`` where all is trained but MLflow lacks a part, ``superseded`` by another attempt."""
+def state_after(error: BaseException) -> str:
+    """The attempt's state, one of ``STATES``."""
     if isinstance(error, NotShippedError):
         return UNSENT
     if isinstance(error, CancelledRunError):
         return CANCELLED
-    ending = ending_of(error)
-    return ending.state if ending else SUPERSEDED
+    status = status_after(error)
+    return status.state if status else SUPERSEDED

@@ -1,4 +1,4 @@
-"""A journal to MLflow: everything once, in order, forgotten only when acknowledged."""
+"""Uploads a journal to MLflow: every record once, in order, and forgotten only when acknowledged."""
 
 from __future__ import annotations
 
@@ -9,74 +9,66 @@ from dataclasses import replace
 from pathlib import Path
 
 from cnn_jobs.errors import CnnJobsError
+from cnn_jobs.system.files import read_or_empty
 from cnn_jobs.tracking import names, ownership
-from cnn_jobs.tracking.client import METRICS_PER_CALL, RefusalError, RemoteRun, TrackingClient
-from cnn_jobs.tracking.connection import without_password
+from cnn_jobs.tracking.client import METRICS_PER_CALL, RemoteRun, TrackingClient
+from cnn_jobs.tracking.connection import RefusalError, without_password
 from cnn_jobs.tracking.delivery import CursorFile, KnownRows, RejectedRecords
 from cnn_jobs.tracking.journal import Entry, Reader
 from cnn_jobs.tracking.outbox import Outbox
-from cnn_jobs.tracking.records import (
-    CANCELLED,
-    AttemptMark,
-    DatasetInput,
-    Ending,
-    Identity,
-    Metric,
-    RunHeader,
-)
-
-JOURNAL, LEDGER_TAG = "journal.jsonl", names.COST
+from cnn_jobs.tracking.records import AttemptMark, DatasetInput, Identity, Metric, RunHeader
+from cnn_jobs.tracking.run_folder import COST_FILE, JOURNAL
+from cnn_jobs.tracking.run_status import CANCELLED, FAILED, RunStatus
 
 
 class Uploader:
-    """Sends one run's journal to one server. For one thread; after an ``OutageError`` call ``round`` again.
+    """Sends one run's journal to one server, from one thread. After an ``OutageError``, call ``round`` again.
 
-    With ``replay`` it only delivers: no attempt is claimed, no heartbeat moves and a run that has ended stays so.
+    A ``replay`` only delivers: it claims no attempt, sends no heartbeat and leaves the status of a run that has ended.
     """
 
     def __init__(
         self,
         folder: Path,
-        remote: TrackingClient,
+        client: TrackingClient,
         header: RunHeader,
         mark: AttemptMark,
         *,
         replay: bool = False,
         wait: Callable[[float], object] = time.sleep,
-        ledger: Callable[[], str] = str,
     ) -> None:
         self.run: RemoteRun | None = None
         self.mark = mark
-        # What this attempt brought further: rows and params that the server did not have, files that earlier attempts
-        # left. Repeating what is there already is none, or an attempt that repeats for ever would always have some.
+        # What this attempt added: rows and params new to the server, files that earlier attempts left. Repetitions do
+        # not count, or an attempt that repeats for ever would always show progress.
         self.progress = 0
         self.checkpoints_sent = 0  # of this attempt
-        self.rejected = RejectedRecords(folder, without_password(remote.uri))
-        self._folder, self._remote, self._header = folder, remote, header
-        self._replay, self._wait, self._ledger = replay, wait, ledger
+        self.rejected = RejectedRecords(folder, without_password(client.uri))
+        self.caught_up_at = time.monotonic()  # when the server last had everything
+        self._folder, self._client, self._header = folder, client, header
+        self._replay, self._wait = replay, wait
         self._outbox, self._cursors = Outbox(folder), CursorFile(folder)
-        self.caught_up = time.monotonic()  # when the server last had everything
         self._read_to = self._cursors.highest()
         self._values: list[Entry] = []
         self._artifacts: dict[str, Entry] = {}
-        self._checked = 0.0
+        self._checked_at = 0.0
         self._joined = ""
         self._answers = 0
         self._own_from: int | None = None
         self._ended = False
 
     def round(self) -> bool:
-        """Sends what the journal holds now; whether nothing is left.
+        """Sends what the journal holds now; returns whether nothing is left.
 
         Raises ``OutageError`` (what was acknowledged stays so), ``RefusalError`` where no run can be had, and
-        ``AnotherAttemptError`` where this attempt is no longer the one to send.
+        ``AnotherAttemptError`` where another attempt owns the run.
         """
         began = time.monotonic()
         run = self.run or self._join()
         try:
             self._beat(run)
-            # What comes meanwhile is the next round's: a training whose steps are quicker than a call to the server
-            # would hold up its checkpoints until it ends.
+            # What is recorded meanwhile belongs to the next round: a training with steps quicker than a call to the
+            # server would otherwise hold up its checkpoints until it ends.
             end = self._reader.size()
             while self._reader.offset < end and (entries := self._reader.read()):
                 self._sort(entries)
@@ -89,82 +81,82 @@ class Uploader:
             raise
         if self._values or self._artifacts:
             return False
-        self.caught_up = began
+        self.caught_up_at = began
         return True
 
     def unsent(self, last_seq: int) -> int:
-        """Records that the server has not acknowledged, of a journal that ends with ``last_seq``; for any thread."""
+        """Records of a journal up to ``last_seq`` that the server has not acknowledged; for any thread."""
         return len(self._values) + len(self._artifacts) + max(0, last_seq - self._read_to)
 
     @property
     def advance(self) -> tuple[int, int]:
-        """Changes with every answer that brought the delivery further, also within a round that failed."""
+        """Changes with every answer that advanced the delivery, also within a round that failed."""
         return self._answers, self._known.unread if self._joined else 0
 
-    def close(self, ending: Ending) -> None:
-        """Says how the run ended; call it when ``round`` says that nothing is left, or that no time is."""
+    def close(self, status: RunStatus) -> None:
+        """Sets the run's final status, when ``round`` says that nothing is left or when time is up."""
         run = self.run or self._join()
-        if self.rejected.count and ending.status == "FINISHED":
-            ending = replace(ending, status="FAILED", state="failed", reason=self.rejected.summary())
-        # Not over the head of an attempt that has the run by now.
-        now = ownership.check_claim(self._remote, self._header, run, self.mark)
+        if self.rejected.count and status.status == "FINISHED":
+            status = replace(status, status="FAILED", state=FAILED, reason=self.rejected.summary())
+        # Not where another attempt owns the run by now.
+        now = ownership.check_owner(self._client, self._header, run, self.mark)
         if self._replay and now.status == "FINISHED":
             return  # whatever a later attempt, which found nothing to do, left in the journal
-        if now.cancelled and ending.status == "KILLED":
-            # Who cancelled it said why; this attempt only obeys.
-            told = now.tags.get(names.REASON, "")
-            both = told if ending.reason in told else f"{told}; {ending.reason}"
-            ending = replace(ending, state=CANCELLED, reason=both.removeprefix("; "))
-        tags = {names.STATE: ending.state, names.REASON: ending.reason[:1000], LEDGER_TAG: self._ledger()}
-        if names.PARENT_RUN_ID not in now.tags:  # made while the parent could not be
-            tags |= ownership.parent_tag(self._remote, self._header)
-        self._remote.set_tags(run.run_id, {name: text for name, text in tags.items() if text or name in now.tags})
-        if ending.status == "FINISHED":
-            self._remote.delete_artifact(run.run_id, names.CHECKPOINT_SLOTS[1])
-        if ending.status != now.status:
-            self._remote.set_status(run.run_id, ending.status, ending.time_ms)
+        if now.cancelled and status.status == "KILLED":
+            # The reason is that of whoever cancelled it.
+            why = now.tags.get(names.REASON, "")
+            both = why if status.reason in why else f"{why}; {status.reason}"
+            status = replace(status, state=CANCELLED, reason=both.removeprefix("; "))
+        tags = {names.STATE: status.state, names.REASON: status.reason[:1000], names.COST: self._costs()}
+        if names.PARENT_RUN_ID not in now.tags:  # created before the parent
+            tags |= ownership.parent_tag(self._client, self._header)
+        self._client.set_tags(run.run_id, {name: text for name, text in tags.items() if text or name in now.tags})
+        if status.status == "FINISHED":
+            self._client.delete_artifact(run.run_id, names.CHECKPOINT_SLOTS[1])
+        if status.status != now.status:
+            self._client.set_status(run.run_id, status.status, status.time_ms)
         self._ended = True
 
-    # -- joining -------------------------------------------------------------------------------------------------
+    # -- joining the run -----------------------------------------------------------------------------------------
 
     def _join(self) -> RemoteRun:
-        run = ownership.find_or_create(self._remote, self._header, self.mark)
+        run = ownership.find_or_create(self._client, self._header, self.mark)
         if self._replay:
-            run = ownership.adopt(self._remote, self._header, run, self.mark)
+            run = ownership.attach(self._client, self._header, run, self.mark)
         else:
             if not ownership.may_take_over(run, self.mark):
-                ownership.wait_until_still(run, lambda: self._again(run), self._wait)
-            run, self.mark = ownership.claim(self._remote, self._header, run, self.mark)
-        if self._joined != run.run_id:  # else what is known of it stays so
-            self._joined, self._known = run.run_id, KnownRows(self._remote, run)
+                ownership.wait_for_owner(self._client, self._header, run, self._wait)
+            run, self.mark = ownership.claim(self._client, self._header, run, self.mark)
+        if self._joined != run.run_id:  # otherwise the known rows stay known
+            self._joined, self._known = run.run_id, KnownRows(self._client, run)
         self._params = dict(run.params)
-        self._cursor = self._cursors.load(self._remote.uri).of(run.run_id)
+        self._cursor = self._cursors.load(self._client.uri).of(run.run_id)
         self._reader = Reader(self._folder / JOURNAL)
         self._values, self._artifacts = [], {}
-        self._checked = time.monotonic()
+        self._checked_at = time.monotonic()
         self.run = run
         return run
 
-    def _again(self, run: RemoteRun) -> RemoteRun:
-        runs = ownership.runs_of_key(self._remote, self._header)
-        return next((each for each in runs if each.run_id == run.run_id), run)
-
     def _beat(self, run: RemoteRun) -> None:
-        """Every few seconds: is the run still this attempt's? And a sign of life."""
-        if self._replay or self._ended or time.monotonic() - self._checked < ownership.HEARTBEAT_INTERVAL_S:
+        """Every few seconds: checks that this attempt owns the run, and increments its heartbeat."""
+        if self._replay or self._ended or time.monotonic() - self._checked_at < ownership.HEARTBEAT_INTERVAL_S:
             return
-        now = ownership.check_claim(self._remote, self._header, run, self.mark)
-        tags = {names.HEARTBEAT: str(now.heartbeat + 1), LEDGER_TAG: self._ledger()}
-        if now.status != "RUNNING" and not now.cancelled:  # taken for lost while it could not be heard
-            self._remote.set_status(run.run_id, "RUNNING")
+        now = ownership.check_owner(self._client, self._header, run, self.mark)
+        tags = {names.HEARTBEAT: str(now.heartbeat + 1), names.COST: self._costs()}
+        if now.status != "RUNNING" and not now.cancelled:  # declared lost while it was out of reach
+            self._client.set_status(run.run_id, "RUNNING")
             tags |= {names.STATE: "running", names.REASON: ""}
-        self._remote.set_tags(run.run_id, {name: text for name, text in tags.items() if text or name in now.tags})
-        self._checked = time.monotonic()
+        self._client.set_tags(run.run_id, {name: text for name, text in tags.items() if text or name in now.tags})
+        self._checked_at = time.monotonic()
+
+    def _costs(self) -> str:
+        """The run's costs as its attempt last wrote them, "" for none."""
+        return read_or_empty(self._folder / COST_FILE)
 
     # -- sending -------------------------------------------------------------------------------------------------
 
     def _sort(self, entries: Sequence[Entry]) -> None:
-        """To values and artifacts: a file store that is away does not hold up the metrics."""
+        """Into values and artifacts: an artifact store that is away does not hold up the metrics."""
         for entry in entries:
             if entry.kind == "attempt" and entry.content["id"] == self.mark.id:
                 self._own_from = entry.seq
@@ -187,7 +179,7 @@ class Uploader:
             del self._values[:count]
 
     def _send_metrics(self, run: RemoteRun) -> int:
-        """The metrics at the head of the line, as many as one call takes; how many entries these were."""
+        """Sends the metrics at the head of the queue, as many as fit into one call; returns the number of entries."""
         points: dict[Identity, Metric] = {}
         count = 0
         for entry in self._values:
@@ -204,13 +196,13 @@ class Uploader:
         return count
 
     def _log_metrics(self, run: RemoteRun, points: Sequence[Metric]) -> None:
-        """One call; where it is refused, halves, until the rows that are to blame stand alone."""
+        """One call; after a refusal, halves, until the rows to blame are alone."""
         if not points:
             return
         try:
-            self._remote.log_metrics(run.run_id, points)
+            self._client.log_metrics(run.run_id, points)
         except RefusalError as refusal:
-            self._still_there(run)
+            self._check_run_exists(run)
             if len(points) == 1:
                 self.rejected.add("metric", vars(points[0]), refusal)
                 return
@@ -223,14 +215,14 @@ class Uploader:
             match entry.kind:
                 case "params":
                     fresh = {k: v for k, v in entry.content["values"].items() if self._params.get(k) != v}
-                    self._remote.log_params(run.run_id, fresh)
+                    self._client.log_params(run.run_id, fresh)
                     self.progress += bool(fresh)
                 case "tags":
-                    self._remote.set_tags(run.run_id, entry.content["values"])
+                    self._client.set_tags(run.run_id, entry.content["values"])
                 case "dataset":
-                    self._remote.log_dataset(run.run_id, DatasetInput(**entry.content))
+                    self._client.log_dataset(run.run_id, DatasetInput(**entry.content))
         except RefusalError as refusal:
-            self._still_there(run)
+            self._check_run_exists(run)
             self.rejected.add(entry.kind, entry.content, refusal)
         return 1
 
@@ -240,30 +232,30 @@ class Uploader:
             path = self._outbox.find(entry.content)
             try:
                 if path:
-                    self._remote.upload(run.run_id, path, to)
+                    self._client.upload(run.run_id, path, to)
                     inherited = self._own_from is None or entry.seq < self._own_from
                     self.progress += inherited
                     self.checkpoints_sent += not inherited and to in names.CHECKPOINT_SLOTS
                 elif not entry.content["passing"]:
                     raise RefusalError(f"{to}: its file in {self._folder} is gone or damaged")
             except RefusalError as refusal:
-                self._still_there(run)
+                self._check_run_exists(run)
                 self.rejected.add("artifact", entry.content, refusal)
             self._outbox.discard(entry.content)
             del self._artifacts[to]
             waiting = [each.seq - 1 for each in self._artifacts.values()]
             self._cursor.artifacts = min(waiting, default=max(entry.seq, self._cursor.artifacts))
             self._acknowledged()
-            if to in names.CHECKPOINT_SLOTS and (ledger := self._ledger()):
-                # Who goes on from this checkpoint, on another machine, needs the costs up to here.
-                self._remote.set_tags(run.run_id, {LEDGER_TAG: ledger})
+            if to in names.CHECKPOINT_SLOTS and (costs := self._costs()):
+                # An attempt that resumes from this checkpoint elsewhere needs the costs up to here.
+                self._client.set_tags(run.run_id, {names.COST: costs})
 
     def _acknowledged(self) -> None:
         self._answers += 1
-        # On a full disk it lags behind, and more is sent again; the journal will say that the disk is full.
+        # On a full disk it lags behind, and more is sent again; the journal will report the full disk.
         with contextlib.suppress(CnnJobsError):
-            self._cursors.save(self._remote.uri, self._cursor)
+            self._cursors.save(self._client.uri, self._cursor)
 
-    def _still_there(self, run: RemoteRun) -> None:
-        """Whether it is the record that was refused, or the run that is gone: raises as ``check_claim``."""
-        ownership.check_claim(self._remote, self._header, run, self.mark)
+    def _check_run_exists(self, run: RemoteRun) -> None:
+        """Distinguishes a refused record from a deleted run: raises as ``check_owner``."""
+        ownership.check_owner(self._client, self._header, run, self.mark)

@@ -1,8 +1,9 @@
-"""A training step as a CUDA graph: launched as one, where a hundred kernels one by one take longer than they compute.
+"""A training step as a CUDA graph, launched at once: for small networks, launching a hundred kernels one by one takes
+longer than they compute.
 
-https://docs.pytorch.org/docs/stable/notes/cuda.html#cuda-graphs has the rules that a step keeps: the same shapes and
-addresses each time, nothing read back from the device, random numbers from torch's own generator. The kernels are the
-same, in the same order, and so are the bits.
+The step keeps the rules of https://docs.pytorch.org/docs/stable/notes/cuda.html#cuda-graphs: the same shapes and
+addresses each time, nothing read back from the device, random numbers from torch's own generator. Kernels and their
+order are the same, and so are the bits.
 """
 
 from __future__ import annotations
@@ -12,16 +13,16 @@ from typing import Any
 
 import torch
 
-# Images, labels, and who gets the loss.
+# Images, labels, and the receiver of the loss.
 Step = Callable[[torch.Tensor, torch.Tensor, Callable[[torch.Tensor], object]], None]
-# On a stream of their own: libraries make their handles and choose their algorithms, which a recording must not see.
+# On a side stream: libraries create their handles and choose their algorithms, which a capture must not see.
 WARM_UP_STEPS = 3
 
 
 class GraphedStep:
-    """A ``Step`` that is recorded at its fourth call and replayed from then on. Every batch has the same shape.
+    """A ``Step`` that is captured at its fourth call and replayed from then on. Every batch has the same shape.
 
-    From then on whoever gets the loss gets it after the weights have changed.
+    Once it is captured, the loss arrives after the weights have changed.
     """
 
     def __init__(self, step: Step) -> None:
@@ -37,12 +38,12 @@ class GraphedStep:
             if self._calls <= WARM_UP_STEPS:
                 self._warm_up(images, labels, see_loss)
                 return
-            self._record(images, labels)
+            self._capture(images, labels)
         for kept, given in zip(self._inputs, (images, labels), strict=True):
             kept.copy_(given)
         self._graph.replay()
         (loss,) = self._losses
-        see_loss(loss.clone())  # the next replay writes there
+        see_loss(loss.clone())  # the next replay writes into it
 
     def _warm_up(self, images: torch.Tensor, labels: torch.Tensor, see_loss: Callable[[torch.Tensor], object]) -> None:
         here, aside = torch.cuda.current_stream(), torch.cuda.Stream()  # type: ignore[no-untyped-call]
@@ -51,7 +52,7 @@ class GraphedStep:
             self._step(images, labels, see_loss)
         here.wait_stream(aside)
 
-    def _record(self, images: torch.Tensor, labels: torch.Tensor) -> None:
+    def _capture(self, images: torch.Tensor, labels: torch.Tensor) -> None:
         self._inputs = (torch.empty_like(images), torch.empty_like(labels))
         graph = torch.cuda.CUDAGraph()
         # Other threads may ask the device for its memory meanwhile.

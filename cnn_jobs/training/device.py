@@ -1,4 +1,4 @@
-"""Where and how numbers are computed: device, threads, determinism."""
+"""The device that trains, its memory and threads, and deterministic arithmetic."""
 
 from __future__ import annotations
 
@@ -10,25 +10,25 @@ from pathlib import Path
 import torch
 
 from cnn_jobs.errors import DeviceError
+from cnn_jobs.system.environment import cpu_name
 
 DEVICES = ("auto", "cpu", "cuda")
 
 
 @dataclass(frozen=True)
 class Placement:
-    """A device and the memory format that its convolutions like best."""
+    """A device and the memory format in which its convolutions are fastest."""
 
     device: torch.device
     memory_format: torch.memory_format
 
 
 def select_device(wanted: str, *, fast: bool = False, index: int = 0) -> Placement:
-    """``auto`` is CUDA where there is one, else the CPU. Of several CUDA devices number ``index`` becomes the current.
+    """``auto`` is CUDA where available, else the CPU. CUDA device number ``index`` becomes the current one.
 
-    Raises ``DeviceError`` for CUDA where there is none.
-
-    channels_last is up to twice as fast on a CPU (docs/performance.md). On CUDA it is kept for ``fast``: the
-    backward pass of overlapping max pooling adds atomically there.
+    channels_last is up to twice as fast on a CPU (docs/performance.md). On CUDA only ``fast`` uses it: there the
+    backward pass of overlapping max pooling adds atomically. Raises ``DeviceError`` for a CUDA device that does not
+    exist.
     """
     if wanted == "cuda" and not torch.cuda.is_available():
         raise DeviceError("device is cuda, but torch finds no CUDA device; use --device cpu or check the driver")
@@ -44,13 +44,18 @@ def select_device(wanted: str, *, fast: bool = False, index: int = 0) -> Placeme
     return Placement(torch.device(name), torch.channels_last if channels_last else torch.contiguous_format)
 
 
+def device_name(device: torch.device) -> str:
+    """The device's model name."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else f"cpu ({cpu_name()})"
+
+
 def configure_arithmetic(threads: int, *, fast: bool = False) -> None:
-    """Sets torch's threads and, unless ``fast``, deterministic algorithms (all settings of this process)."""
+    """Sets torch's threads and, unless ``fast``, deterministic algorithms, for the whole process."""
     torch.set_num_threads(threads)
-    # cuBLAS reads this when its first handle is made; :4096:8 is one of the two values that make it deterministic.
+    # cuBLAS reads it when it creates its first handle; :4096:8 is one of the two deterministic values.
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.use_deterministic_algorithms(not fast)
-    # Filling every fresh tensor only finds reads of memory never written; it costs time at each allocation.
+    # Filling new tensors only reveals reads of uninitialised memory, and costs time at each allocation.
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     torch.backends.cudnn.deterministic = not fast
     torch.backends.cudnn.benchmark = fast
@@ -59,7 +64,7 @@ def configure_arithmetic(threads: int, *, fast: bool = False) -> None:
 
 
 def available_threads(cgroup: Path = Path("/sys/fs/cgroup")) -> int:
-    """CPUs that this process may use: its affinity, cut down to the cgroup's quota (version 2 or 1), at least 1."""
+    """CPUs that this process may use: its affinity, limited by the cgroup's quota (version 2 or 1), at least 1."""
     affinity = getattr(os, "sched_getaffinity", None)
     cpus = len(affinity(0)) if affinity else os.cpu_count() or 1
     quota = _cgroup_quota(cgroup)
@@ -67,22 +72,22 @@ def available_threads(cgroup: Path = Path("/sys/fs/cgroup")) -> int:
 
 
 def available_memory(device: torch.device, cgroup: Path = Path("/sys/fs/cgroup")) -> int:
-    """Bytes that this process may still take: on CUDA those free on the device, else what the machine has available,
-    cut down to what the cgroup's limit (version 2 or 1) leaves."""
+    """Bytes that this process may still allocate: on CUDA what is free on the device, else what the machine has
+    available, limited by what the cgroup (version 2 or 1) leaves."""
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0])
     import psutil
 
     available = int(psutil.virtual_memory().available)
     if found := _cgroup_memory(cgroup):
-        # File cache, which gives way, counts as used: on the safe side.
+        # Reclaimable file cache counts as used: an underestimate is safe.
         limit, used = found
         return min(available, max(0, limit - used))
     return available
 
 
 def memory_limit(cgroup: Path = Path("/sys/fs/cgroup")) -> int:
-    """Bytes of main memory that this process may ever take: the machine's, or the cgroup's limit."""
+    """Bytes of main memory that this process may ever allocate: the machine's, or the cgroup's limit."""
     import psutil
 
     total, found = int(psutil.virtual_memory().total), _cgroup_memory(cgroup)
@@ -90,7 +95,7 @@ def memory_limit(cgroup: Path = Path("/sys/fs/cgroup")) -> int:
 
 
 def _cgroup_memory(cgroup: Path) -> tuple[int, int] | None:
-    """The cgroup's limit (version 2 or 1) and what it uses, in bytes; ``None`` for no limit."""
+    """Limit and usage of the cgroup (version 2 or 1), in bytes; ``None`` for no limit."""
     for limit, used in (
         ("memory.max", "memory.current"),
         ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes"),
@@ -104,7 +109,7 @@ def _cgroup_memory(cgroup: Path) -> tuple[int, int] | None:
 
 
 def _cgroup_quota(cgroup: Path) -> float | None:
-    """CPUs granted by the cgroup, ``None`` for no limit."""
+    """CPUs that the cgroup grants; ``None`` for no limit."""
     try:
         if (cgroup / "cpu.max").exists():
             quota, period = (cgroup / "cpu.max").read_text().split()

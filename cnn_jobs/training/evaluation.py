@@ -1,4 +1,4 @@
-"""Loss and accuracy of a model on part of a data set."""
+"""Loss and accuracy of a model on a part of a data set."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from torch.nn import functional as F
 
 from cnn_jobs.data.batches import Examples
 
-# Images at a time. On a CPU 500 took 10 % (task2) and 30 % (task3e) longer: activations leave the cache. A GPU wants
-# fewer, larger launches (not measured).
+# Images at a time. On a CPU 500 took 10 % (task2) and 30 % (task3e) longer: activations no longer fit the cache. For a
+# GPU fewer, larger launches are better (not measured).
 EVALUATION_BATCH = {"cpu": 100, "cuda": 1000}
 
 
@@ -39,7 +39,7 @@ def accuracy(logits: torch.Tensor, labels: torch.Tensor) -> float:
 
 
 class EvaluationStoppedError(Exception):
-    """Somebody asked to stop before the last batch. Caught in this package: no user meets it."""
+    """``should_stop`` said yes before the last batch. Internal: no user sees it."""
 
 
 def evaluate(
@@ -50,10 +50,10 @@ def evaluate(
     *,
     should_stop: Callable[[], bool] = lambda: False,
 ) -> Evaluation:
-    """The model's figures on every image, dropout off and BatchNorm on its running statistics.
+    """The model's figures on every image, in evaluation mode; restores the model's mode afterwards.
 
-    ``batch_size`` 0 takes what suits the device. Leaves the model in the mode in which it was, also where it raises
-    ``EvaluationStoppedError`` because ``should_stop``, asked between two batches, said yes.
+    ``batch_size`` 0 chooses by the device. Raises ``EvaluationStoppedError`` where ``should_stop``, asked between two
+    batches, says yes.
     """
     batch_size = batch_size or EVALUATION_BATCH[images.device.type]
     was_training = model.training
@@ -63,7 +63,7 @@ def evaluate(
     finally:
         model.train(was_training)
     labels = images.labels[images.indices].cpu()
-    # Summed in double: the mean over 45,000 images then does not depend on how it is cut into batches.
+    # In double precision: the mean over 45,000 images then does not depend on the batches.
     loss = F.cross_entropy(logits.double(), labels)
     return Evaluation(float(loss), accuracy(logits, labels), logits)
 
@@ -79,7 +79,7 @@ def _logits(
             raise EvaluationStoppedError
         with precision_context(precision, pixels.device):
             part = model(pixels)
-        # Into one block made at the start: a small one kept from each batch would pin the large ones between them.
+        # Into one preallocated block: a small tensor kept from each batch would pin the large ones between them.
         if number == 0:
             logits = torch.empty(len(images), part.shape[1], device=part.device)
         logits[number * batch_size : number * batch_size + len(part)] = part

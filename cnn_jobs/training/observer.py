@@ -1,46 +1,15 @@
-"""What a run says of itself while it is under way, to whoever watches."""
+"""Who sees a run's progress: one base class whose methods do nothing, and a fan-out. Imports no torch."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
 from enum import StrEnum
-from typing import TYPE_CHECKING, Protocol
-
-if TYPE_CHECKING:  # the command line shows a run before torch is imported
-    from cnn_jobs.runs.cost import RunCost
-    from cnn_jobs.runs.setup import Run
-    from cnn_jobs.tracking.recorder import JournalRecorder
-
-
-class Recorder(Protocol):
-    """Takes measurements. Called from the training thread: must return at once and never touch the network."""
-
-    def metrics(self, values: Mapping[str, float], step: int) -> None:
-        """Metrics by name at a global optimiser step."""
-
-
-class NullRecorder:
-    """Records nothing."""
-
-    def metrics(self, values: Mapping[str, float], step: int) -> None:
-        """Drops the values."""
-
-
-class Recorders:
-    """Passes every call on to each of several recorders, in order."""
-
-    def __init__(self, *recorders: Recorder) -> None:
-        self._recorders = recorders
-
-    def metrics(self, values: Mapping[str, float], step: int) -> None:
-        """Metrics by name at a global optimiser step."""
-        for recorder in self._recorders:
-            recorder.metrics(values, step)
+from functools import partial
+from typing import Protocol
 
 
 class Phase(StrEnum):
-    """What a process does, in the order of a run; ``ended`` between two runs, and after the last."""
+    """What a process does, in the order of a run; ``ENDED`` between two runs and after the last."""
 
     STARTING = "starting"
     FEATURES = "features"
@@ -51,72 +20,78 @@ class Phase(StrEnum):
     ENDED = "ended"
 
 
-@dataclass(frozen=True)
-class LiveAttempt:
-    """An attempt under way, for other threads to read: nothing in it is ever locked or waited for.
+class LiveAttempt(Protocol):
+    """An attempt under way, as other threads may read it at any time: nothing here locks or waits."""
 
-    ``began``: when its process did, in seconds of the epoch. ``first_step``: the optimiser step that it goes on from.
+    run_key: str
+    device_type: str  # "cpu" or "cuda"
+    batch_size: int
+    epochs: int
+    steps_per_epoch: int
+    first_step: int  # the optimiser step that it continues from
+
+    @property
+    def number(self) -> int:
+        """The attempt's number among those of the run."""
+
+    @property
+    def steps_done(self) -> int:
+        """Optimiser steps of this attempt."""
+
+    @property
+    def checkpointed_at(self) -> float:
+        """When the last checkpoint was written, or else when the attempt began, in seconds since 1970."""
+
+    def costs(self) -> Mapping[str, float]:
+        """Total costs of the run so far, by metric name."""
+
+    def backlog(self) -> tuple[int, float]:
+        """Records that MLflow has not acknowledged, and for how many seconds it has lacked any."""
+
+    def upload_errors(self) -> Mapping[str, int]:
+        """Failed calls to MLflow, by kind."""
+
+
+class Observer:
+    """Sees a run's progress; override what is of interest.
+
+    The training thread calls it: a method must return at once and never touch the network.
     """
 
-    run: Run
-    began: float
-    steps_per_epoch: int
-    first_step: int
-    recorder: JournalRecorder
-    book: RunCost
+    def attempt_opened(self, live: LiveAttempt) -> None:
+        """The attempt owns its run and is about to record."""
 
+    def training_started(self, name: str, steps: int) -> None:
+        """The training of at most ``steps`` optimiser steps starts or continues."""
 
-class Watcher(Recorder, Protocol):
-    """Sees how far a run is. Called in the training thread: must return at once."""
+    def step_finished(self, step: int, loss: float) -> None:
+        """The loss of optimiser step ``step`` (cross entropy, nats) was read from the device."""
 
-    def opened(self, live: LiveAttempt) -> None:
-        """The attempt has its run, and is about to record."""
+    def speed_measured(self, step: int, images_per_second: float) -> None:
+        """Speed of the training steps since the validation before, validations excluded."""
 
-    def begin(self, name: str, steps: int) -> None:
-        """The training of at most ``steps`` optimiser steps starts, or goes on."""
+    def validated(self, step: int, loss: float, accuracy: float) -> None:
+        """Figures on the validation set after ``step`` steps; loss in nats, accuracy in [0, 1]."""
 
-    def phase(self, phase: Phase, text: str) -> None:
-        """What the run does now, in a few words."""
+    def phase_changed(self, phase: Phase, text: str) -> None:
+        """The run enters a phase, or got further in it; ``text`` describes it in a few words."""
 
     def warn(self, text: str) -> None:
-        """Something that the user should know, though the run goes on."""
+        """Something the user should know; the run continues."""
 
-    def end(self, state: str) -> None:
-        """The run is over, or this attempt of it: one of ``endings.STATES``."""
+    def attempt_ended(self, state: str) -> None:
+        """The attempt is over; ``state`` is one of ``run_status.STATES``."""
 
 
-class Watchers:
-    """Passes every call on to each of several watchers, in order."""
+def fan_out(*observers: Observer) -> Observer:
+    """One observer that passes every call to each of several, in order."""
+    combined = Observer()
+    for name in [name for name in vars(Observer) if not name.startswith("_")]:
+        calls = [getattr(each, name) for each in observers]
+        setattr(combined, name, partial(_call_each, calls))
+    return combined
 
-    def __init__(self, *watchers: Watcher) -> None:
-        self._watchers = watchers
 
-    def opened(self, live: LiveAttempt) -> None:
-        """To each."""
-        for watcher in self._watchers:
-            watcher.opened(live)
-
-    def begin(self, name: str, steps: int) -> None:
-        """To each."""
-        for watcher in self._watchers:
-            watcher.begin(name, steps)
-
-    def metrics(self, values: Mapping[str, float], step: int) -> None:
-        """To each."""
-        for watcher in self._watchers:
-            watcher.metrics(values, step)
-
-    def phase(self, phase: Phase, text: str) -> None:
-        """To each."""
-        for watcher in self._watchers:
-            watcher.phase(phase, text)
-
-    def warn(self, text: str) -> None:
-        """To each."""
-        for watcher in self._watchers:
-            watcher.warn(text)
-
-    def end(self, state: str) -> None:
-        """To each."""
-        for watcher in self._watchers:
-            watcher.end(state)
+def _call_each(calls: Sequence[Callable[..., None]], *arguments: object) -> None:
+    for call in calls:
+        call(*arguments)

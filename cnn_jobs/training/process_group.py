@@ -1,8 +1,8 @@
-"""What processes that train one run share at each step: gradients, the loss, and the wish to stop.
+"""What the processes of one training share at each step: gradients, the loss and the request to stop.
 
-Not torch's ``DistributedDataParallel``: it rebuilds its buckets after the first step, so that a training that goes on
-from a checkpoint adds up in another order than one that never stopped; and it renames the parameters. Here all
-gradients, the loss and the wish to stop travel in one tensor, laid out the same at every step.
+Not torch's ``DistributedDataParallel``: it rebuilds its buckets after the first step, so that a training resumed from a
+checkpoint sums in another order than one that never stopped, and it renames the parameters. Here all gradients, the
+loss and the request to stop travel in one tensor, laid out the same at every step.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import threading
 import time
 from collections.abc import Callable
 from datetime import timedelta
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import distributed as dist
@@ -26,92 +26,61 @@ from cnn_jobs.errors import CnnJobsError, PeerLostError
 from cnn_jobs.training.evaluation import Evaluation
 from cnn_jobs.training.state import TrainState
 
-
-class Group(Protocol):
-    """The processes of a training, as the loop sees them. Every process calls the same methods in the same order."""
-
-    alone: bool
-
-    def adopt(self, state: TrainState) -> None:
-        """Before the first step: all of them begin with the state of rank 0."""
-
-    def close(self, state: TrainState) -> None:
-        """After the last step: each is alone again."""
-
-    def part(self, batch: torch.Tensor) -> torch.Tensor:
-        """This process' share of a global batch, along its first dimension."""
-
-    def share(self, examples: Examples) -> Examples:
-        """This process' share of what is evaluated."""
-
-    def begin_step(self, seed: int, step: int) -> None:
-        """Called before each step: dropout must not draw the same in all processes."""
-
-    def stopping(self, wish: bool) -> bool:
-        """Whether all of them stop now, because one of them wished it."""
-
-    def reduce(self, model: nn.Module, loss: torch.Tensor) -> torch.Tensor:
-        """Makes gradients, and the loss that is returned, those of the global batch.
-
-        Raises ``PeerLostError``; the weights are then as they were before the step.
-        """
-
-    def total(self, part: Evaluation | None, images: int) -> Evaluation | None:
-        """Figures over all shares, of which this one has so many images; ``None`` where one was not finished."""
-
-
-class OneProcess:
-    """Nothing to share."""
-
-    alone = True
-
-    def adopt(self, state: TrainState) -> None:
-        """It has it already."""
-
-    def close(self, state: TrainState) -> None:
-        """It was alone all the time."""
-
-    def part(self, batch: torch.Tensor) -> torch.Tensor:
-        """All of it."""
-        return batch
-
-    def share(self, examples: Examples) -> Examples:
-        """All of them."""
-        return examples
-
-    def begin_step(self, seed: int, step: int) -> None:
-        """The generators go on from where they are."""
-
-    def stopping(self, wish: bool) -> bool:
-        """Its own wish."""
-        return wish
-
-    def reduce(self, model: nn.Module, loss: torch.Tensor) -> torch.Tensor:
-        """Its own gradients."""
-        return loss
-
-    def total(self, part: Evaluation | None, images: int) -> Evaluation | None:
-        """Its own figures."""
-        return part
-
-
-# How long a wait for the others lasts before it is asked whether they are still there.
+# How long a wait for the others lasts before checking whether they are still there.
 POLL = timedelta(seconds=0.5)
-# Of a collective: its processes are watched by other means, and one that writes a checkpoint may take its time.
+# Of a collective: other means watch its processes, and one that writes a checkpoint may take its time.
 COLLECTIVE_TIMEOUT = timedelta(hours=2)
-# After a connection broke: until it is known why.
+# After a broken connection: how long its cause may take to arrive.
 REASON_S = 5.0
-# On CUDA, of a main thread that does not come out of a call to the driver.
+# On CUDA: how long the main thread may be stuck in a driver call.
 STUCK_S = 25.0
 
 
 class ProcessGroup:
-    """Process ``rank`` of ``size``: NCCL on CUDA, else gloo. ``check`` raises what has become of the others.
+    """The processes of a training; as such, a single process. Every process calls the same methods in the same
+    order."""
 
-    It never waits in a call that cannot be left: what a dead process owes never comes.
+    size = 1
+    rank = 0
+
+    def broadcast_state(self, state: TrainState) -> None:
+        """Before the first step: gives every process the state of rank 0."""
+
+    def close(self, state: TrainState) -> None:
+        """After the last step: makes the model one that a process can use alone."""
+
+    def part(self, batch: torch.Tensor) -> torch.Tensor:
+        """This process' share of a global batch, along its first dimension."""
+        return batch
+
+    def share(self, examples: Examples) -> Examples:
+        """This process' share of what is evaluated."""
+        return examples
+
+    def begin_step(self, seed: int, step: int) -> None:
+        """Called before each step, so that dropout draws other numbers in each process."""
+
+    def agree_to_stop(self, wish: bool) -> bool:
+        """Whether all processes stop now, because one of them wishes to."""
+        return wish
+
+    def reduce(self, model: nn.Module, loss: torch.Tensor) -> torch.Tensor:
+        """Averages gradients and loss over the global batch; returns the loss.
+
+        Raises ``PeerLostError``; the weights are then as before the step.
+        """
+        return loss
+
+    def total(self, part: Evaluation | None, images: int) -> Evaluation | None:
+        """Figures over all shares, of which this one has ``images``; ``None`` where one was not finished."""
+        return part
+
+
+class DistributedGroup(ProcessGroup):
+    """Process ``rank`` of ``size``, on NCCL for CUDA, else gloo. ``check`` raises what happened to the other processes.
+
+    Never waits in a call that cannot be left: what a dead process owes never arrives.
     """
-
-    alone = False
 
     def __init__(self, rank: int, size: int, store: Store, device: torch.device, check: Callable[[], object]) -> None:
         self.rank, self.size, self._device, self._check = rank, size, device, check
@@ -120,24 +89,23 @@ class ProcessGroup:
         self._closed = threading.Event()
         self.backend = backend_of(device)
         if device.type == "cuda":
-            # Else its watchdog ends the process by a signal of its own, with an exit code that says nothing.
+            # Otherwise its watchdog kills the process, with an exit code that explains nothing.
             os.environ["TORCH_NCCL_ASYNC_ERROR_HANDLING"] = os.environ["TORCH_NCCL_ENABLE_MONITORING"] = "0"
             threading.Thread(target=self._guard, name="peer-guard", daemon=True).start()
         self._in_thread(lambda: self._connect(PrefixStore("group", store)))
 
     # -- before the first step and after the last ------------------------------------------------------------------
 
-    def adopt(self, state: TrainState) -> None:
-        """Gives every process the state of rank 0. On CUDA, BatchNorm then takes its statistics of the global batch."""
-        content = state.state_dict() if self.rank == 0 else {}
-        saved = self._broadcast(content)
+    def broadcast_state(self, state: TrainState) -> None:
+        """Also makes BatchNorm take its statistics over the global batch, on CUDA."""
+        saved = self._broadcast(state.state_dict() if self.rank == 0 else {})
         if self.rank:
             state.load_state_dict(saved)
         if self._device.type == "cuda":
             state.model = nn.SyncBatchNorm.convert_sync_batchnorm(state.model)  # type: ignore[no-untyped-call]
 
     def close(self, state: TrainState) -> None:
-        """The end of the training: the model is again one that any process can use alone."""
+        """Leaves the group and takes ``SyncBatchNorm`` out of the model."""
         self._closed.set()
         state.model = without_sync(state.model)
         dist.destroy_process_group()
@@ -168,29 +136,28 @@ class ProcessGroup:
     # -- in the loop -----------------------------------------------------------------------------------------------
 
     def part(self, batch: torch.Tensor) -> torch.Tensor:
-        """Its rows: an equal number in every process."""
+        """An equal number of rows in every process."""
         count = len(batch) // self.size
         return batch[self.rank * count : (self.rank + 1) * count]
 
     def share(self, examples: Examples) -> Examples:
-        """Its rows; the last process may have one more than the first."""
+        """The shares differ by at most one image."""
         first, end = (len(examples) * number // self.size for number in (self.rank, self.rank + 1))
         return examples.some(slice(first, end))
 
     def begin_step(self, seed: int, step: int) -> None:
-        """A stream of its own at each step: a function of the place in the training, so that no checkpoint has to
-        keep those of all processes."""
+        """Seeds torch by the position in the training: no checkpoint has to keep the generators of all processes."""
         torch.manual_seed(derived_seed("dropout", seed, step, self.rank))
 
-    def stopping(self, wish: bool) -> bool:
-        """The wish travels with the gradients of the next step; asked for the first time, by itself."""
+    def agree_to_stop(self, wish: bool) -> bool:
+        """The wish travels with the gradients of the next step; at the first call, by itself."""
         self._wish = wish
         if self._agreed is None:
             self._agreed = bool(self._sum(torch.tensor([float(wish)], device=self._device)))
         return self._agreed
 
     def reduce(self, model: nn.Module, loss: torch.Tensor) -> torch.Tensor:
-        """One all-reduce for all of it. It is over before the weights change: a step is done by all or by none."""
+        """One all-reduce for all of it. It ends before the weights change: all processes do a step, or none does."""
         gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
         own = [loss.reshape(1).float(), torch.tensor([float(self._wish)], device=self._device)]
         flat = self._sum(torch.cat([*(each.reshape(-1) for each in gradients), *own]))
@@ -203,7 +170,7 @@ class ProcessGroup:
         return flat[-2]
 
     def total(self, part: Evaluation | None, images: int) -> Evaluation | None:
-        """Sums of loss, hits, images, and of those who were stopped."""
+        """Sums loss, hits, images, and the processes that stopped."""
         figures = [0.0, 0.0, 0.0, 1.0]
         if part is not None:
             figures = [part.loss * images, part.accuracy * images, float(images), 0.0] if images else [0.0] * 4
@@ -230,14 +197,14 @@ class ProcessGroup:
             except RuntimeError:
                 if work.is_completed():
                     break
-                self._check()  # only the time was up
+                self._check()  # only the poll timed out
         try:
-            work.wait()  # how it was completed: perhaps well, in the moment after
+            work.wait()  # completed with an error, unless it succeeded in the moment after
         except RuntimeError as error:
-            self._lost(error)
+            self._raise_lost(error)
 
     def _wait_on_cuda(self, work: Any) -> None:
-        """Asks in place of waiting: a wait for what never comes ends with the process."""
+        """Polls: a blocking wait for what never arrives could not be left."""
         work.wait()  # of the stream, not of this thread
         event, asked = torch.cuda.Event(), time.monotonic()  # type: ignore[no-untyped-call]
         event.record()
@@ -248,8 +215,8 @@ class ProcessGroup:
             time.sleep(2e-5)
         self._check()
 
-    def _lost(self, error: RuntimeError) -> None:
-        """Raises the reason of a broken connection: that of a process which had the time to tell, or none."""
+    def _raise_lost(self, error: RuntimeError) -> None:
+        """Raises the cause of a broken connection: what the lost process reported, where it still could."""
         limit = time.monotonic() + REASON_S
         while time.monotonic() < limit:
             self._check()
@@ -257,7 +224,7 @@ class ProcessGroup:
         raise PeerLostError(f"lost another process: {' '.join(str(error).split())[:200]}") from error
 
     def _in_thread(self, action: Callable[[], object]) -> None:
-        """For a call that waits for others inside of torch."""
+        """For a call in which torch itself waits for other processes."""
         failures: list[BaseException] = []
 
         def run() -> None:
@@ -273,11 +240,11 @@ class ProcessGroup:
             self._check()
         for failure in failures:
             if isinstance(failure, RuntimeError):
-                self._lost(failure)
+                self._raise_lost(failure)
             raise failure
 
     def _guard(self) -> None:
-        """On CUDA, where even a forward pass waits for others inside of the driver: gets the main thread out of it."""
+        """On CUDA even a forward pass waits for others, in the driver: gets the main thread out of that."""
         while not self._closed.wait(1.0):
             try:
                 self._check()
@@ -289,7 +256,7 @@ class ProcessGroup:
 
 
 def backend_of(device: torch.device) -> str:
-    """What the processes talk by."""
+    """The communication library for a device."""
     return "nccl" if device.type == "cuda" else "gloo"
 
 

@@ -1,4 +1,4 @@
-"""All that a training is at one moment, between two steps."""
+"""The whole state of a training between two steps."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class Validation:
 
 @dataclass(frozen=True)
 class Best:
-    """The model of the lowest validation loss so far; ``weights`` is a copy on the CPU."""
+    """The model with the lowest validation loss so far; ``weights`` is a copy on the CPU."""
 
     validation: Validation
     weights: dict[str, torch.Tensor]
@@ -42,15 +42,15 @@ class Best:
 
 @dataclass
 class TrainState:
-    """Model, optimiser, place in the training and history. ``batch`` counts the batches done in this epoch.
+    """Model, optimiser, position and history. ``batch``: batches done in this epoch.
 
-    Torch's own generators (dropout draws from them) belong to it: ``state_dict`` reads them, ``load_state_dict``
-    sets them. ``frozen`` stands in front of ``model``; it is a constant, and in no ``state_dict``.
+    Torch's global generators, from which dropout draws, belong to it: ``state_dict`` reads them, ``load_state_dict``
+    sets them. The frozen ``backbone`` in front of ``model`` is a constant and not part of the ``state_dict``.
     """
 
     model: nn.Module
     optimizer: torch.optim.Optimizer
-    frozen: Backbone | None = None
+    backbone: Backbone | None = None
     epoch: int = 0
     batch: int = 0
     step: int = 0
@@ -61,17 +61,17 @@ class TrainState:
 
     @property
     def is_validated(self) -> bool:
-        """Whether the last validation was of the weights as they are now."""
+        """Whether the last validation was of the present weights."""
         return bool(self.validations) and self.validations[-1].step == self.step
 
-    def note_validation(self, validation: Validation) -> None:
-        """Adds to the history, and keeps the weights if no validation loss was lower before."""
+    def add_validation(self, validation: Validation) -> None:
+        """Adds to the history, and copies the weights if the validation loss is the lowest so far."""
         self.validations.append(validation)
         if self.best is None or validation.loss < self.best.validation.loss:
             self.best = Best(validation, copy_weights(self.model))
 
     def state_dict(self) -> dict[str, Any]:
-        """Plain values and tensors, as ``torch.load(weights_only=True)`` takes them back."""
+        """Plain values and tensors that ``torch.load(weights_only=True)`` can read."""
         model = self.model.state_dict()
         return {
             "model": model,
@@ -88,17 +88,17 @@ class TrainState:
 
     def _best_weights(self, model: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         assert self.best
-        # The very tensors of the model, where they are the best: torch.save writes a tensor once.
+        # The same tensors where the present model is the best: torch.save writes a tensor once.
         return model if self.best.validation.step == self.step else self.best.weights
 
     def load_state_dict(self, saved: dict[str, Any]) -> None:
-        """Takes over what ``state_dict`` gave, the generators of this process included; shares no tensor with it.
+        """Restores ``saved``, including the generators of this process; shares no tensor with it.
 
-        Raises ``ValueError`` where a key is missing, before anything is changed.
+        Raises ``ValueError`` where a key is missing, before anything changes.
         """
         _check_keys(saved)
         self.model.load_state_dict(saved["model"])
-        # A copy: torch's optimisers go on with the very tensors that they are given.
+        # A copy: torch's optimisers keep and modify the tensors that they are given.
         self.optimizer.load_state_dict(copy.deepcopy(saved["optimizer"]))
         _fit_to_device(self.optimizer)
         self.epoch, self.batch, self.step = saved["epoch"], saved["batch"], saved["step"]
@@ -118,31 +118,33 @@ def new_state(
     placement: Placement,
     weights: Mapping[str, torch.Tensor] | None = None,
 ) -> TrainState:
-    """The state before the first step, from pretrained ``weights`` where there are any; seeds torch's generators, so
-    that runs in one process do not depend on each other's order."""
-    frozen, model = build_network(network, image, classes, derived_seed("weights", recipe.seed), weights)
+    """The state before the first step, with pretrained ``weights`` where given.
+
+    Seeds torch's generators, so that runs in one process do not depend on their order.
+    """
+    backbone, model = build_network(network, image, classes, derived_seed("weights", recipe.seed), weights)
     model = model.to(placement.device).to(memory_format=placement.memory_format)
-    frozen = frozen and frozen.to(placement.device).to(memory_format=placement.memory_format)
+    backbone = backbone and backbone.to(placement.device).to(memory_format=placement.memory_format)
     torch.manual_seed(derived_seed("dropout", recipe.seed))
-    return TrainState(model=model, optimizer=build_optimizer(model, recipe), frozen=frozen)
+    return TrainState(model=model, optimizer=build_optimizer(model, recipe), backbone=backbone)
 
 
 def build_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
     """The recipe's optimiser over all parameters of ``model``."""
     if recipe.optimizer == "adam":
-        on_cuda = next(model.parameters()).device.type == "cuda"  # where a graph is made of the step
+        on_cuda = next(model.parameters()).device.type == "cuda"  # for a step that is a CUDA graph
         return torch.optim.Adam(
             model.parameters(), lr=recipe.lr, weight_decay=recipe.weight_decay, fused=True, capturable=on_cuda
         )
-    # Not fused: on a CPU that took twice as long for plain SGD, while Adam's took half (docs/log.md).
+    # Not fused: on a CPU fused SGD took twice as long, while fused Adam took half (docs/log.md).
     return torch.optim.SGD(model.parameters(), lr=recipe.lr, momentum=recipe.momentum, weight_decay=recipe.weight_decay)
 
 
 def _fit_to_device(optimizer: torch.optim.Optimizer) -> None:
-    """After a state of another device was loaded.
+    """Adapts a loaded state that another device saved.
 
-    Torch's fused Adam takes the moments of a parameter number by number as they lie in memory, whatever their strides
-    say: those saved where convolutions lie otherwise would go to other weights.
+    Torch's fused Adam reads a parameter's moments in memory order and ignores their strides: moments saved in another
+    memory format would be applied to other weights.
     """
     for group in optimizer.param_groups:
         if "capturable" in group:
@@ -154,7 +156,7 @@ def _fit_to_device(optimizer: torch.optim.Optimizer) -> None:
 
 
 def copy_weights(model: nn.Module) -> dict[str, torch.Tensor]:
-    """A copy of the model's parameters and buffers on the CPU, that later steps do not change."""
+    """A copy of the model's parameters and buffers on the CPU."""
     return {name: tensor.detach().cpu().clone() for name, tensor in model.state_dict().items()}
 
 
@@ -185,6 +187,6 @@ def _generator_states() -> dict[str, Any]:
 def _set_generators(saved: Mapping[str, Any]) -> None:
     torch.set_rng_state(saved["cpu"].cpu())
     if torch.cuda.is_available():
-        # Another machine may have fewer devices, or more.
+        # This machine may have fewer or more devices than the one that saved.
         for device, generator in enumerate(saved["cuda"][: torch.cuda.device_count()]):
             torch.cuda.set_rng_state(generator.cpu(), device)

@@ -10,14 +10,13 @@ import pytest
 import torch
 from PIL import Image
 
-from cnn_jobs.cli import main
-from cnn_jobs.cli.console import compare_command
+from cnn_jobs.cli import console, main
 from cnn_jobs.data.dataset import Dataset
 from cnn_jobs.data.prepared import write_prepared
 from cnn_jobs.runs.setup import RunOptions, RunResult
 from cnn_jobs.tasks import TASKS
 from tests.conftest import striped_dataset
-from tests.tracking.test_connection import answering, unused_address
+from tests.helpers.tracking import answering, unused_address
 
 # MLflow and torch.export raise warnings of their own when a model is saved.
 pytestmark = pytest.mark.filterwarnings("default")
@@ -82,7 +81,7 @@ def test_a_run_ends_with_its_table_its_page_and_how_to_compare(call, small_file:
     assert listed.code == 0
     assert "task2-seed0" in listed.out
     assert "finished" in listed.out
-    assert "1 runs" in listed.out
+    assert "1 run in experiment" in listed.out
 
 
 def test_an_option_comes_from_the_environment_and_the_command_line_wins(
@@ -99,7 +98,18 @@ def test_an_option_comes_from_the_environment_and_the_command_line_wins(
     assert (found.data.params["epochs"], found.data.params["batch_size"]) == ("1", "8")
 
 
-def test_a_grid_of_runs_stands_below_one_parent(call, small_file: Path, mlflow_uri: str) -> None:
+def test_a_series_of_one_run_keeps_the_keys_of_the_command(call, small_file: Path, mlflow_uri: str) -> None:
+    from mlflow import MlflowClient
+
+    small = ("train", "task2", "--data", small_file, "--epochs", 1, "--batch-size", 8, "--threads", 1)
+    assert call(*small, "--seeds", "0-3", "--point", 2, "--run-key", "mine").code == 0
+    client = MlflowClient(mlflow_uri)
+    (found,) = client.search_runs([client.get_experiment_by_name("cnn-jobs").experiment_id])
+    assert (found.info.run_name, found.data.tags["cnn_jobs.run_key"]) == ("task2-seed2", "mine")
+    assert "mlflow.parentRunId" not in found.data.tags
+
+
+def test_a_grid_of_runs_has_one_parent(call, small_file: Path, mlflow_uri: str) -> None:
     from mlflow import MlflowClient
 
     args = ("train", "task2", "--data", small_file, "--epochs", 1, "--batch-size", 8, "--threads", 1)
@@ -137,7 +147,7 @@ TRAIN = ("train", "task2", "--data", "shapes")
 
 
 @pytest.mark.parametrize(
-    ("args", "says"),
+    ("args", "expected"),
     [
         (("train", "task9"), "unknown task 'task9'; the tasks are task2, task3-arch1"),
         ((*TRAIN, "--epochs", "0"), "epochs is 0, but must be at least 1"),
@@ -158,10 +168,10 @@ TRAIN = ("train", "task2", "--data", "shapes")
         ),
     ],
 )
-def test_a_mistake_is_one_line_and_exit_2(call, args: tuple[str, ...], says: str, mlflow_uri: str) -> None:
+def test_a_mistake_is_one_line_and_exit_2(call, args: tuple[str, ...], expected: str, mlflow_uri: str) -> None:
     ended = call(*args)
     assert ended.code == 2
-    assert says in ended.err
+    assert expected in ended.err
     assert ended.err.startswith("error: ")
     assert ended.err.count("\n") == 1
     assert ended.out == ""
@@ -183,24 +193,24 @@ def test_bad_data_is_one_line_and_exit_2(call, fault: str, tmp_path: Path, small
     if fault == "corrupt zip":
         path = tmp_path / "broken.zip"
         path.write_bytes(b"PK\x03\x04 this is no zip")
-        says = "broken.zip"
+        expected = "broken.zip"
     elif fault == "empty class":
         path = pictures(tmp_path / "pictures")
         for picture in (path / "train" / "dog").iterdir():
             picture.unlink()
-        says = "dog"
+        expected = "dog"
     elif fault == "mixed sizes":
         path = pictures(tmp_path / "pictures", sizes=((8, 8), (8, 9)))
-        says = "1.png"
+        expected = "1.png"
     else:
         path = tmp_path / "changed.npz"
         content = dict(np.load(small_file))
         content["train_images"][0, 0, 0, 0] ^= 1
         np.savez(path, **content)
-        says = "expected"
+        expected = "expected"
     ended = call("train", "task2", "--data", path)
     assert ended.code == 2
-    assert says in ended.err
+    assert expected in ended.err
     assert ended.err.startswith("error: ")
     assert ended.err.count("\n") == 1
 
@@ -214,28 +224,28 @@ def test_a_network_too_large_for_the_pictures_is_one_line(call, tmp_path: Path) 
 
 
 @pytest.mark.parametrize(
-    ("uri", "code", "says"),
+    ("uri", "code", "expected"),
     [("localhost:5000", 2, "must look like http://host:5000"), ("http://host:port", 2, "must look like")],
 )
-def test_a_malformed_address_of_mlflow(call, uri: str, code: int, says: str, small_file: Path, monkeypatch) -> None:
+def test_a_malformed_address_of_mlflow(call, uri: str, code: int, expected: str, small_file: Path, monkeypatch) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
     for command in (("train", "task2", "--data", small_file, "--batch-size", 8), ("runs",)):
         ended = call(*command)
         assert ended.code == code
-        assert says in ended.err
+        assert expected in ended.err
         assert ended.err.count("\n") == 1
 
 
-@pytest.mark.parametrize(("status", "says"), [(403, "--allowed-hosts"), (404, "check host, port and path")])
+@pytest.mark.parametrize(("status", "expected"), [(403, "--allowed-hosts"), (404, "check host, port and path")])
 def test_a_server_that_refuses_is_one_line_and_exit_1(
-    call, status: int, says: str, small_file: Path, monkeypatch: pytest.MonkeyPatch
+    call, status: int, expected: str, small_file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with answering(status) as uri:
         monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
         ended = call("train", "task2", "--data", small_file, "--batch-size", 8)
     assert ended.code == 1
     assert f"answered {status}" in ended.err
-    assert says in ended.err
+    assert expected in ended.err
     assert ended.err.count("\n") == 1
 
 
@@ -245,8 +255,8 @@ def test_a_server_that_is_away_costs_nothing_but_a_replay(
     monkeypatch.setenv("MLFLOW_TRACKING_URI", unused_address())
     ended = call("train", "task2", "--data", small_file, "--batch-size", 8, "--epochs", 1, "--ship-deadline", 0.5)
     assert ended.code == 75
-    assert "does not answer; start it, or set MLFLOW_TRACKING_URI to one that runs; the training goes on" in ended.err
-    assert "the training is complete, but MLflow lacks part of it" in ended.err
+    assert "does not answer; start it, or set MLFLOW_TRACKING_URI to one that runs; the training continues" in ended.err
+    assert "the training is complete, but MLflow lacks a part of it" in ended.err
     (folder,) = (tmp_path / "state").iterdir()
     assert f"cnn-jobs replay {folder}" in ended.err
     monkeypatch.setenv("MLFLOW_TRACKING_URI", mlflow_uri)
@@ -280,26 +290,39 @@ def test_an_unwritable_state_directory_is_one_line_and_exit_2(call, small_file: 
     assert ended.err.count("\n") == 1
 
 
-def test_the_compare_command_hides_a_password_and_quotes() -> None:
-    options = RunOptions(tracking_uri="http://me:secret@host:5000", state_dir=Path(), experiment="my runs")
-    command = compare_command(options)
-    assert "secret" not in command
-    assert "--experiment 'my runs'" in command
-
-
-def test_the_table_fits_a_terminal_of_80_columns(capsys: pytest.CaptureFixture[str], monkeypatch) -> None:
-    from cnn_jobs.cli import console
-
+@pytest.fixture
+def result() -> RunResult:
     parts = [f"{part}_{kind}" for part in ("train", "val", "test") for kind in ("loss", "accuracy")]
-    metrics = {f"{model}/{part}": 0.5 for model in ("best", "last") for part in parts}
-    recipe = TASKS["task3d-batchnorm"].recipe
-    name = "task3d-batchnorm-seed0"
-    result = RunResult(
-        run_id="r", url="u", name=name, recipe=recipe, metrics=metrics, steps=1, stopped_early=False, seconds=1
+    return RunResult(
+        run_id="r",
+        url="u",
+        name="task3d-batchnorm-seed0",
+        recipe=TASKS["task3d-batchnorm"].recipe,
+        metrics={f"{model}/{part}": 0.5 for model in ("best", "last") for part in parts},
+        steps=1,
+        stopped_early=False,
+        seconds=1,
     )
-    monkeypatch.setattr(console, "WIDTH_OF_A_LOG", 80)
-    options = RunOptions(tracking_uri="http://host:5000", state_dir=Path())
+
+
+def printed(result: RunResult, options: RunOptions, capsys: pytest.CaptureFixture[str]) -> str:
     console.print_results(TASKS["task3d-batchnorm"], [result], options, synthetic=False)
-    lines = capsys.readouterr().out.splitlines()
-    rows = [line.split() for line in lines if line.strip().startswith(name) and "0.5000" in line]
-    assert rows == [[name, "best", *["0.5000"] * 6], [name, "last", *["0.5000"] * 6]]
+    return capsys.readouterr().out
+
+
+def test_the_command_that_compares_runs_hides_a_password_and_quotes(
+    result: RunResult, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = RunOptions(tracking_uri="http://me:secret@host:5000", state_dir=Path(), experiment="my runs")
+    out = printed(result, options, capsys)
+    assert "secret" not in out
+    assert "runs --experiment 'my runs'" in out
+
+
+def test_the_table_fits_a_terminal_of_80_columns(
+    result: RunResult, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(console, "LOG_WIDTH", 80)
+    lines = printed(result, RunOptions(tracking_uri="http://host:5000", state_dir=Path()), capsys).splitlines()
+    rows = [line.split() for line in lines if line.strip().startswith(result.name) and "0.5000" in line]
+    assert rows == [[result.name, "best", *["0.5000"] * 6], [result.name, "last", *["0.5000"] * 6]]

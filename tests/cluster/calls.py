@@ -30,8 +30,8 @@ def call(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> Called:
     """``cnn-jobs arguments``, with everything that ``main`` makes of an error."""
     monkeypatch.setattr("sys.argv", ["cnn-jobs", *arguments])
     monkeypatch.setattr("cnn_jobs.cli.log_format.configure", lambda form: None)
-    monkeypatch.setattr("cnn_jobs.cli.show_stacks", lambda: None)
-    monkeypatch.setattr("cnn_jobs.cli.end_on_sigterm", lambda: None)
+    monkeypatch.setattr("cnn_jobs.cli.dump_stacks_on_signal", lambda: None)
+    monkeypatch.setattr("cnn_jobs.cli.exit_on_sigterm", lambda: None)
     out, err = io.StringIO(), io.StringIO()
     code = 0
     with redirect_stdout(out), redirect_stderr(err):

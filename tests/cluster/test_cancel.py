@@ -15,9 +15,8 @@ from cnn_jobs.tracking import run_status
 from tests.cluster.calls import Called, call
 from tests.cluster.fake_api import FakeApi
 from tests.cluster.job_files import DOCUMENTS
+from tests.helpers.tracking import client, recording, unused_address
 from tests.stack.manifests import STACK, find
-from tests.tracking.conftest import client, recording
-from tests.tracking.test_connection import unused_address
 
 
 @pytest.fixture(autouse=True)
@@ -46,7 +45,7 @@ def test_mlflow_is_told_before_the_job_is_deleted_and_asked_after_its_pods_are_g
         def stop(deleted: dict[str, Any]) -> None:
             seen.append(state(mlflow_uri, recorder.run_id))
             time.sleep(0.2)  # of the grace period
-            ending = run_status.ending_of(InterruptedRunError("stopped by SIGTERM"))
+            ending = run_status.status_after(InterruptedRunError("stopped by SIGTERM"))
             assert ending
             recorder.finish(ending, 30)
             api._forget(deleted)

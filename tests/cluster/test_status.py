@@ -12,8 +12,7 @@ import pytest
 from tests.cluster.calls import Called, call
 from tests.cluster.fake_api import FakeApi
 from tests.cluster.job_files import DOCUMENTS
-from tests.tracking.conftest import client, finish, recording
-from tests.tracking.test_connection import unused_address
+from tests.helpers.tracking import client, finish, recording, unused_address
 
 
 def status(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> Called:
@@ -87,7 +86,7 @@ def test_runs_are_found_by_the_jobs_uid_in_any_experiment(
     with recording(mlflow_uri, tmp_path, f"{uid}-1") as going:
         client(mlflow_uri).set_tag(going.run_id, "cnn_jobs.reason", "made by the test")
         done = status(monkeypatch)
-        going.abandon()
+        going.stop()
     assert (done.code, done.stderr) == (0, "")
     assert row(done, "task2 ") == ["task2", "waiting", "-", "FINISHED", "0", "12", "0.5000", "0.6123", "0.6000"]
     assert row(done, "index 1")[2] == "RUNNING"

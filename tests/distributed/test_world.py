@@ -66,5 +66,5 @@ def test_what_does_not_say_who_this_is_is_refused(
 
 def test_a_batch_is_shared_equally_or_not_at_all() -> None:
     World(size=4).check_batch(64)
-    with pytest.raises(RecipeError, match="batch_size 66 cannot be shared equally by 4 processes"):
+    with pytest.raises(RecipeError, match="batch_size 66 cannot be divided equally among 4 processes"):
         World(size=4).check_batch(66)

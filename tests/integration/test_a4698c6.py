@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.forkserver import Ended, ForkServer, fork_server
+from tests.helpers.forkserver import Ended, ForkServer, fork_server
 
 pytestmark = [pytest.mark.integration, pytest.mark.slow]
 

@@ -1,4 +1,4 @@
-"""A run that is cancelled while a real process trains it, by the real command, a cluster's API standing in for one."""
+"""The real command cancels a run while a real process trains it; only the cluster's API is a fake."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from tests.cluster.calls import call
 from tests.cluster.fake_api import FakeApi, fake_api
 from tests.cluster.job_files import DOCUMENTS
 from tests.conftest import until
-from tests.forkserver import Child
-from tests.integration.survival import Lab
+from tests.helpers.forkserver import Child
+from tests.helpers.survival import Lab
 
 pytestmark = [pytest.mark.integration, pytest.mark.slow, pytest.mark.timeout(300)]
 
@@ -34,7 +34,7 @@ class Node:
     def start(self, *more: object) -> Child:
         arguments = self.lab.arguments("task2", *more)
         environment = self.lab.environment(self.key)
-        return self.lab.server.start(arguments, environment, hook="tests.integration.hooks:cheap_outputs")
+        return self.lab.server.start(arguments, environment, hook="tests.helpers.hooks:cheap_outputs")
 
     def stop(self, deleted: dict[str, Any]) -> None:
         os.kill(self.child.pid, self.signal)
@@ -75,7 +75,7 @@ def test_a_training_that_is_cancelled_ends_so_and_no_attempt_follows(
     assert (run.info.status, run.data.tags["cnn_jobs.state"]) == ("KILLED", "cancelled")
     assert run.data.tags["cnn_jobs.reason"].startswith(reason)
     assert f"({node.key}): KILLED, cancelled; its checkpoint is in MLflow" in done.stdout
-    # The next pod, were there one, and a person who means it.
+    # A next pod, if there were one, and then a person with --resume must.
     for lost in (False, True):
         if lost:
             lab.lose_state(node.key)
@@ -92,14 +92,14 @@ def test_a_training_that_is_cancelled_ends_so_and_no_attempt_follows(
     assert node.run().data.tags["cnn_jobs.state"] == "interrupted"
 
 
-def test_a_series_that_is_cancelled_is_not_gone_on_with(lab: Lab) -> None:
+def test_a_cancelled_series_is_not_resumed(lab: Lab) -> None:
     from cnn_jobs.tracking.cancellation import JobRuns
 
     key = "series-that-is-cancelled"
     hook = {"hook": "kill_at_step", "hook_args": [5, "SIGTERM"]}
     assert lab.train("task2", key, "--seeds", "0-2", **hook).code == 75
-    told = JobRuns(lab.uri, key).tell("cancelled by me")
-    assert {run.tags["cnn_jobs.run_key"] for run in told} == {key, f"{key}-seed0"}
+    marked = JobRuns(lab.uri, key).mark_cancelled("cancelled by me")
+    assert {run.tags["cnn_jobs.run_key"] for run in marked} == {key, f"{key}-seed0"}
     again = lab.train("task2", key, "--seeds", "0-2")
     assert again.code == 2, again.stderr
     assert [run.state for run in JobRuns(lab.uri, key).runs()] == ["cancelled", "cancelled"]

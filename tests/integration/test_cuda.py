@@ -18,7 +18,7 @@ import torch
 from cnn_jobs.data.prepared import write_prepared
 from cnn_jobs.local_server import start_server, stop_server
 from tests.conftest import free_port, striped_dataset
-from tests.integration.survival import Outcome, Tracked, compare
+from tests.helpers.survival import Outcome, Tracked, compare
 
 pytestmark = [
     pytest.mark.gpu,

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.integration.survival import Lab, Outcome, compare
+from tests.helpers.survival import Lab, Outcome, compare
 
 pytestmark = [pytest.mark.integration, pytest.mark.slow, pytest.mark.timeout(300)]
 

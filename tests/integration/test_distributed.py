@@ -1,4 +1,4 @@
-"""Two processes that train one run: real ones, on loopback, killed, stopped and started again, with a real MLflow."""
+"""Two processes train one run: real ones on loopback, killed, stopped and restarted, with a real MLflow server."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import re
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -16,8 +17,8 @@ import torch
 
 from cnn_jobs.data.prepared import write_prepared
 from tests.conftest import free_port, striped_dataset, until
-from tests.forkserver import Child, Ended
-from tests.integration.survival import Lab, Outcome, compare
+from tests.helpers.forkserver import Child, Ended
+from tests.helpers.survival import Lab, Outcome, compare
 
 pytestmark = [pytest.mark.integration, pytest.mark.slow, pytest.mark.timeout(600)]
 
@@ -58,7 +59,7 @@ def one(
         "MASTER_PORT": str(port),
     }
     arguments = ["train", task, "--data", data or lab.data, "--experiment", task, *SMALL, *more]
-    return lab.server.start(arguments, environment, hook=f"tests.integration.hooks:{hook[0]}", hook_args=hook[1])
+    return lab.server.start(arguments, environment, hook=f"tests.helpers.hooks:{hook[0]}", hook_args=hook[1])
 
 
 def end(children: list[Child], seconds: float = 120) -> list[Ended]:
@@ -81,13 +82,13 @@ def reference(lab: Lab) -> Outcome:
     return lab.outcome("task2", "two")
 
 
-def test_two_processes_come_to_the_same_as_one_within_the_stated_tolerance(lab: Lab, reference: Outcome) -> None:
+def test_two_processes_get_the_results_of_one_within_the_stated_tolerance(lab: Lab, reference: Outcome) -> None:
     """docs/distributed.md: 1e-6 of a loss, 1e-6 of a weight, after these twelve steps."""
     environment = lab.environment("alone")
     ended = lab.server.run(
         ["train", "task2", "--data", lab.data, "--experiment", "task2", *SMALL],
         environment,
-        hook="tests.integration.hooks:cheap_outputs",
+        hook="tests.helpers.hooks:cheap_outputs",
     )
     assert ended.code == 0, ended.stderr
     alone = lab.outcome("task2", "alone")
@@ -126,12 +127,12 @@ def test_a_run_that_is_finished_is_finished_for_both(lab: Lab, reference: Outcom
 
 @pytest.mark.parametrize("lose", [False, True], ids=["state-kept", "state-lost"])
 @pytest.mark.parametrize(("rank", "step"), [(0, 5), (1, 5), (1, 8)])
-def test_a_killed_process_ends_the_other_and_both_go_on_to_the_same_bits(
+def test_a_killed_process_ends_the_other_and_both_resume_to_the_same_bits(
     lab: Lab, reference: Outcome, rank: int, step: int, lose: bool
 ) -> None:
     key = f"killed-{rank}-{step}-{lose}"
-    hooks: dict[int, Hook] = {0: ("wait_for_shipping", [step]), 1: PLAIN}
-    hooks[rank] = ("signal_in_step", [step, "SIGKILL"]) if rank else ("ship_then_signal_in_step", [step, "SIGKILL"])
+    hooks: dict[int, Hook] = {0: ("wait_for_upload", [step]), 1: PLAIN}
+    hooks[rank] = ("signal_in_step", [step, "SIGKILL"]) if rank else ("upload_then_signal_in_step", [step, "SIGKILL"])
     ended = end(pair(lab, key, hooks=hooks))
     assert ended[rank].code == -9
     assert ended[1 - rank].code == 75, texts(ended)
@@ -150,7 +151,7 @@ def test_a_killed_process_ends_the_other_and_both_go_on_to_the_same_bits(
 
 @pytest.mark.parametrize("rank", [0, 1])
 def test_a_process_that_is_lost_before_any_progress_ends_the_other_with_1(lab: Lab, rank: int) -> None:
-    """MLflow is away, and no step is done: nothing of this attempt lasts."""
+    """Without MLflow and before the first step, nothing of this attempt lasts."""
     hooks: dict[int, Hook] = {rank: ("signal_in_step", [0, "SIGKILL"])}
     ended = end(pair(lab, f"early-{rank}", hooks=hooks, uri="http://127.0.0.1:9"))
     assert ended[rank].code == -9
@@ -160,9 +161,7 @@ def test_a_process_that_is_lost_before_any_progress_ends_the_other_with_1(lab: L
 
 
 @pytest.mark.parametrize("rank", [0, 1])
-def test_a_stop_of_one_is_a_stop_of_both_and_both_go_on_to_the_same_bits(
-    lab: Lab, reference: Outcome, rank: int
-) -> None:
+def test_a_stop_of_one_stops_both_and_both_resume_to_the_same_bits(lab: Lab, reference: Outcome, rank: int) -> None:
     key = f"stopped-{rank}"
     ended = end(pair(lab, key, hooks={rank: ("signal_in_step", [7, "SIGTERM"])}))
     assert codes(ended) == [75, 75], texts(ended)
@@ -175,15 +174,15 @@ def test_a_stop_of_one_is_a_stop_of_both_and_both_go_on_to_the_same_bits(
 
 
 @pytest.mark.parametrize("rank", [0, 1])
-def test_a_process_that_vanishes_without_a_word_is_noticed(lab: Lab, rank: int) -> None:
-    """SIGSTOP in place of a machine without power: its connections stay open, and nothing comes from them."""
-    hooks: dict[int, Hook] = {0: ("wait_for_shipping", [4]), 1: PLAIN}
-    hooks[rank] = ("signal_in_step", [4, "SIGSTOP"]) if rank else ("ship_then_signal_in_step", [4, "SIGSTOP"])
+def test_a_process_that_vanishes_is_lost(lab: Lab, rank: int) -> None:
+    """SIGSTOP stands for a machine without power: its connections stay open, and nothing arrives from them."""
+    hooks: dict[int, Hook] = {0: ("wait_for_upload", [4]), 1: PLAIN}
+    hooks[rank] = ("signal_in_step", [4, "SIGSTOP"]) if rank else ("upload_then_signal_in_step", [4, "SIGSTOP"])
     children = pair(lab, f"silent-{rank}", hooks=hooks)
     try:
         other = children[1 - rank].wait(120)
         assert other.code == 75, other.stderr
-        assert f"lost rank {rank}: nothing was heard of it for 20 s" in other.stderr
+        assert f"lost rank {rank}: no status for 20 s" in other.stderr
         mark = lab.folder / "children"
         (signalled,) = [
             float(path.read_text())
@@ -251,7 +250,7 @@ def test_batch_norm_on_cpus_is_refused(lab: Lab) -> None:
     ended = end(pair(lab, "norm", task="task3e"))
     assert codes(ended) == [2, 2], texts(ended)
     for each in ended:
-        assert "task3e has BatchNorm, whose statistics several processes share on CUDA only" in last_line(each)
+        assert "task3e has BatchNorm, whose statistics several processes can share on CUDA only" in last_line(each)
 
 
 def test_a_batch_that_does_not_divide_is_refused(lab: Lab) -> None:
@@ -259,14 +258,14 @@ def test_a_batch_that_does_not_divide_is_refused(lab: Lab) -> None:
     assert codes(ended) == [2, 2], texts(ended)
     for each in ended:
         assert len(each.stderr.strip().splitlines()) == 1
-        assert "batch_size 9 cannot be shared equally by 2 processes" in each.stderr
+        assert "batch_size 9 cannot be divided equally among 2 processes" in each.stderr
 
 
 # -- alone ------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("rank", [0, 1])
-def test_who_is_waited_for_in_vain_is_named(lab: Lab, rank: int) -> None:
+def test_a_process_that_never_comes_is_named(lab: Lab, rank: int) -> None:
     ended = one(lab, "vain", rank, free_port(), "--rendezvous-timeout", 3).wait(60)
     assert ended.code == 1, ended.stderr
     assert "waited 3 s at 127.0.0.1:" in last_line(ended)
@@ -277,8 +276,6 @@ def test_who_is_waited_for_in_vain_is_named(lab: Lab, rank: int) -> None:
 def test_a_signal_ends_the_wait_for_others(lab: Lab, rank: int) -> None:
     child = one(lab, "early", rank, free_port())
     until(lambda: rank == 0 or "rank 1: training" in child.text("stderr"))
-    import time
-
     time.sleep(2)
     os.kill(child.pid, signal.SIGTERM)
     began = time.monotonic()
@@ -287,9 +284,7 @@ def test_a_signal_ends_the_wait_for_others(lab: Lab, rank: int) -> None:
     assert time.monotonic() - began < 10
 
 
-def test_whoever_comes_later_is_waited_for(lab: Lab, reference: Outcome) -> None:
-    import time
-
+def test_a_late_process_is_waited_for(lab: Lab, reference: Outcome) -> None:
     port = free_port()
     late = one(lab, "late", 1, port)
     time.sleep(3)  # its name does not resolve, and nobody listens there
@@ -301,7 +296,7 @@ def test_whoever_comes_later_is_waited_for(lab: Lab, reference: Outcome) -> None
 # -- started otherwise ------------------------------------------------------------------------------------------------
 
 
-def test_torchrun_starts_it_too_and_sqlite_is_enough(
+def test_torchrun_can_start_it_and_sqlite_is_enough(
     lab: Lab, reference: Outcome, mlflow_uri: str, tmp_path: Path
 ) -> None:
     environment = {
@@ -328,14 +323,14 @@ def test_torchrun_starts_it_too_and_sqlite_is_enough(
     assert (run.data.metrics["last/test_loss"],) == tuple(v for n, _, v in reference.rows if n == "last/test_loss")
 
 
-def test_another_number_of_processes_goes_on_and_says_so(lab: Lab, reference: Outcome) -> None:
+def test_another_number_of_processes_resumes_with_a_tag(lab: Lab, reference: Outcome) -> None:
     ended = end(pair(lab, "shrunk", hooks={0: ("signal_in_step", [6, "SIGTERM"])}))
     assert codes(ended) == [75, 75], texts(ended)
     environment = {**lab.environment("shrunk"), "CNN_JOBS_STATE_DIR": str(lab.folder / "state-shrunk-0")}
     alone = lab.server.run(
         ["train", "task2", "--data", lab.data, "--experiment", "task2", *SMALL],
         environment,
-        hook="tests.integration.hooks:cheap_outputs",
+        hook="tests.helpers.hooks:cheap_outputs",
     )
     assert alone.code == 0, alone.stderr
     outcome = lab.outcome("task2", "shrunk")

@@ -13,9 +13,9 @@ from typing import Any
 import pytest
 
 from cnn_jobs.training.checkpoint import load_checkpoint
-from tests.forkserver import Ended
-from tests.integration.survival import Lab, compare
-from tests.tracking.test_connection import unused_address
+from tests.helpers.forkserver import Ended
+from tests.helpers.survival import Lab, compare
+from tests.helpers.tracking import unused_address
 
 pytestmark = [pytest.mark.integration, pytest.mark.slow, pytest.mark.timeout(300)]
 
@@ -51,14 +51,14 @@ TABLE = [
     Row("out of memory, as an exception", 1, "FAILED", "failed", "MemoryError", "raise_in",
         ("cnn_jobs.training.loop:validate", "MemoryError")),
     Row("a library calls sys.exit(0)", 1, "FAILED", "failed", "SystemExit", "raise_in",
-        ("cnn_jobs.runs.artifacts:write", "SystemExit")),
-    Row("a bug in the shipper thread", 1, "FAILED", "failed", "the shipper thread died of ZeroDivisionError",
+        ("cnn_jobs.runs.artifacts:write_artifacts", "SystemExit")),
+    Row("a bug in the uploader thread", 1, "FAILED", "failed", "the uploader thread died of ZeroDivisionError",
         "raise_in", ("cnn_jobs.tracking.client:TrackingClient.log_metrics", "ZeroDivisionError")),
-    Row("a bug in the shipper thread that stays", 1, "FAILED", "failed",
-        "the shipper thread died of ZeroDivisionError", "raise_in",
+    Row("a bug in the uploader thread that stays", 1, "FAILED", "failed",
+        "the uploader thread died of ZeroDivisionError", "raise_in",
         ("cnn_jobs.tracking.client:TrackingClient.log_metrics", "ZeroDivisionError", 0)),
     Row("a bug before the first step", 1, "FAILED", "failed", "ZeroDivisionError: made by", "raise_in",
-        ("cnn_jobs.runs.resume:new_state", "ZeroDivisionError")),
+        ("cnn_jobs.runs.setup:new_state", "ZeroDivisionError")),
     Row("a bug in the journal thread", 1, "FAILED", "failed", "the journal thread died of ZeroDivisionError",
         "journal_thread_dies"),
     Row("a stranger's thread dies", 1, "FAILED", "failed", "thread stranger died of ZeroDivisionError",
@@ -69,9 +69,9 @@ TABLE = [
     on_signal("SIGTERM in a validation", "cnn_jobs.data.batches:ImageSet.in_order", *KILLED),
     on_signal("SIGTERM in a checkpoint's write", "cnn_jobs.runs.checkpointing:save_checkpoint", *KILLED),
     on_signal("SIGTERM in the final figures", "cnn_jobs.runs.artifacts:final_metrics", *KILLED),
-    on_signal("SIGTERM in the plots", "cnn_jobs.runs.artifacts:write", *KILLED),
+    on_signal("SIGTERM in the plots", "cnn_jobs.runs.artifacts:write_artifacts", *KILLED),
     on_signal("SIGTERM as the data is loaded", "cnn_jobs.data.sources:open_dataset", 1, "", ""),
-    on_signal("SIGTERM as the run is looked up", "cnn_jobs.tracking.look_up:find_run", 1, "", ""),
+    on_signal("SIGTERM as the run is looked up", "cnn_jobs.runs.resume:find_run", 1, "", ""),
     Row("SIGKILL in a step", -9, "RUNNING", "running", "", "kill_at_step", (5, "SIGKILL")),
     Row("a record that MLflow refuses", 1, "FAILED", "failed", "MLflow refused 1 records", "refused_metric"),
     Row("MLflow away, the state is kept", 75, "", "", env={"MLFLOW_TRACKING_URI": unused_address()},
@@ -97,7 +97,7 @@ def run_of(lab: Lab, key: str) -> Any:
 def start(lab: Lab, row: Row, key: str) -> Ended:
     environment = {**lab.environment(key), **row.env}
     arguments = lab.arguments("task2", *row.more)
-    hook = f"tests.integration.hooks:{row.hook}"
+    hook = f"tests.helpers.hooks:{row.hook}"
     return lab.server.run(arguments, environment, hook=hook, hook_args=row.hook_args)
 
 
@@ -142,7 +142,7 @@ def test_attempts_that_lose_their_disk_before_a_step_do_not_go_on_for_ever(lab: 
     assert codes == [75, 75, 75]  # one step is trained before the signal is granted, and its checkpoint arrives
     codes = []
     for _ in range(2):
-        hook = ["cnn_jobs.runs.train:_Job._train_to_the_end", "SIGTERM"]
+        hook = ["cnn_jobs.runs.train:Attempt._train", "SIGTERM"]
         codes.append(lab.train("task2", "none", hook="signal_before", hook_args=hook).code)
         lab.lose_state("none")
     assert codes == [1, 1]
@@ -151,7 +151,7 @@ def test_attempts_that_lose_their_disk_before_a_step_do_not_go_on_for_ever(lab: 
 def test_a_series_that_is_stopped_ends_within_ten_seconds_though_mlflow_is_away(lab: Lab) -> None:
     environment = {**lab.environment("away"), "MLFLOW_TRACKING_URI": unused_address()}
     arguments = lab.arguments("task2", "--seeds", "0-2")
-    hook = {"hook": "tests.integration.hooks:kill_at_step", "hook_args": [5, "SIGTERM"]}
+    hook = {"hook": "tests.helpers.hooks:kill_at_step", "hook_args": [5, "SIGTERM"]}
     ended = lab.server.run(arguments, environment, **hook)
     assert ended.code == 75, ended.stderr
     assert ended.seconds_after_signal < LONGEST_STOP_S
@@ -167,7 +167,7 @@ def test_a_signal_without_progress_is_not_endlessly_ignored(lab: Lab) -> None:
     assert first.code == 75
     for _ in range(2):
         again = lab.train(
-            "task2", "stuck", hook="signal_before", hook_args=["cnn_jobs.runs.train:_Job._train_to_the_end", "SIGTERM"]
+            "task2", "stuck", hook="signal_before", hook_args=["cnn_jobs.runs.train:Attempt._train", "SIGTERM"]
         )
         assert again.code == 1, again.stderr
         run = run_of(lab, "stuck")
@@ -198,7 +198,7 @@ def test_stopped_and_continued_it_goes_on(lab: Lab) -> None:
     reference = lab.train("task2", "never-stopped")
     assert reference.code == 0
     child = lab.server.start(
-        lab.arguments("task2"), lab.environment("suspended"), hook="tests.integration.hooks:slow_steps", hook_args=[0.3]
+        lab.arguments("task2"), lab.environment("suspended"), hook="tests.helpers.hooks:slow_steps", hook_args=[0.3]
     )
     while "step 4/12" not in child.text("stderr"):
         time.sleep(0.05)
@@ -257,7 +257,7 @@ def test_a_full_disk_fails_the_run_and_says_so(lab: Lab, small_disk: Callable[[s
     small_disk(size)
     key = f"full-{size}"
     environment = lab.environment(key, CNN_JOBS_STATE_DIR=str(lab.folder / "small"))
-    hook = "tests.integration.hooks:cheap_outputs"
+    hook = "tests.helpers.hooks:cheap_outputs"
     ended = lab.server.run(lab.arguments("task2"), environment, hook=hook)
     assert ended.code == 1, ended.stderr
     assert "no space left on the device" in ended.stderr
@@ -283,7 +283,7 @@ def without_job(lab: Lab) -> Any:
         environment = lab.environment(key, CNN_JOBS_STATE_DIR=str(lab.folder / state))
         del environment["CNN_JOBS_JOB_UID"]
         arguments = lab.arguments("task2", "--run-key", key)
-        hook = "tests.integration.hooks:slow_steps"
+        hook = "tests.helpers.hooks:slow_steps"
         return lab.server.start(arguments, environment, hook=hook, hook_args=[seconds])
 
     return begin
@@ -296,7 +296,7 @@ def test_two_attempts_at_once_in_one_directory(lab: Lab, without_job: Any) -> No
         time.sleep(0.05)
     second = without_job("shared", "shared-state").wait()
     assert second.code == 1
-    assert f"is in the hands of process {first.pid}" in second.stderr
+    assert f"is in use by process {first.pid}" in second.stderr
     assert first.wait().code == 0
     assert compare(lab.outcome("task2", "alone"), lab.outcome("task2", "shared")) == []
 

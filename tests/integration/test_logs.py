@@ -13,10 +13,10 @@ import pytest
 
 from cnn_jobs.data.dataset import Dataset
 from cnn_jobs.data.prepared import write_prepared
-from tests.integration.survival import SMALL, Lab
+from tests.helpers.survival import SMALL, Lab
+from tests.helpers.tracking import unused_address
 from tests.integration.test_endings import TABLE, Row, start
 from tests.monitoring.test_log_lines import strict
-from tests.tracking.test_connection import unused_address
 
 pytestmark = [pytest.mark.integration, pytest.mark.slow, pytest.mark.timeout(300)]
 
@@ -52,7 +52,7 @@ def test_however_a_run_ends_every_line_is_json_and_says_whose_it_is(lab: Lab, ro
 def command(tmp_path: Path, data: Path, crash: str, form: str) -> subprocess.CompletedProcess[str]:
     """A process of its own, as libraries are first imported there."""
     code = (
-        "import sys; from tests.integration.hooks import chatty; from cnn_jobs.cli import main; "
+        "import sys; from tests.helpers.hooks import chatty; from cnn_jobs.cli import main; "
         f"sys.argv[0] = 'cnn-jobs'; chatty({crash!r}); main()"
     )
     own = {

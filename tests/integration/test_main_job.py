@@ -17,7 +17,7 @@ import pytest
 from cnn_jobs.data.dataset import Dataset
 from cnn_jobs.data.prepared import write_prepared
 from cnn_jobs.local_server import Server, start_server, stop_server
-from tests.tracking.test_connection import unused_address
+from tests.helpers.tracking import unused_address
 
 pytestmark = [pytest.mark.integration, pytest.mark.slow, pytest.mark.filterwarnings("default")]
 
@@ -107,7 +107,7 @@ def test_a_signal_ends_the_run_as_killed(server: Server, tmp_path: Path, wanted:
     assert process.returncode == 75
     (line,) = [line for line in errors.splitlines() if line.startswith("error: ")]
     assert line.startswith(f"error: stopped by {wanted.name} after step ")
-    assert "Go on with it" in errors
+    assert "Continue it with:" in errors
     (run,) = runs(server.url, experiment)
     assert run.info.status == "KILLED"
     assert run.data.tags["cnn_jobs.state"] == "interrupted"
@@ -150,7 +150,7 @@ def test_without_a_server_it_trains_and_says_how_to_send_the_rest(
     assert ended.returncode == 75
     assert "Traceback" not in ended.stderr
     (line,) = [line for line in ended.stderr.splitlines() if line.startswith("error: ")]
-    assert "the training is complete, but MLflow lacks part of it" in line
+    assert "the training is complete, but MLflow lacks a part of it" in line
     (state,) = (tmp_path / "state").iterdir()
     assert f"cnn-jobs replay {state}" in ended.stderr
     sent = cnn_jobs(server.url, tmp_path, "replay", state)

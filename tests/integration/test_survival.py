@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.integration.survival import STEPS, Lab, Outcome, compare, tensors_in
+from tests.helpers.survival import STEPS, Lab, Outcome, compare, tensors_in
 
 pytestmark = [pytest.mark.integration, pytest.mark.slow, pytest.mark.timeout(900)]
 

@@ -1,4 +1,4 @@
-"""task4a killed in the frozen trunk's pass, and after it: real processes, real signals, the real size of images."""
+"""task4a killed while its features are computed and afterwards: real processes and signals, images of real size."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from cnn_jobs.training.feature_cache import FOLDER
-from tests.integration.survival import Lab, Outcome, compare
+from tests.helpers.survival import Lab, Outcome, compare
 
 pytestmark = [pytest.mark.integration, pytest.mark.slow, pytest.mark.timeout(900)]
 
@@ -51,6 +51,6 @@ def test_killed_anywhere_and_continued_it_is_the_same_run(
     assert second.code == 0, second.stderr
     if not lose and hook == "kill_in_pass" and place:
         found = place * 10 + (10 if sent == "SIGTERM" else 0)  # the chunk under way is finished
-        assert f"frozen trunk: {found} of 52 images" in second.stderr
+        assert f"frozen backbone: {found} of 52 images" in second.stderr
     assert compare(reference, lab.outcome("task4a", key)) == []
     lab.lose_state(key)  # 200 MB

@@ -4,53 +4,67 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, HTTPServer
-from typing import Any, cast
+from pathlib import Path
 
-import torch
 from prometheus_client import generate_latest
 from prometheus_client.core import CollectorRegistry
 from prometheus_client.parser import text_string_to_metric_families
 
-from cnn_jobs.monitoring.metrics import LATEST, Collector, push_outcome
+from cnn_jobs.monitoring.metrics import Collector, push_outcome
 from cnn_jobs.monitoring.monitor import Monitor
 from cnn_jobs.runs.cost import AttemptCost, RunCost
 from cnn_jobs.tasks import TASKS
-from cnn_jobs.tracking.connection import SHIP_ERRORS
-from cnn_jobs.tracking.recorder import Backlog
+from cnn_jobs.tracking.connection import UPLOAD_ERRORS
 from cnn_jobs.training.loop import DeviceTime
-from cnn_jobs.training.observer import LiveAttempt
 
 
-class StandingRecorder:
-    """A recorder whose delivery stands as a test wants it."""
+@dataclass
+class FixedAttempt:
+    """A ``LiveAttempt`` whose delivery to MLflow is as a test wants it."""
 
-    attempt = 2
+    cost: RunCost
+    run_key: str = "k1"
+    device_type: str = "cpu"
+    batch_size: int = TASKS["task2"].recipe.batch_size
+    epochs: int = TASKS["task2"].recipe.epochs
+    steps_per_epoch: int = 20
+    first_step: int = 40
+    number: int = 2
+    checkpointed_at: float = 1000.0
+    records: int = 0
+    seconds: float = 0.0
+    errors: dict[str, int] = field(default_factory=lambda: dict.fromkeys(UPLOAD_ERRORS, 0))
 
-    def __init__(self) -> None:
-        self.ship_errors = dict.fromkeys(SHIP_ERRORS, 0)
-        self.records, self.seconds = 0, 0.0
+    @property
+    def steps_done(self) -> int:
+        return self.cost.own.steps
 
-    def backlog(self) -> Backlog:
-        return Backlog(self.records, self.seconds)
+    def costs(self) -> Mapping[str, float]:
+        return self.cost.totals()
 
+    def backlog(self) -> tuple[int, float]:
+        return self.records, self.seconds
 
-class StandingRun:
-    """What the page reads of a run."""
-
-    def __init__(self) -> None:
-        self.task, self.key, self.saved_at = TASKS["task2"], "k1", 0.0
-        self.recipe = self.task.recipe
-        self.ledger = DeviceTime(steps=30, training_seconds=6.0, evaluation_seconds=2.0)
-        self.placement: Any = type("Placement", (), {"device": torch.device("cpu")})
+    def upload_errors(self) -> Mapping[str, int]:
+        return self.errors
 
 
-def live_attempt(tmp_path: Any = None) -> LiveAttempt:
+def live_attempt() -> FixedAttempt:
     """Second attempt of a run: the first did 50 steps in 10 s, of which 40 in 8 s were saved; 30 in 8 s came since."""
-    run = StandingRun()
+    own = DeviceTime(steps=30, training_seconds=6.0, evaluation_seconds=2.0)
     before = [AttemptCost(1, 50, 10.0, 12.0)]
-    book = RunCost(2, time.monotonic(), tmp_path, run.ledger, before, useful_steps=40, useful_device_seconds=8.0)
-    return LiveAttempt(cast(Any, run), 1000.0, 20, 40, cast(Any, StandingRecorder()), book)
+    cost = RunCost(2, time.monotonic(), Path("unused"), own, before, useful_steps=40, useful_device_seconds=8.0)
+    return FixedAttempt(cost)
+
+
+def show(monitor: Monitor, step: int) -> None:
+    """One of every event that sets figures."""
+    monitor.step_finished(step, 0.5)
+    monitor.speed_measured(step, 480.0)
+    monitor.validated(step, 1.25, 0.625)
 
 
 def samples(page: bytes) -> dict[tuple[str, ...], float]:
@@ -73,8 +87,8 @@ def page_of(monitor: Monitor) -> bytes:
 def exported() -> dict[str, set[str]]:
     """The names of all series, on the page and at the Pushgateway, with their labels."""
     monitor = Monitor("task2")
-    monitor.opened(live_attempt())
-    monitor.metrics({"train/loss": 1.0, "val/loss": 1.0, "val/accuracy": 0.5, "train/images_per_second": 9.0}, step=70)
+    monitor.attempt_opened(live_attempt())
+    show(monitor, 70)
     found: dict[str, set[str]] = {}
     for page in (page_of(monitor), pushed(0)):
         for family in text_string_to_metric_families(page.decode()):
@@ -95,7 +109,7 @@ def pushed(exit_code: int, login: str = "", expected: str | None = None) -> byte
             self.end_headers()
 
         def log_message(self, *args: object) -> None:
-            """Says nothing."""
+            """Logs nothing."""
 
     with HTTPServer(("127.0.0.1", 0), Handler) as server:
         thread = threading.Thread(target=server.handle_request)
@@ -110,8 +124,8 @@ def pushed(exit_code: int, login: str = "", expected: str | None = None) -> byte
 def metrics_table() -> str:
     """Every family of the page and of the Pushgateway, as docs/operations.md shows them."""
     monitor = Monitor("task2")
-    monitor.opened(live_attempt())
-    monitor.metrics(dict.fromkeys(LATEST, 1.0), step=70)
+    monitor.attempt_opened(live_attempt())
+    show(monitor, 70)
     lines = ["| metric | labels beside `task` | what it is |", "|---|---|---|"]
     for page in (page_of(monitor), pushed(0)):
         for family in text_string_to_metric_families(page.decode()):

@@ -14,7 +14,7 @@ import pytest
 import yaml
 
 from cnn_jobs.tracking import run_status
-from cnn_jobs.tracking.connection import SHIP_ERRORS
+from cnn_jobs.tracking.connection import UPLOAD_ERRORS
 from cnn_jobs.training.observer import Phase
 from tests.monitoring.pages import exported, metrics_table
 
@@ -27,7 +27,7 @@ SCRAPED = {"job", "instance", "namespace", "pod", "run"}
 VALUES = {
     "phase": {phase.value for phase in Phase},
     "state": set(run_status.STATES),
-    "kind": {*SHIP_ERRORS, "used", "peak", "limit"},
+    "kind": {*UPLOAD_ERRORS, "used", "peak", "limit"},
     "usefulness": {"useful", "wasted"},
 }
 

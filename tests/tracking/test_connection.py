@@ -1,18 +1,18 @@
-"""Addresses of MLflow, and its errors in one line."""
+"""Addresses of MLflow, its errors in one line, and calls with a time limit."""
 
 from __future__ import annotations
 
-import socket
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+import time
 
 import pytest
 
 from cnn_jobs.errors import TrackingUriError
 from cnn_jobs.tracking.client import TrackingClient
 from cnn_jobs.tracking.connection import (
+    OutageError,
+    RefusalError,
+    call_within,
     check_uri,
     configure_client,
     explain,
@@ -23,40 +23,7 @@ from cnn_jobs.tracking.connection import (
     without_password,
 )
 from tests.conftest import MLFLOW_WARNING
-
-
-@contextmanager
-def answering(status: int, body: str = "no", content_type: str = "text/plain") -> Iterator[str]:
-    """A real HTTP server on loopback that gives every request the same answer."""
-
-    class Handler(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            self.send_response(status)
-            self.send_header("Content-Type", content_type)
-            self.send_header("Content-Length", str(len(body)))
-            self.end_headers()
-            self.wfile.write(body.encode())
-
-        do_POST = do_PATCH = do_PUT = do_GET  # noqa: N815
-
-        def log_message(self, *args: object) -> None:
-            pass
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    thread = threading.Thread(target=server.serve_forever)
-    thread.start()
-    try:
-        yield f"http://127.0.0.1:{server.server_port}"
-    finally:
-        server.shutdown()
-        thread.join()
-        server.server_close()
-
-
-def unused_address() -> str:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return f"http://127.0.0.1:{probe.getsockname()[1]}"
+from tests.helpers.tracking import answering, unused_address
 
 
 def error_of(uri: str, monkeypatch: pytest.MonkeyPatch) -> Exception:
@@ -171,3 +138,47 @@ def test_a_database_without_its_driver_is_a_mistake_in_one_line() -> None:
         TrackingClient("mssql+pymssql://user:secret@127.0.0.1/base").has_experiment("any")
     assert "secret" not in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+# -- time limits -------------------------------------------------------------------------------------------------------
+
+
+def test_an_answer_comes_back_also_after_an_outage() -> None:
+    faults = [OutageError("away"), OutageError("away")]
+
+    def question() -> str:
+        if faults:
+            raise faults.pop()
+        return threading.current_thread().name
+
+    assert call_within(10, question) == "mlflow-look-up"
+
+
+def test_an_outage_lasts_until_the_time_is_up() -> None:
+    asked = []
+
+    def question() -> None:
+        asked.append(1)
+        raise OutageError("away")
+
+    began = time.monotonic()
+    with pytest.raises(OutageError, match="away"):
+        call_within(1.0, question)
+    assert 0.2 < time.monotonic() - began < 5
+    assert len(asked) > 1
+
+
+def test_a_question_that_hangs_holds_nobody_up() -> None:
+    release = threading.Event()
+    with pytest.raises(OutageError, match="no answer within 0 s"):
+        call_within(0.1, release.wait)
+    release.set()
+
+
+@pytest.mark.parametrize("error", [RefusalError("no"), ZeroDivisionError("a bug")])
+def test_other_errors_are_raised_where_it_was_asked(error: Exception) -> None:
+    def question() -> None:
+        raise error
+
+    with pytest.raises(type(error)):
+        call_within(5, question)

@@ -122,8 +122,8 @@ def test_what_json_cannot_say_is_refused_and_leaves_no_trace(path: Path) -> None
 
 
 def test_damage_is_one_phrase() -> None:
-    assert str(Damage(4711, 120)) == "120 bytes at offset 4711 hold no whole record"
-    assert str(Damage(4711, 1)) == "1 byte at offset 4711 holds no whole record"
+    assert str(Damage(4711, 120)) == "120 bytes at offset 4711 hold no intact record"
+    assert str(Damage(4711, 1)) == "1 byte at offset 4711 holds no intact record"
 
 
 # -- damaged files ---------------------------------------------------------------------------------------------------

@@ -10,7 +10,8 @@ import pytest
 from cnn_jobs.errors import UserError
 from cnn_jobs.tracking.client import RemoteRun, TrackingClient
 from cnn_jobs.tracking.reap import reap
-from tests.tracking.conftest import client, finish, recording
+from tests.helpers.runs import client
+from tests.helpers.tracking import finish, recording
 
 
 def status(uri: str, run_id: str) -> tuple[str, str]:
@@ -21,7 +22,7 @@ def status(uri: str, run_id: str) -> tuple[str, str]:
 def left_running(uri: str, folder: Path) -> str:
     """A run whose process is gone without a word."""
     with recording(uri, folder, uuid.uuid4().hex) as recorder:
-        recorder.abandon()
+        recorder.stop()
     return recorder.run_id
 
 
@@ -42,7 +43,7 @@ def test_only_those_whose_heartbeat_stands_still_are_lost(mlflow_uri: str, tmp_p
     assert set(watched) == {dead, alive, ending}
     assert (watched[dead].lost, watched[alive].lost, watched[ending].lost) == (True, False, False)
     assert status(mlflow_uri, dead) == ("FAILED", "lost")
-    assert "no sign of life from attempt 1 for 60 s" in client(mlflow_uri).get_run(dead).data.tags["cnn_jobs.reason"]
+    assert "no heartbeat from attempt 1 for 60 s" in client(mlflow_uri).get_run(dead).data.tags["cnn_jobs.reason"]
     assert status(mlflow_uri, alive) == ("RUNNING", "running")
     assert client(mlflow_uri).get_run(ending).info.status == "KILLED"
     assert status(mlflow_uri, recorder.run_id) == ("FINISHED", "finished")

@@ -17,21 +17,23 @@ import pytest
 from cnn_jobs.errors import AnotherAttemptError, DiskFullError, RejectedRecordsError, ThreadError, TrackingError
 from cnn_jobs.tracking import recorder as module
 from cnn_jobs.tracking import run_status
-from cnn_jobs.tracking import uploader as shipper_module
-from cnn_jobs.tracking.client import OutageError, RefusalError, TrackingClient
+from cnn_jobs.tracking import uploader as uploader_module
+from cnn_jobs.tracking.client import TrackingClient
+from cnn_jobs.tracking.connection import OutageError, RefusalError
 from cnn_jobs.tracking.delivery import Cursor, CursorFile
 from cnn_jobs.tracking.recorder import JournalRecorder
-from cnn_jobs.tracking.records import DatasetInput, Ending
+from cnn_jobs.tracking.records import DatasetInput
 from cnn_jobs.tracking.replay import replay
-from tests.tracking.conftest import client, finish, recording, rows
-from tests.tracking.test_connection import answering, unused_address
+from cnn_jobs.tracking.run_status import RunStatus
+from tests.helpers.runs import client
+from tests.helpers.tracking import answering, finish, recording, rows, unused_address
 
-STOPPED = Ending("KILLED", "interrupted", "stopped by SIGTERM", 0)
+STOPPED = RunStatus("KILLED", "interrupted", "stopped by SIGTERM", 0)
 
 
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "SHIP_INTERVAL_S", 0.05)
+    monkeypatch.setattr(module, "UPLOAD_INTERVAL_S", 0.05)
     monkeypatch.setattr(module, "FIRST_PAUSE_S", 0.05)
 
 
@@ -225,8 +227,8 @@ def test_recording_opens_no_socket_in_the_callers_thread(
         recorder.metrics({"train/loss": 1.0}, 1)
         recorder.tags({"a": "b"})
         assert finish(recorder)
-    assert set(threads) == {"mlflow-shipper"}
-    assert set(opened) == {"mlflow-shipper"}
+    assert set(threads) == {"mlflow-uploader"}
+    assert set(opened) == {"mlflow-uploader"}
 
 
 def test_a_bug_in_the_shipper_is_told_and_the_run_still_ends_truly(
@@ -241,7 +243,7 @@ def test_a_bug_in_the_shipper_is_told_and_the_run_still_ends_truly(
         failure = recorder.failure
         assert isinstance(failure, ThreadError)
         with pytest.raises(ThreadError, match="ZeroDivisionError: a bug"):
-            recorder.finish(run_status.ending_of(failure), 30)  # type: ignore[arg-type]
+            recorder.finish(run_status.status_after(failure), 30)  # type: ignore[arg-type]
     run = client(mlflow_uri).get_run(recorder.run_id)
     assert (run.info.status, run.data.tags["cnn_jobs.state"]) == ("FAILED", "failed")
     assert "ZeroDivisionError" in run.data.tags["cnn_jobs.reason"]
@@ -263,7 +265,7 @@ def test_a_disk_that_fills_up_does_not_keep_the_ending_from_mlflow(
             patch.setattr(Journal, "append", full)
             with pytest.raises(DiskFullError) as caught:
                 recorder.metrics({"train/loss": 2.0}, 2)
-            ending = run_status.ending_of(caught.value)
+            ending = run_status.status_after(caught.value)
             assert ending
             assert recorder.finish(ending, 30)
     run = client(mlflow_uri).get_run(recorder.run_id)
@@ -273,7 +275,7 @@ def test_a_disk_that_fills_up_does_not_keep_the_ending_from_mlflow(
 def test_an_attempt_that_was_taken_over_stops_without_a_word(
     mlflow_uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(shipper_module.ownership, "HEARTBEAT_INTERVAL_S", 0.0)
+    monkeypatch.setattr(uploader_module.ownership, "HEARTBEAT_INTERVAL_S", 0.0)
     with recording(mlflow_uri, tmp_path) as recorder:
         # The number first: the shipper may look between the two.
         client(mlflow_uri).set_tag(recorder.run_id, "cnn_jobs.attempt", "2")
@@ -283,7 +285,7 @@ def test_an_attempt_that_was_taken_over_stops_without_a_word(
             pass
         with pytest.raises(AnotherAttemptError, match="attempt 2 has taken over"):
             finish(recorder)
-        recorder.abandon()
+        recorder.stop()
     run = client(mlflow_uri).get_run(recorder.run_id)
     assert run.info.status == "RUNNING"
     assert rows(mlflow_uri, recorder.run_id) in ([], [(1, 1.0)])
@@ -295,7 +297,7 @@ def test_a_run_that_was_taken_for_lost_shows_that_it_lives(
     with recording(mlflow_uri, tmp_path) as recorder:
         client(mlflow_uri).set_terminated(recorder.run_id, "FAILED")
         client(mlflow_uri).set_tag(recorder.run_id, "cnn_jobs.state", "lost")
-        monkeypatch.setattr(shipper_module.ownership, "HEARTBEAT_INTERVAL_S", 0.0)
+        monkeypatch.setattr(uploader_module.ownership, "HEARTBEAT_INTERVAL_S", 0.0)
         while client(mlflow_uri).get_run(recorder.run_id).info.status != "RUNNING":
             pass
         assert finish(recorder)
@@ -379,7 +381,7 @@ def test_a_bad_line_keeps_every_answer(mlflow_uri: str, tmp_path: Path, monkeypa
     assert all(len(rows(mlflow_uri, recorder.run_id, key)) == 1 for key in values)
 
 
-FAILED = Ending("FAILED", "failed", "the reason", 0)
+FAILED = RunStatus("FAILED", "failed", "the reason", 0)
 
 
 def test_a_failure_is_told_though_the_files_cannot_be_sent(

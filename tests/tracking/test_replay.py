@@ -11,8 +11,8 @@ from cnn_jobs.errors import AnotherAttemptError, DamagedJournalError, Interrupte
 from cnn_jobs.system.lock import RunLock
 from cnn_jobs.tracking import run_status
 from cnn_jobs.tracking.replay import replay
-from tests.tracking.conftest import client, finish, recording, rows
-from tests.tracking.test_connection import unused_address
+from tests.helpers.runs import client
+from tests.helpers.tracking import finish, recording, rows, unused_address
 
 
 def unsent(folder: Path, key: str = "key", end: BaseException | None = None, *, ends: bool = True) -> Path:
@@ -23,12 +23,12 @@ def unsent(folder: Path, key: str = "key", end: BaseException | None = None, *, 
             recorder.metrics({"train/loss": 1 / step}, step)
         (folder / key / "a.txt").write_text("text")
         recorder.artifact(folder / key / "a.txt", "files/a.txt")
-        ending = run_status.ending_of(end) if end else run_status.finished()
+        ending = run_status.status_after(end) if end else run_status.finished()
         assert ending
         if ends:
             assert not recorder.finish(ending, 0.1)
         else:
-            recorder.abandon()
+            recorder.stop()
     return folder / key
 
 
@@ -73,7 +73,7 @@ def test_the_status_is_that_of_the_ending(mlflow_uri: str, tmp_path: Path) -> No
 
 def test_an_old_journal_does_not_speak_for_a_run_that_went_on(mlflow_uri: str, tmp_path: Path) -> None:
     with recording(mlflow_uri, tmp_path / "a") as first:
-        first.abandon()
+        first.stop()
     client(mlflow_uri).set_terminated(first.run_id, "FAILED")
     with recording(mlflow_uri, tmp_path / "b") as second:
         assert finish(second)
@@ -84,7 +84,7 @@ def test_an_old_journal_does_not_speak_for_a_run_that_went_on(mlflow_uri: str, t
 
 def test_a_last_attempt_that_the_server_never_saw_speaks_for_the_run(mlflow_uri: str, tmp_path: Path) -> None:
     with recording(mlflow_uri, tmp_path) as first:
-        first.abandon()
+        first.stop()
     with recording(unused_address(), tmp_path) as second:
         second.metrics({"train/loss": 1.0}, 1)
         assert not finish(second, 0.1)
@@ -106,14 +106,16 @@ def test_a_folder_without_a_journal_or_a_header_is_refused(mlflow_uri: str, tmp_
     with pytest.raises(UserError, match=r"holds no journal\.jsonl"):
         replay(tmp_path, mlflow_uri, 1)
     (tmp_path / "journal.jsonl").write_text("nothing of ours\n")
-    with pytest.raises(DamagedJournalError, match="which run it is of"):
+    with pytest.raises(DamagedJournalError, match="no intact record names its run"):
         replay(tmp_path, mlflow_uri, 1)
 
 
 def test_a_run_under_way_is_left_alone(mlflow_uri: str, tmp_path: Path) -> None:
     folder = unsent(tmp_path)
-    with RunLock(folder), pytest.raises(AnotherAttemptError, match="is in the hands of process"):
+    lock = RunLock(folder)
+    with pytest.raises(AnotherAttemptError, match="is in use by process"):
         replay(folder, mlflow_uri, 1)
+    lock.release()
 
 
 def test_damage_is_told_and_the_rest_is_sent(mlflow_uri: str, tmp_path: Path) -> None:
@@ -123,7 +125,7 @@ def test_damage_is_told_and_the_rest_is_sent(mlflow_uri: str, tmp_path: Path) ->
     lines[broken] = lines[broken].replace(b"0.5", b"0.6")
     (folder / "journal.jsonl").write_bytes(b"".join(lines))
     done = replay(folder, mlflow_uri, 30)
-    assert "hold no whole record" in done.damage[0]
+    assert "hold no intact record" in done.damage[0]
     assert rows(mlflow_uri, done.run_id) == [EXPECTED[0], EXPECTED[2]]
 
 
@@ -136,7 +138,7 @@ def test_an_attempt_that_came_after_the_end_and_was_stopped_undoes_nothing(
         first.metrics({"train/loss": 1.0}, 1)
         assert finish(first, 30 if delivered else 0.1) == delivered
     with recording(unused_address(), tmp_path) as second:
-        ending = run_status.ending_of(InterruptedRunError("stopped by SIGINT"))
+        ending = run_status.status_after(InterruptedRunError("stopped by SIGINT"))
         assert ending
         assert not second.finish(ending, 0.1)
     done = replay(tmp_path / "key", mlflow_uri, 30)
@@ -150,7 +152,7 @@ def test_a_run_that_is_trained_anew_after_its_end_is_not_finished(mlflow_uri: st
         assert not finish(first, 0.1)
     with recording(unused_address(), tmp_path) as second:
         second.metrics({"train/loss": 2.0}, 1)
-        ending = run_status.ending_of(InterruptedRunError("stopped by SIGTERM"))
+        ending = run_status.status_after(InterruptedRunError("stopped by SIGTERM"))
         assert ending
         assert not second.finish(ending, 0.1)
     assert replay(tmp_path / "key", mlflow_uri, 30).status == "KILLED"
@@ -158,7 +160,7 @@ def test_a_run_that_is_trained_anew_after_its_end_is_not_finished(mlflow_uri: st
 
 def test_what_was_gone_on_with_in_another_experiment_is_sent_there(mlflow_uri: str, tmp_path: Path) -> None:
     with recording(unused_address(), tmp_path) as first:
-        first.abandon()
+        first.stop()
     with recording(unused_address(), tmp_path, experiment="elsewhere") as second:
         assert not finish(second, 0.1)
     done = replay(tmp_path / "key", mlflow_uri, 30)

@@ -20,7 +20,7 @@ from cnn_jobs.errors import CnnJobsError, DamagedCheckpointError, DiskError, Dis
 from cnn_jobs.networks.spec import ConvBlock, ConvNet
 from cnn_jobs.training.checkpoint import load_checkpoint, newest_checkpoint, save_checkpoint
 from cnn_jobs.training.loop import train
-from tests.training.conftest import RECIPE, Experiment, differences, snapshot
+from tests.helpers.training import RECIPE, Experiment, differences, snapshot
 
 CONTENT: dict[str, Any] = {
     "model": {"weight": torch.arange(6.0).reshape(2, 3)},
@@ -126,11 +126,11 @@ def saved_by_torch(content: object) -> bytes:
         (b"not a checkpoint", "was not written by cnn-jobs"),
         (saved_by_torch({"step": 1}), "was not written by cnn-jobs"),
         (b"sha256:" + b"0" * 64, "is damaged: its SHA-256 is e3b0c44298fc, not the one at its end"),
-        (sealed(b""), "is no checkpoint, torch ends with "),
-        (sealed(b"not a checkpoint"), "is no checkpoint, torch ends with "),
-        (sealed(b"PK\x03\x04 and no more"), "is no checkpoint, torch ends with RuntimeError"),
-        (sealed(pickle.dumps({"step": 1}, protocol=2)), "is no checkpoint, torch ends with "),
-        (sealed(saved_by_torch([1, 2])), "is no checkpoint, it holds a list"),
+        (sealed(b""), "is not a checkpoint, torch raised "),
+        (sealed(b"not a checkpoint"), "is not a checkpoint, torch raised "),
+        (sealed(b"PK\x03\x04 and no more"), "is not a checkpoint, torch raised RuntimeError"),
+        (sealed(pickle.dumps({"step": 1}, protocol=2)), "is not a checkpoint, torch raised "),
+        (sealed(saved_by_torch([1, 2])), "is not a checkpoint, it holds a list"),
     ],
 )
 def test_a_file_of_something_else_is_refused(tmp_path: Path, content: bytes, reason: str) -> None:
@@ -144,7 +144,7 @@ def test_loading_runs_no_code_from_the_file(tmp_path: Path) -> None:
             return os.mkdir, (str(tmp_path / "trapped"),)
 
     save_checkpoint(tmp_path / "last.pt", {"model": Trap()})
-    assert "torch ends with UnpicklingError" in complaint(tmp_path / "last.pt")
+    assert "torch raised UnpicklingError" in complaint(tmp_path / "last.pt")
     assert not (tmp_path / "trapped").exists()
     torch.load(tmp_path / "last.pt", weights_only=False)
     assert (tmp_path / "trapped").exists()  # it would have
@@ -262,14 +262,14 @@ def test_the_file_before_serves_where_the_last_is_damaged_or_gone(last: Path, pr
     assert content == {"step": 1}
     assert len(notes) == 1
     assert notes[0].startswith(f"{last}: is damaged: its SHA-256 is ")
-    assert notes[0].endswith(", not the one at its end; passed over")
+    assert notes[0].endswith(", not the one at its end; skipped")
     last.unlink()
     assert newest_checkpoint(last.parent) == ({"step": 1}, [])
     previous.write_bytes(b"")
     last.write_bytes(b"")
     assert newest_checkpoint(last.parent) == (
         None,
-        [f"{last}: is empty; passed over", f"{previous}: is empty; passed over"],
+        [f"{last}: is empty; skipped", f"{previous}: is empty; skipped"],
     )
 
 

@@ -23,11 +23,11 @@ from cnn_jobs.training.checkpoint import load_checkpoint, save_checkpoint
 from cnn_jobs.training.cuda_graph import WARM_UP_STEPS, GraphedStep
 from cnn_jobs.training.device import Placement, configure_arithmetic, select_device
 from cnn_jobs.training.feature_cache import FeatureKey, MemoryFeatures, fill, with_features
-from cnn_jobs.training.loop import Ending, train
+from cnn_jobs.training.loop import LoopResult, train
 from cnn_jobs.training.process_group import ProcessGroup
 from cnn_jobs.training.state import TrainState, new_state
 from tests.conftest import free_port, striped_dataset
-from tests.training.conftest import CPU, NETWORK, RECIPE, STEPS, differences, snapshot
+from tests.helpers.training import CPU, NETWORK, RECIPE, STEPS, differences, snapshot
 
 pytestmark = [
     pytest.mark.gpu,
@@ -57,8 +57,8 @@ def made(
     channels, height, width = dataset.train_images.shape[1:]
     of = network or get_task(task).network
     state = new_state(of, recipe, (channels, height, width), len(dataset.classes), placement)
-    if state.frozen:
-        return state, with_features(data, state.frozen, recipe.precision, None)
+    if state.backbone:
+        return state, with_features(data, state.backbone, recipe.precision, None)
     return state, data
 
 
@@ -72,7 +72,7 @@ def test_every_task_gives_the_same_bytes_twice(name: str, augmentation: str) -> 
     ended = []
     for _ in range(2):
         state, data = made(name, recipe)
-        assert train(state, data, recipe) is Ending.COMPLETE
+        assert train(state, data, recipe) is LoopResult.COMPLETE
         ended.append(snapshot(state))
     assert ended[0]["step"] == 9
     assert differences(*ended) == []
@@ -96,7 +96,7 @@ def test_a_step_that_is_one_graph_gives_the_bits_of_its_kernels_one_by_one(
     ended = []
     for graph in (True, False):
         state, data = made(name, recipe)
-        assert train(state, data, recipe, graph=graph) is Ending.COMPLETE
+        assert train(state, data, recipe, graph=graph) is LoopResult.COMPLETE
         ended.append(snapshot(state))
     assert len(replays) == 1
     assert ended[0]["step"] == 9 > WARM_UP_STEPS
@@ -115,13 +115,13 @@ def test_stopped_at_any_step_and_continued_from_its_file_it_is_the_same_training
     assert whole.step == STEPS
     for stop in range(STEPS):
         first, data = begin()
-        assert train(first, data, RECIPE, should_stop=lambda: first.step == stop) is Ending.INTERRUPTED  # noqa: B023
+        assert train(first, data, RECIPE, should_stop=lambda: first.step == stop) is LoopResult.INTERRUPTED  # noqa: B023
         assert first.step == stop == len(first.train_losses)
         save_checkpoint(tmp_path / "last.pt", first.state_dict())
         torch.manual_seed(99)
         state, data = begin()
         state.load_state_dict(load_checkpoint(tmp_path / "last.pt"))
-        assert train(state, data, RECIPE) is Ending.COMPLETE
+        assert train(state, data, RECIPE) is LoopResult.COMPLETE
         assert differences(snapshot(whole), snapshot(state)) == [], stop
 
 
@@ -208,14 +208,14 @@ def test_kept_features_of_the_trunk_train_to_the_same_losses_as_computed_ones() 
     losses = []
     for keep in (False, True):
         state, computed = made("task4a", recipe)
-        assert state.frozen
+        assert state.backbone
         data: TrainingData = computed
         if keep:
             images = Parts(computed.train.source, computed.validation.source, computed.test.source)  # type: ignore[attr-defined]
-            key = FeatureKey({}, 104, state.frozen.feature_shape, torch.float32, 50)
+            key = FeatureKey({}, 104, state.backbone.feature_shape, torch.float32, 50)
             store = MemoryFeatures(key, torch.device("cuda"))
-            assert fill(store, images, state.frozen, "fp32")
-            data = with_features(images, state.frozen, "fp32", store)
+            assert fill(store, images, state.backbone, "fp32")
+            data = with_features(images, state.backbone, "fp32", store)
         train(state, data, recipe)
         losses.append(state.train_losses)
     assert losses[0] == pytest.approx(losses[1], rel=1e-3)
@@ -238,7 +238,7 @@ def test_a_group_of_one_on_nccl_is_a_process_alone() -> None:
         group.adopt(state)
         assert group.backend == dist.get_backend() == "nccl"
         assert isinstance(state.model.norm1, nn.SyncBatchNorm)
-        assert train(state, data, recipe, group=group) is Ending.COMPLETE
+        assert train(state, data, recipe, group=group) is LoopResult.COMPLETE
     finally:
         group.close(state)
     assert type(state.model.norm1) is nn.BatchNorm2d

@@ -6,7 +6,7 @@ from torch import nn
 
 from cnn_jobs.data.batches import ImageSet
 from cnn_jobs.training.evaluation import EvaluationStoppedError, accuracy, evaluate, precision_context
-from tests.training.conftest import Experiment
+from tests.helpers.training import Experiment
 
 
 class FirstPixel(nn.Module):

@@ -18,14 +18,15 @@ from cnn_jobs.recipe import Recipe
 from cnn_jobs.training import evaluation, loop
 from cnn_jobs.training.checkpoint import load_checkpoint, save_checkpoint
 from cnn_jobs.training.evaluation import evaluate
-from cnn_jobs.training.loop import CUDA_LOSS_INTERVAL, DeviceTime, Ending, LossLog, train, validation_batches
-from cnn_jobs.training.observer import Recorder
+from cnn_jobs.training.loop import CUDA_LOSS_INTERVAL, DeviceTime, LoopResult, LossLog, train, validation_batches
+from cnn_jobs.training.observer import Observer
 from cnn_jobs.training.state import TrainState, copy_weights
-from tests.training.conftest import (
+from tests.helpers.training import (
     NETWORK,
     RECIPE,
     STEPS,
     Experiment,
+    Hooks,
     ListRecorder,
     differences,
     snapshot,
@@ -53,7 +54,7 @@ def test_it_learns_what_is_easy_to_learn(experiment: Experiment) -> None:
     recipe = replace(RECIPE, epochs=15, augmentation="none")
     state, data = experiment.state(recipe), experiment.data(recipe)
     before = evaluate(state.model, data.test)
-    assert train(state, data, recipe) is Ending.COMPLETE
+    assert train(state, data, recipe) is LoopResult.COMPLETE
     after = evaluate(state.model, data.test)
     assert before.accuracy < 0.7
     assert after.accuracy > 0.9
@@ -65,14 +66,14 @@ def test_it_learns_what_is_easy_to_learn(experiment: Experiment) -> None:
 def test_steps_are_whole_batches_times_epochs(experiment: Experiment, batch_size: int, epochs: int, steps: int) -> None:
     recipe = replace(RECIPE, batch_size=batch_size, epochs=epochs, validations_per_epoch=1)
     state = experiment.state(recipe)
-    assert train(state, experiment.data(recipe), recipe) is Ending.COMPLETE
+    assert train(state, experiment.data(recipe), recipe) is LoopResult.COMPLETE
     assert (state.step, state.epoch, state.batch) == (steps, epochs, 0)
     assert len(state.train_losses) == steps
 
 
 def test_every_step_and_every_validation_is_recorded_once_and_in_order(experiment: Experiment) -> None:
     state, recorder = experiment.state(), ListRecorder()
-    train(state, experiment.data(), RECIPE, recorder=recorder)
+    train(state, experiment.data(), RECIPE, observer=recorder)
     assert recorder.of("train/loss") == list(enumerate(state.train_losses, start=1))
     assert len(state.train_losses) == STEPS
     validated = [2, 4, 6, 8, 10, 12]
@@ -89,7 +90,14 @@ def test_every_step_and_every_validation_is_recorded_once_and_in_order(experimen
 def test_the_speed_is_that_of_the_steps_alone(experiment: Experiment) -> None:
     recorder, ledger = ListRecorder(), DeviceTime()
     state, data = experiment.state(), experiment.data()
-    train(state, data, RECIPE, recorder=recorder, ledger=ledger, on_validation=lambda state: time.sleep(0.05))
+    train(
+        state,
+        data,
+        RECIPE,
+        observer=recorder,
+        spent=ledger,
+        checkpointer=Hooks(on_validation=lambda state: time.sleep(0.05)),
+    )
     seconds = [2 * RECIPE.batch_size / speed for _, speed in recorder.of("train/images_per_second")]
     assert sum(seconds) == pytest.approx(ledger.training_seconds)
 
@@ -113,7 +121,12 @@ def test_the_best_weights_have_the_lowest_validation_loss(experiment: Experiment
 def test_on_validation_sees_the_state_after_its_validation(experiment: Experiment) -> None:
     seen: list[tuple[int, int]] = []
     state = experiment.state()
-    train(state, experiment.data(), RECIPE, on_validation=lambda s: seen.append((s.step, len(s.validations))))
+    train(
+        state,
+        experiment.data(),
+        RECIPE,
+        checkpointer=Hooks(on_validation=lambda s: seen.append((s.step, len(s.validations)))),
+    )
     assert seen == [(2, 1), (4, 2), (6, 3), (8, 4), (10, 5), (12, 6)]
 
 
@@ -160,9 +173,9 @@ def test_bf16_trains_near_fp32_and_keeps_its_weights_in_float32(experiment: Expe
 # -- determinism, stop and continue ------------------------------------------------------------------------------
 
 
-def trained(experiment: Experiment, recipe: Recipe = RECIPE, recorder: Recorder | None = None) -> dict[str, Any]:
+def trained(experiment: Experiment, recipe: Recipe = RECIPE, recorder: Observer | None = None) -> dict[str, Any]:
     state = experiment.state(recipe)
-    train(state, experiment.data(recipe), recipe, recorder=recorder)
+    train(state, experiment.data(recipe), recipe, observer=recorder)
     return snapshot(state)
 
 
@@ -187,13 +200,13 @@ def _small_evaluations(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(evaluation.EVALUATION_BATCH, "cpu", 1)
 
 
-def go_on(experiment: Experiment, saved: dict[str, Any], recorder: Recorder | None = None) -> dict[str, Any]:
+def go_on(experiment: Experiment, saved: dict[str, Any], recorder: Observer | None = None) -> dict[str, Any]:
     """The end that another process reaches from ``saved``."""
     torch.manual_seed(99)  # its generators are elsewhere
     torch.rand(5)
     state = experiment.state()
     state.load_state_dict(saved)
-    assert train(state, experiment.data(), RECIPE, recorder=recorder) is Ending.COMPLETE
+    assert train(state, experiment.data(), RECIPE, observer=recorder) is LoopResult.COMPLETE
     return snapshot(state)
 
 
@@ -206,8 +219,8 @@ def test_stopped_anywhere_and_continued_it_ends_the_same_in_every_bit(
     straight = trained(experiment, recorder=straight_rows)
 
     state = experiment.state()
-    ending = train(state, experiment.data(), RECIPE, recorder=rows, ledger=ledger, should_stop=StopAfter(questions))
-    assert ending is (Ending.INTERRUPTED if questions < QUESTIONS else Ending.COMPLETE)
+    ending = train(state, experiment.data(), RECIPE, observer=rows, spent=ledger, should_stop=StopAfter(questions))
+    assert ending is (LoopResult.INTERRUPTED if questions < QUESTIONS else LoopResult.COMPLETE)
     assert state.step == ledger.steps == len(state.train_losses)
     assert all(module.training for module in state.model.modules())
     path = save_checkpoint(tmp_path / "last.pt", state.state_dict())
@@ -223,7 +236,7 @@ def test_a_validation_that_was_stopped_has_left_no_trace(experiment: Experiment)
     states, ledgers, rows = [], [], []
     for questions in (2, 3, 4, 5):
         state, ledger, recorder = experiment.state(), DeviceTime(), ListRecorder()
-        train(state, experiment.data(), RECIPE, recorder=recorder, ledger=ledger, should_stop=StopAfter(questions))
+        train(state, experiment.data(), RECIPE, observer=recorder, spent=ledger, should_stop=StopAfter(questions))
         assert (state.step, state.epoch, state.batch, state.validations) == (2, 0, 2, [])
         states.append(snapshot(state))
         ledgers.append(ledger)
@@ -251,7 +264,7 @@ def test_at_the_end_of_an_epoch_its_validation_comes_before_the_next_epoch(exper
 def test_a_run_that_goes_on_at_a_validation_has_no_speed_before_the_next(experiment: Experiment) -> None:
     state, recorder, ledger = experiment.state(), ListRecorder(), DeviceTime()
     train(state, experiment.data(), RECIPE, should_stop=StopAfter(2))
-    train(state, experiment.data(), RECIPE, recorder=recorder, ledger=ledger)
+    train(state, experiment.data(), RECIPE, observer=recorder, spent=ledger)
     assert [step for step, _ in recorder.of("val/loss")] == [2, 4, 6, 8, 10, 12]
     assert [step for step, _ in recorder.of("train/images_per_second")] == [4, 6, 8, 10, 12]
     assert ledger.steps == STEPS - 2
@@ -259,8 +272,8 @@ def test_a_run_that_goes_on_at_a_validation_has_no_speed_before_the_next(experim
 
 def test_stopped_again_and_again_it_ends_the_same(experiment: Experiment, tmp_path: Path) -> None:
     path, attempts = tmp_path / "last.pt", 0
-    ending = Ending.INTERRUPTED
-    while ending is Ending.INTERRUPTED:
+    ending = LoopResult.INTERRUPTED
+    while ending is LoopResult.INTERRUPTED:
         state = experiment.state()
         if path.exists():
             state.load_state_dict(load_checkpoint(path))
@@ -279,7 +292,12 @@ def test_whatever_it_saved_last_it_ends_the_same(experiment: Experiment) -> None
         saved.append(snapshot(state))
 
     straight = experiment.state()
-    train(straight, experiment.data(), RECIPE, save_due=lambda: True, on_save=keep, on_validation=keep)
+    train(
+        straight,
+        experiment.data(),
+        RECIPE,
+        checkpointer=Hooks(save_due=lambda: True, on_save=keep, on_validation=keep),
+    )
     assert len(saved) == STEPS + 6
     assert differences(trained(experiment), snapshot(straight)) == []
     for number, state in enumerate(saved):
@@ -301,7 +319,7 @@ def test_a_finished_training_is_not_trained_further(experiment: Experiment) -> N
     state = experiment.state()
     train(state, experiment.data(), RECIPE)
     before, recorder, ledger = snapshot(state), ListRecorder(), DeviceTime()
-    assert train(state, experiment.data(), RECIPE, recorder=recorder, ledger=ledger) is Ending.COMPLETE
+    assert train(state, experiment.data(), RECIPE, observer=recorder, spent=ledger) is LoopResult.COMPLETE
     assert differences(before, snapshot(state)) == []
     assert (recorder.rows, ledger.steps) == ([], 0)
 
@@ -316,7 +334,7 @@ def test_early_stopping_stops_in_the_middle_of_an_epoch_where_it_must(experiment
     plain = replace(experiment, network=NO_NORM)
     recipe = replace(STANDING, early_stop_count=3)
     state = plain.state(recipe)
-    assert train(state, plain.data(recipe), recipe) is Ending.COMPLETE
+    assert train(state, plain.data(recipe), recipe) is LoopResult.COMPLETE
     assert state.stopped_early
     assert (state.step, state.epoch, state.batch) == (6, 1, 2)
     assert len(state.validations) == 3
@@ -331,7 +349,7 @@ def test_a_training_that_stopped_early_stays_stopped_when_it_is_loaded(experimen
     state, resumed, recorder = plain.state(recipe), plain.state(recipe), ListRecorder()
     train(state, plain.data(recipe), recipe)
     resumed.load_state_dict(load_checkpoint(save_checkpoint(tmp_path / "last.pt", state.state_dict())))
-    assert train(resumed, plain.data(recipe), recipe, recorder=recorder) is Ending.COMPLETE
+    assert train(resumed, plain.data(recipe), recipe, observer=recorder) is LoopResult.COMPLETE
     assert recorder.rows == []
     assert differences(snapshot(state), snapshot(resumed)) == []
 
@@ -348,7 +366,12 @@ def test_whatever_was_saved_before_an_early_stop_it_stops_at_the_same_place(expe
     plain = replace(experiment, network=NO_NORM)
     saved: list[dict[str, Any]] = []
     straight = plain.state(STANDING)
-    train(straight, plain.data(STANDING), STANDING, on_validation=lambda state: saved.append(snapshot(state)))
+    train(
+        straight,
+        plain.data(STANDING),
+        STANDING,
+        checkpointer=Hooks(on_validation=lambda state: saved.append(snapshot(state))),
+    )
     assert len(saved) == 4
     for state in saved:
         resumed = plain.state(STANDING)
@@ -384,7 +407,7 @@ def test_a_training_that_diverges_ends_with_exit_2_before_the_bad_step(experimen
         return False
 
     with pytest.raises(DivergedError, match=r"the training loss is (nan|inf) at step 2: .*smaller --lr") as caught:
-        train(state, plain.data(recipe), recipe, recorder=recorder, should_stop=look)
+        train(state, plain.data(recipe), recipe, observer=recorder, should_stop=look)
     assert caught.value.exit_code == 2
     assert len(history) == 2
     assert differences(history[1], parameters(state)) == []
@@ -398,7 +421,7 @@ def test_a_validation_loss_that_is_not_finite_is_never_the_best(experiment: Expe
     recipe, recorder = replace(SGD, lr=1e20, validations_per_epoch=4), ListRecorder()
     state = plain.state(recipe)
     with pytest.raises(DivergedError, match=r"the validation loss is (nan|inf) at step 1: "):
-        train(state, plain.data(recipe), recipe, recorder=recorder)
+        train(state, plain.data(recipe), recipe, observer=recorder)
     assert (state.best, state.validations) == (None, [])
     assert recorder.of("val/loss") == recorder.of("val/accuracy") == []
 
@@ -414,7 +437,7 @@ def test_the_best_model_before_a_divergence_stays_the_best(experiment: Experimen
             next(state.model.parameters()).fill_(torch.nan)
 
     with pytest.raises(DivergedError, match="the training loss is nan at step 3"):
-        train(state, experiment.data(SGD), SGD, on_validation=break_it)
+        train(state, experiment.data(SGD), SGD, checkpointer=Hooks(on_validation=break_it))
     assert state.best is not None
     assert state.best.validation.step == 2
     assert differences(state.best.weights, kept[0]) == []
@@ -480,8 +503,7 @@ def test_it_is_asked_after_every_step_whether_to_save(experiment: Experiment) ->
         state,
         experiment.data(),
         RECIPE,
-        save_due=due,
-        on_save=lambda s: saved.append((s.step, s.batch, s.is_validated)),
+        checkpointer=Hooks(save_due=due, on_save=lambda s: saved.append((s.step, s.batch, s.is_validated))),
     )
     assert asked == list(range(1, STEPS + 1))
     # Where a validation is due it is still to come.
@@ -511,11 +533,11 @@ def test_only_steps_count_as_training_and_only_validations_as_evaluation(
         state,
         experiment.data(),
         RECIPE,
-        recorder=recorder,
-        ledger=ledger,
-        save_due=lambda: state.step in (1, 2, 7),
-        on_save=clock.take(1000.0),
-        on_validation=clock.take(1_000_000.0),
+        observer=recorder,
+        spent=ledger,
+        checkpointer=Hooks(
+            save_due=lambda: state.step in (1, 2, 7), on_save=clock.take(1000.0), on_validation=clock.take(1_000_000.0)
+        ),
     )
     assert (ledger.steps, ledger.training_seconds, ledger.evaluation_seconds) == (STEPS, 2.0 * STEPS, 64.0 * 6)
     speed = RECIPE.batch_size / 2.0
@@ -536,10 +558,8 @@ def test_what_is_saved_knows_what_it_cost(experiment: Experiment, monkeypatch: p
         state,
         experiment.data(),
         RECIPE,
-        ledger=ledger,
-        save_due=lambda: state.step < 4,
-        on_save=note,
-        on_validation=note,
+        spent=ledger,
+        checkpointer=Hooks(save_due=lambda: state.step < 4, on_save=note, on_validation=note),
         should_stop=lambda: state.step == 4,
     )
     assert costs == [(1, 2.0), (2, 4.0), (2, 68.0), (3, 70.0)]
@@ -559,7 +579,12 @@ def test_losses_that_wait_are_read_before_a_save_a_validation_and_a_stop(experim
     def look(state: TrainState) -> None:
         seen.append((state.step, len(state.train_losses)))
 
-    train(state, experiment.data(), RECIPE, save_due=lambda: state.step == 3, on_save=look, on_validation=look)
+    train(
+        state,
+        experiment.data(),
+        RECIPE,
+        checkpointer=Hooks(save_due=lambda: state.step == 3, on_save=look, on_validation=look),
+    )
     assert seen == [(step, step) for step in (2, 3, 4, 6, 8, 10, 12)]
     for questions in range(QUESTIONS):
         stopped = experiment.state()
@@ -584,9 +609,8 @@ def test_waiting_for_the_device_before_a_save_or_a_stop_is_training(
         state,
         experiment.data(),
         replace(RECIPE, validations_per_epoch=1),
-        ledger=ledger,
-        save_due=lambda: state.step == 1,
-        on_save=lambda _: seen.append(ledger.training_seconds),
+        spent=ledger,
+        checkpointer=Hooks(save_due=lambda: state.step == 1, on_save=lambda _: seen.append(ledger.training_seconds)),
         should_stop=lambda: state.step == 3,
     )
     assert (seen, ledger.training_seconds) == ([8.0], 24.0)
@@ -601,8 +625,7 @@ def test_a_training_that_diverged_unseen_is_not_saved(experiment: Experiment) ->
             state,
             plain.data(recipe),
             recipe,
-            save_due=lambda: state.step != 2,
-            on_save=lambda state: saved.append(state.step),
+            checkpointer=Hooks(save_due=lambda: state.step != 2, on_save=lambda state: saved.append(state.step)),
         )
     assert state.step == 3
     assert saved == [1]
@@ -621,7 +644,7 @@ class Failing(ListRecorder):
 def test_a_recorder_that_fails_ends_the_training_with_its_own_error(experiment: Experiment) -> None:
     recorder = Failing()
     with pytest.raises(OSError, match="no space left"):
-        train(experiment.state(), experiment.data(), RECIPE, recorder=recorder)
+        train(experiment.state(), experiment.data(), RECIPE, observer=recorder)
     assert [step for step, _ in recorder.of("train/loss")] == [1, 2]
 
 
@@ -630,7 +653,7 @@ def test_the_ledger_adds_up_and_fits_into_the_wall_time(experiment: Experiment) 
     started = time.perf_counter()
     state = experiment.state()
     for stop_after in (3, 4, 100):
-        train(state, experiment.data(), RECIPE, ledger=ledger, should_stop=StopAfter(stop_after))
+        train(state, experiment.data(), RECIPE, spent=ledger, should_stop=StopAfter(stop_after))
     wall = time.perf_counter() - started
     assert ledger.steps == STEPS
     assert ledger.training_seconds > 0
@@ -642,7 +665,7 @@ def test_the_ledger_adds_up_and_fits_into_the_wall_time(experiment: Experiment) 
 def test_the_ledger_knows_the_steps_of_a_training_that_diverged(experiment: Experiment) -> None:
     plain, recipe, ledger = replace(experiment, network=NO_NORM), replace(SGD, lr=1e20), DeviceTime()
     with pytest.raises(DivergedError):
-        train(plain.state(recipe), plain.data(recipe), recipe, ledger=ledger)
+        train(plain.state(recipe), plain.data(recipe), recipe, spent=ledger)
     assert ledger.steps == 1
     assert ledger.training_seconds > 0
 

@@ -11,7 +11,7 @@ from cnn_jobs.tasks import TASKS
 from cnn_jobs.training.device import Placement
 from cnn_jobs.training.loop import train
 from cnn_jobs.training.state import TrainState, Validation, build_optimizer, copy_weights, new_state
-from tests.training.conftest import RECIPE, Experiment, differences, snapshot
+from tests.helpers.training import RECIPE, Experiment, differences, snapshot
 
 
 def test_a_new_state_stands_before_the_first_step(experiment: Experiment) -> None:
@@ -40,7 +40,7 @@ def test_the_best_validation_is_the_first_of_the_lowest_loss(experiment: Experim
     for step, loss in [(1, 2.0), (2, 1.0), (3, 1.5), (4, 1.0)]:
         with torch.no_grad():
             state.model.conv1.bias.fill_(step)
-        state.note_validation(Validation(step, loss, 0.5))
+        state.add_validation(Validation(step, loss, 0.5))
         expected[step] = copy_weights(state.model)
     assert [validation.step for validation in state.validations] == [1, 2, 3, 4]
     assert state.best is not None

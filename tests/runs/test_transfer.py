@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import signal
 import threading
 import time
@@ -14,7 +13,6 @@ from typing import Any
 import pytest
 import torch
 
-from cnn_jobs.data.batches import place_on_device
 from cnn_jobs.data.dataset import Dataset
 from cnn_jobs.data.prepared import read_prepared, write_prepared
 from cnn_jobs.errors import InterruptedRunError, RecipeError, ReproductionError, UserError
@@ -23,15 +21,15 @@ from cnn_jobs.models.resnet import build_resnet18
 from cnn_jobs.models.weights import open_weights
 from cnn_jobs.networks.spec import ResNet18
 from cnn_jobs.runs.reproduce import reproduce
-from cnn_jobs.runs.setup import Run, RunResult
-from cnn_jobs.runs.train import train_run
+from cnn_jobs.runs.setup import RunResult, prepare
+from cnn_jobs.runs.train import train_run as train_run_of_session
 from cnn_jobs.system.signals import StopRequest
 from cnn_jobs.tasks import TASKS
 from cnn_jobs.training import feature_cache as module
 from cnn_jobs.training.checkpoint import load_checkpoint
-from cnn_jobs.training.device import select_device
-from cnn_jobs.training.feature_cache import FOLDER, FeaturePlan, features_of_run, plan_features
-from tests.test_job import Watcher, client, only_run, options
+from cnn_jobs.training.feature_cache import FOLDER, FeatureCache, FeaturePlan
+from cnn_jobs.training.loop import DeviceTime
+from tests.helpers.runs import RecordingObserver, client, only_run, options, session_of, train_run
 
 # MLflow and torch.export raise warnings of their own when a model is saved or loaded.
 pytestmark = [pytest.mark.filterwarnings("default"), pytest.mark.usefixtures("one_thread")]
@@ -44,7 +42,6 @@ RECIPE = replace(TASK.recipe, epochs=2, batch_size=9)
 @pytest.fixture(autouse=True)
 def _small(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(TASKS, "task4a", TASK)
-    monkeypatch.setattr(module, "_kept", [])
 
 
 @pytest.fixture
@@ -53,9 +50,9 @@ def recipe(resnet18_file: Path) -> Any:
 
 
 def train(
-    uri: str, tmp_path: Path, dataset: Dataset, recipe: Any, watcher: Watcher | None = None, **more: Any
+    uri: str, tmp_path: Path, dataset: Dataset, recipe: Any, watcher: RecordingObserver | None = None, **more: Any
 ) -> RunResult:
-    watcher = watcher or Watcher()
+    watcher = watcher or RecordingObserver()
     stop = watcher.stop or StopRequest()
     return train_run(TASK, recipe, options(uri, tmp_path, **more), dataset, watcher, stop)
 
@@ -145,7 +142,7 @@ def test_kept_or_not_the_losses_and_accuracies_are_the_same(
 def test_random_augmentation_turns_the_cache_off_and_says_why(
     mlflow_uri: str, tmp_path: Path, tiny_dataset: Dataset, recipe: Any
 ) -> None:
-    watcher = Watcher()
+    watcher = RecordingObserver()
     recipe = replace(recipe, augmentation="flip", epochs=1)
     train(mlflow_uri, tmp_path, tiny_dataset, recipe, watcher, trunk_cache="memory")
     text = "off (augmentation is flip: no image is the same twice)"
@@ -157,13 +154,14 @@ def test_random_augmentation_turns_the_cache_off_and_says_why(
 def test_the_runs_of_a_series_share_the_features(
     mlflow_uri: str, tmp_path: Path, tiny_dataset: Dataset, recipe: Any
 ) -> None:
-    first, second = (train(mlflow_uri, tmp_path, tiny_dataset, replace(recipe, seed=seed, epochs=1)) for seed in (0, 1))
+    session = session_of(TASK, options(mlflow_uri, tmp_path), tiny_dataset)
+    first, second = (train_run_of_session(session, replace(recipe, seed=seed, epochs=1)) for seed in (0, 1))
     assert "trunk/seconds" in client(mlflow_uri).get_run(first.run_id).data.metrics
     assert "trunk/seconds" not in client(mlflow_uri).get_run(second.run_id).data.metrics
     assert losses(mlflow_uri, first.run_id) != losses(mlflow_uri, second.run_id)
 
 
-class StopInPass(Watcher):
+class StopInPass(RecordingObserver):
     """Asks for a stop when the trunk has done so many chunks."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, chunks: int) -> None:
@@ -176,7 +174,7 @@ class StopInPass(Watcher):
                 done[0] += 1
                 if done[0] == chunks:
                     assert self.stop
-                    self.stop.note(signal.SIGTERM)
+                    self.stop.record(signal.SIGTERM)
 
             return real(*args, on_chunk=count, **settings)
 
@@ -192,12 +190,12 @@ def test_a_run_that_is_stopped_in_the_pass_goes_on_as_the_same_run(
     whole = train(mlflow_uri, tmp_path, tiny_dataset, recipe, trunk_cache=mode, run_key="whole")
     for path in (tmp_path / "state" / FOLDER).glob("*.features"):
         path.unlink()
-    monkeypatch.setattr(module, "_kept", [])
-    with monkeypatch.context() as patch, pytest.raises(InterruptedRunError, match="frozen trunk's pass") as caught:
+    with (
+        monkeypatch.context() as patch,
+        pytest.raises(InterruptedRunError, match="computed its features") as caught,
+    ):
         train(mlflow_uri, tmp_path, tiny_dataset, recipe, StopInPass(patch, 3), trunk_cache=mode, run_key="stopped")
     assert caught.value.exit_code == 75
-    if mode == "memory":
-        monkeypatch.setattr(module, "_kept", [])  # as in another process
     again = train(mlflow_uri, tmp_path, tiny_dataset, recipe, trunk_cache=mode, run_key="stopped")
     assert losses(mlflow_uri, again.run_id) == losses(mlflow_uri, whole.run_id)
     assert again.metrics == whole.metrics
@@ -212,11 +210,9 @@ def test_a_run_that_goes_on_on_another_machine_repeats_the_pass_and_says_what_th
     mlflow_uri: str, tmp_path: Path, tiny_dataset: Dataset, recipe: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole = train(mlflow_uri, tmp_path, tiny_dataset, recipe, run_key="whole")
-    monkeypatch.setattr(module, "_kept", [])
     stop = StopRequest()
     with pytest.raises(InterruptedRunError):
-        train(mlflow_uri, tmp_path, tiny_dataset, recipe, Watcher(stop, after=5), run_key="moved")
-    monkeypatch.setattr(module, "_kept", [])
+        train(mlflow_uri, tmp_path, tiny_dataset, recipe, RecordingObserver(stop, after=5), run_key="moved")
     again = train(mlflow_uri, tmp_path / "elsewhere", tiny_dataset, recipe, run_key="moved")
     assert losses(mlflow_uri, again.run_id) == losses(mlflow_uri, whole.run_id)
     assert again.metrics == whole.metrics
@@ -234,7 +230,6 @@ def test_a_stop_at_the_end_of_the_pass_counts_it_once(
     monkeypatch.setitem(module.CHUNK, "cpu", 26)
     with monkeypatch.context() as patch, pytest.raises(InterruptedRunError, match="after step 0"):
         train(mlflow_uri, tmp_path, tiny_dataset, recipe, StopInPass(patch, 2), trunk_cache=mode, run_key="key")
-    monkeypatch.setattr(module, "_kept", [])
     again = train(mlflow_uri, tmp_path, tiny_dataset, recipe, trunk_cache=mode, run_key="key")
     metrics = client(mlflow_uri).get_run(again.run_id).data.metrics
     thrown = metrics["ledger/device_seconds_thrown_away"]
@@ -251,7 +246,10 @@ def test_the_same_weights_from_another_place_go_on_with_the_run(
 ) -> None:
     """Stopped before there is a checkpoint, and then without the first machine's disk: all is recorded again."""
     monkeypatch.setitem(module.CHUNK, "cpu", 7)
-    with monkeypatch.context() as patch, pytest.raises(InterruptedRunError, match="frozen trunk's pass"):
+    with (
+        monkeypatch.context() as patch,
+        pytest.raises(InterruptedRunError, match="computed its features"),
+    ):
         train(mlflow_uri, tmp_path, tiny_dataset, recipe, StopInPass(patch, 3), run_key="moved")
     copy = tmp_path / "elsewhere.pth"
     copy.write_bytes(Path(recipe.weights).read_bytes())
@@ -267,8 +265,8 @@ def test_a_run_without_its_cache_goes_on_with_a_word(
 ) -> None:
     stop = StopRequest()
     with pytest.raises(InterruptedRunError):
-        train(mlflow_uri, tmp_path, tiny_dataset, recipe, Watcher(stop, after=5), run_key="key")
-    watcher = Watcher()
+        train(mlflow_uri, tmp_path, tiny_dataset, recipe, RecordingObserver(stop, after=5), run_key="key")
+    watcher = RecordingObserver()
     again = train(mlflow_uri, tmp_path, tiny_dataset, recipe, watcher, run_key="key", trunk_cache="off")
     assert any("features computed once -> computed at each step" in line for line in watcher.warnings)
     tags = client(mlflow_uri).get_run(again.run_id).data.tags
@@ -286,32 +284,38 @@ def test_a_run_can_be_reproduced(
     weights.write_bytes(resnet18_file.read_bytes())
     recipe = replace(recipe, weights=str(weights), epochs=1)
     result = train(mlflow_uri, tmp_path, dataset, recipe, trunk_cache=mode)
-    comparisons = reproduce(mlflow_uri, result.run_id, "", Watcher(), StopRequest())
+    comparisons = reproduce(mlflow_uri, result.run_id, "", RecordingObserver(), StopRequest())
     assert [each.differences for each in comparisons] == [()] * 4
     content = torch.load(weights)
     content["conv1.weight"] += 1
     torch.save(content, weights)
-    with pytest.raises(ReproductionError, match="put the same file in its place"):
-        reproduce(mlflow_uri, result.run_id, "", Watcher(), StopRequest())
+    with pytest.raises(ReproductionError, match="restore the same file"):
+        reproduce(mlflow_uri, result.run_id, "", RecordingObserver(), StopRequest())
 
 
 def test_weights_for_a_network_that_has_none_are_refused_before_mlflow_hears_of_it(
     mlflow_uri: str, tmp_path: Path, tiny_dataset: Dataset, recipe: Any
 ) -> None:
     with pytest.raises(RecipeError, match="task2 begins with none"):
-        train_run(TASKS["task2"], recipe, options(mlflow_uri, tmp_path), tiny_dataset, Watcher(), StopRequest())
+        train_run(
+            TASKS["task2"], recipe, options(mlflow_uri, tmp_path), tiny_dataset, RecordingObserver(), StopRequest()
+        )
     assert client(mlflow_uri).get_experiment_by_name("cnn-jobs") is None
 
 
 # -- where they are kept -----------------------------------------------------------------------------------------------
 
 
-def plan(tmp_path: Path, dataset: Dataset, recipe: Any, **more: Any) -> tuple[Run, FeaturePlan, Any]:
-    placement = select_device("cpu")
-    run = Run(TASK, recipe, options("sqlite:///unused.db", tmp_path, **more), dataset, placement, 1)
-    data = place_on_device(dataset, recipe, TASK.transform, placement.device, placement.memory_format)
-    trunk, _ = build_resnet18(None, 64, 10, seed=0)
-    return run, plan_features(run, trunk, data), data
+def plan(tmp_path: Path, dataset: Dataset, recipe: Any, **more: Any) -> tuple[FeatureCache, FeaturePlan]:
+    session = session_of(TASK, options("sqlite:///unused.db", tmp_path, **more), dataset)
+    made = prepare(session, recipe)
+    planned = made.plan_features(made.new_state())
+    assert planned
+    return session.features, planned
+
+
+def never() -> bool:
+    return False
 
 
 @pytest.mark.parametrize(
@@ -337,7 +341,7 @@ def test_auto_takes_what_has_room(
     usage = type("Usage", (), {"free": int(disk * size)})
     monkeypatch.setattr(module.shutil, "disk_usage", lambda path: usage)
     recipe = replace(RECIPE, weights="none")
-    _, made, _ = plan(tmp_path, tiny_dataset, recipe)
+    _, made = plan(tmp_path, tiny_dataset, recipe)
     assert made.key.total_bytes == size
     assert made.mode == mode
     assert why in made.why
@@ -352,7 +356,7 @@ def test_two_at_the_same_time_compute_the_features_once(
     first, second = (
         plan(tmp_path, tiny_dataset, replace(RECIPE, weights="none"), trunk_cache="disk") for _ in range(2)
     )
-    watchers = [Watcher(), Watcher()]
+    watchers, spent = [RecordingObserver(), RecordingObserver()], [DeviceTime(), DeviceTime()]
     asked = threading.Event()
 
     def slowly() -> bool:
@@ -361,12 +365,12 @@ def test_two_at_the_same_time_compute_the_features_once(
         return False
 
     with ThreadPoolExecutor(2) as pool:
-        one = pool.submit(features_of_run, *first, watchers[0], slowly)
+        one = pool.submit(first[0].load, first[1], watchers[0], spent[0], slowly)
         assert asked.wait(10)
-        other = pool.submit(features_of_run, *second, watchers[1], lambda: False)
+        other = pool.submit(second[0].load, second[1], watchers[1], spent[1], never)
         parts = [each.result() for each in (one, other)]
-    assert "another process computes the trunk's features: waiting for it" in watchers[1].phases
-    assert first[0].ledger.feature_seconds > 0 == second[0].ledger.feature_seconds
+    assert "waiting for another process to compute the backbone's features" in watchers[1].phases
+    assert spent[0].feature_seconds > 0 == spent[1].feature_seconds
     features = [part.train.batch(torch.arange(5))[0] for part in parts if part]
     assert len(features) == 2
     assert torch.equal(*features)
@@ -377,15 +381,15 @@ def test_auto_finds_what_lies_on_the_disk(
 ) -> None:
     """Whatever is free by then: the file itself takes the room that there was."""
     recipe = replace(RECIPE, weights="none")
-    run, made, data = plan(tmp_path, tiny_dataset, recipe, trunk_cache="disk")
-    assert features_of_run(run, made, data, Watcher(), lambda: False)
+    cache, made = plan(tmp_path, tiny_dataset, recipe, trunk_cache="disk")
+    assert cache.load(made, RecordingObserver(), DeviceTime(), never)
     monkeypatch.setattr(module.shutil, "disk_usage", lambda path: type("Usage", (), {"free": 0}))
     for memory in (0, 10**12):
         monkeypatch.setattr(module, "available_memory", lambda device, memory=memory: memory)
-        run, made, data = plan(tmp_path, tiny_dataset, recipe)
+        (cache, made), spent = plan(tmp_path, tiny_dataset, recipe), DeviceTime()
         assert (made.mode, made.why) == ("disk", "")
-        assert features_of_run(run, made, data, Watcher(), lambda: False)
-        assert run.ledger.feature_seconds == 0
+        assert cache.load(made, RecordingObserver(), spent, never)
+        assert spent.feature_seconds == 0
 
 
 def test_memory_that_is_not_there_is_refused_in_one_line(
@@ -400,7 +404,8 @@ def test_memory_that_is_not_there_is_refused_in_one_line(
 def test_who_waits_for_another_process_can_be_stopped(
     tmp_path: Path, tiny_dataset: Dataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    run, made, data = plan(tmp_path, tiny_dataset, replace(RECIPE, weights="none"), trunk_cache="disk")
+    cache, made = plan(tmp_path, tiny_dataset, replace(RECIPE, weights="none"), trunk_cache="disk")
     monkeypatch.setattr(module, "try_lock", lambda path: None)
-    assert features_of_run(run, made, data, Watcher(), lambda: True) is None
-    assert math.isclose(run.ledger.feature_seconds, 0.0)
+    spent = DeviceTime()
+    assert cache.load(made, RecordingObserver(), spent, lambda: True) is None
+    assert spent.feature_seconds == 0

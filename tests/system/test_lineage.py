@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from cnn_jobs.system import environment
+from cnn_jobs.training.device import device_name
 
 
 def git(folder: Path, *args: str) -> str:
@@ -59,7 +60,7 @@ def test_an_image_says_its_commit_by_the_environment(checkout: Path, monkeypatch
 
 
 def test_the_facts_are_json_with_the_versions_that_run() -> None:
-    facts = json.loads(json.dumps(environment.collect(torch.device("cpu"), 3)))
+    facts = json.loads(json.dumps(environment.lineage(device_name(torch.device("cpu")), 3)))
     assert facts["packages"]["torch"] == torch.__version__.split("+")[0]
     assert facts["threads"] == 3
     assert facts["device"].startswith("cpu (")

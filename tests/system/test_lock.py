@@ -31,7 +31,7 @@ def test_another_process_is_refused_until_the_holder_is_killed(tmp_path: Path) -
         try:
             assert holder.stdout
             assert holder.stdout.readline() == "held\n"
-            with pytest.raises(AnotherAttemptError, match=f"run key is in the hands of process {holder.pid} "):
+            with pytest.raises(AnotherAttemptError, match=f"run key is in use by process {holder.pid} "):
                 RunLock(tmp_path / "key")
             os.kill(holder.pid, signal.SIGKILL)
             holder.wait(10)
@@ -42,11 +42,12 @@ def test_another_process_is_refused_until_the_holder_is_killed(tmp_path: Path) -
 
 def test_it_is_free_after_release_and_its_content_is_the_holders(tmp_path: Path) -> None:
     (tmp_path / "lock").write_text("123456789012345 of an older process")
-    with RunLock(tmp_path) as lock:
-        assert (tmp_path / "lock").read_text() == str(os.getpid())
-        with pytest.raises(AnotherAttemptError):
-            RunLock(tmp_path)
-    lock.release()  # a second time does nothing
+    lock = RunLock(tmp_path)
+    assert (tmp_path / "lock").read_text() == str(os.getpid())
+    with pytest.raises(AnotherAttemptError):
+        RunLock(tmp_path)
+    lock.release()
+    lock.release()  # a second call does nothing
     RunLock(tmp_path).release()
 
 

@@ -15,7 +15,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -41,14 +41,14 @@ class Ended:
 
 
 class Child:
-    """A command under way."""
+    """A running command."""
 
     def __init__(self, server: ForkServer, pid: int, folder: Path) -> None:
         self.pid = pid
         self._server, self._folder, self._began = server, folder, time.monotonic()
 
     def wait(self, timeout: float = 120.0) -> Ended:
-        """Until it ends; killed, and an error, after ``timeout`` seconds."""
+        """Waits until it ends. Kills it and raises ``AssertionError`` after ``timeout`` seconds."""
         try:
             code = self._server.result(self.pid, timeout)
         except TimeoutError:
@@ -60,7 +60,7 @@ class Child:
         return Ended(code, self.text("stdout"), self.text("stderr"), now - self._began, signalled, now)
 
     def text(self, name: str) -> str:
-        """What it has written to ``stdout`` or ``stderr`` so far."""
+        """What it has written so far to ``stdout`` or ``stderr``."""
         path = self._folder / name
         return path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
 
@@ -72,9 +72,9 @@ class ForkServer:
         self._folder = folder
         self._count = 0
         self._codes: dict[int, int] = {}
-        self._news = threading.Condition()
-        command = [sys.executable, "-m", "tests.forkserver"]
-        root = Path(__file__).resolve().parents[1]
+        self._changed = threading.Condition()
+        command = [sys.executable, "-m", "tests.helpers.forkserver"]
+        root = Path(__file__).resolve().parents[2]
         self._process = subprocess.Popen(
             command, cwd=root, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1
         )
@@ -86,9 +86,9 @@ class ForkServer:
         self, argv: Sequence[object], env: Mapping[str, str], *, hook: str = "", hook_args: Sequence[Any] = ()
     ) -> Child:
         """``cnn-jobs argv``; ``hook`` is ``module:function``, called in the child before the command."""
-        with self._news:
+        with self._changed:
             self._count += 1
-            number = self._count  # another thread may count on while this one waits
+            number = self._count  # another thread may increase it while this one waits
             folder = self._folder / f"child-{number}"
             folder.mkdir(parents=True)
             order = {
@@ -100,7 +100,7 @@ class ForkServer:
             }
             assert self._process.stdin
             self._process.stdin.write(json.dumps(order) + "\n")
-            if not self._news.wait_for(lambda: len(self._pids) >= number, timeout=60):
+            if not self._changed.wait_for(lambda: len(self._pids) >= number, timeout=60):
                 raise AssertionError("the fork server does not answer")
             return Child(self, self._pids[number - 1], folder)
 
@@ -110,13 +110,13 @@ class ForkServer:
 
     def result(self, pid: int, timeout: float) -> int:
         """Exit status of a child. Raises ``TimeoutError``."""
-        with self._news:
-            if not self._news.wait_for(lambda: pid in self._codes, timeout=timeout):
+        with self._changed:
+            if not self._changed.wait_for(lambda: pid in self._codes, timeout=timeout):
                 raise TimeoutError(pid)
             return self._codes[pid]
 
     def close(self) -> None:
-        """Ends the server; children that still run are the caller's to end."""
+        """Ends the server; the caller has to end children that still run."""
         assert self._process.stdin
         assert self._process.stdout
         self._process.stdin.close()
@@ -128,12 +128,12 @@ class ForkServer:
         assert self._process.stdout
         for line in self._process.stdout:
             word, pid, *rest = line.split()
-            with self._news:
+            with self._changed:
                 if word == "started":
                     self._pids.append(int(pid))
                 else:
                     self._codes[int(pid)] = int(rest[0])
-                self._news.notify_all()
+                self._changed.notify_all()
 
 
 @contextlib.contextmanager
@@ -171,7 +171,7 @@ def _serve() -> None:
         importlib.import_module(name)
     lock = threading.Lock()
 
-    def say(line: str) -> None:
+    def write(line: str) -> None:
         with lock:
             sys.stdout.write(line + "\n")
             sys.stdout.flush()
@@ -181,13 +181,13 @@ def _serve() -> None:
         pid = os.fork()
         if pid == 0:
             _child(order)
-        say(f"started {pid}")
-        threading.Thread(target=_reap, args=(pid, say), daemon=True).start()
+        write(f"started {pid}")
+        threading.Thread(target=_reap, args=(pid, write), daemon=True).start()
 
 
-def _reap(pid: int, say: Any) -> None:
+def _reap(pid: int, write: Callable[[str], None]) -> None:
     _, status = os.waitpid(pid, 0)
-    say(f"ended {pid} {os.waitstatus_to_exitcode(status)}")
+    write(f"ended {pid} {os.waitstatus_to_exitcode(status)}")
 
 
 def _child(order: dict[str, Any]) -> None:

@@ -1,4 +1,4 @@
-"""A run that trains nothing: it records, is killed, and goes on, through whatever stands before MLflow."""
+"""A run that trains nothing: it records, is killed and resumed, with a fault proxy in front of MLflow."""
 
 from __future__ import annotations
 
@@ -15,30 +15,32 @@ def settings(uri: str) -> None:
     os.environ["MLFLOW_TRACKING_URI"] = uri
     from cnn_jobs.tracking import ownership, recorder
 
-    recorder.SHIP_INTERVAL_S = recorder.FIRST_PAUSE_S = 0.03
+    recorder.UPLOAD_INTERVAL_S = recorder.FIRST_PAUSE_S = 0.03
     recorder.LONGEST_PAUSE_S = recorder.LONGEST_LAST_PAUSE_S = 0.2
     ownership.HEARTBEAT_INTERVAL_S, ownership.STILL_S, ownership.POLL_S = 0.3, 1.0, 0.1
 
 
 def run(folder: str, uri: str, key: str, steps: int, back: int, deadline_s: float, forgetful: str = "") -> None:
-    """One attempt, in place of the command; ends the process: 0 delivered, 1 rejected, 75 not everything sent.
+    """One attempt, in place of the command; exit codes: 0 delivered, 1 rejected, 75 not everything sent.
 
-    ``back``: how many of the last steps are recorded a second time, as a trainer does that went back to a checkpoint.
+    ``back``: how many of the last steps are recorded a second time, as after a resumption from a checkpoint.
     """
     settings(uri)
     if forgetful:
         globals()[f"_without_{forgetful}"]()
     from cnn_jobs.errors import CnnJobsError, RejectedRecordsError
     from cnn_jobs.tracking import run_status
-    from cnn_jobs.tracking.document_run import PlainRun
+    from cnn_jobs.tracking.document_run import open_recorder
     from cnn_jobs.tracking.records import RunHeader, now_ms
+    from cnn_jobs.tracking.run_folder import RunFolder
 
     code = 75
-    whole = PlainRun(Path(folder) / key, uri, RunHeader("faults", key, key, now_ms(), {"who": key}))
+    run_folder = RunFolder(Path(folder) / key)
+    recorder = open_recorder(run_folder, uri, RunHeader("faults", key, key, now_ms(), {"who": key}))
     try:
-        whole.recorder.start(0.2)
-        _record(whole, Path(folder) / key, steps, back)
-        code = 0 if whole.recorder.finish(run_status.finished(), deadline_s) else 75
+        recorder.start(contact_s=0.2)
+        _record(recorder, run_folder.path, steps, back)
+        code = 0 if recorder.finish(run_status.finished(), deadline_s) else 75
     except RejectedRecordsError:
         code = 1
     except CnnJobsError as error:
@@ -48,15 +50,14 @@ def run(folder: str, uri: str, key: str, steps: int, back: int, deadline_s: floa
     os._exit(code)
 
 
-def _record(whole: Any, folder: Path, steps: int, back: int) -> None:
+def _record(recorder: Any, folder: Path, steps: int, back: int) -> None:
     from cnn_jobs.tracking.journal import Reader
     from cnn_jobs.tracking.records import DatasetInput
 
-    recorder = whole.recorder
     entries = Reader(folder / "journal.jsonl").read()
     kinds = {entry.kind for entry in entries}
-    # The tag is the last record of five steps: what was cut off before it is done again. The latest, not the highest:
-    # an attempt that went back may have been killed before it came as far again.
+    # The tag is the last record of five steps: later ones are recorded again. The latest tag, not the highest: an
+    # attempt that went back may have been killed before it came as far again.
     tags = [int(entry.content["values"]["step"]) for entry in entries if entry.kind == "tags"]
     done = tags[-1] if tags else 0
     if "params" not in kinds:
@@ -78,17 +79,17 @@ def _record(whole: Any, folder: Path, steps: int, back: int) -> None:
 
 
 def _without_memory() -> None:
-    """The negative control: rows that are on the server already are sent again."""
+    """Control experiment: sends again the rows that the server has."""
     from cnn_jobs.tracking.client import TrackingClient
 
     TrackingClient.history = lambda self, run_id, key: []  # type: ignore[method-assign]
-    import cnn_jobs.tracking.delivery as cursor
+    import cnn_jobs.tracking.delivery as delivery
 
-    cursor.CursorFile.load = lambda self, uri: cursor.Cursor()  # type: ignore[method-assign]
+    delivery.CursorFile.load = lambda self, uri: delivery.Cursor()  # type: ignore[method-assign]
 
 
 def _without_search() -> None:
-    """The other negative control: a run is made without looking for one."""
+    """Control experiment: creates a run without looking for an existing one."""
     from cnn_jobs.tracking import ownership
 
     real, calls = ownership.runs_of_key, [0]
@@ -97,4 +98,4 @@ def _without_search() -> None:
         calls[0] += 1
         return [] if calls[0] == 1 else real(remote, header)[-1:]
 
-    ownership.runs_of_key = blind
+    ownership.runs_of_key = blind  # type: ignore[assignment]

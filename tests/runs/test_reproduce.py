@@ -12,15 +12,14 @@ import torch
 from cnn_jobs.data.dataset import Dataset
 from cnn_jobs.data.prepared import read_prepared, write_prepared
 from cnn_jobs.errors import DataError, ReproductionError, UserError
-from cnn_jobs.runs import reproduce as module
+from cnn_jobs.runs import setup
 from cnn_jobs.runs.reproduce import Comparison, reproduce
 from cnn_jobs.runs.setup import RunResult
-from cnn_jobs.runs.train import train_run
 from cnn_jobs.system import environment
 from cnn_jobs.system.signals import StopRequest
 from cnn_jobs.tasks import TASKS
 from tests.conftest import striped_dataset
-from tests.test_job import Watcher, client, options
+from tests.helpers.runs import RecordingObserver, client, options, train_run
 
 # MLflow and torch.export raise warnings of their own when a model is saved.
 pytestmark = [pytest.mark.filterwarnings("default"), pytest.mark.usefixtures("one_thread")]
@@ -35,11 +34,11 @@ def recorded(mlflow_uri: str, tmp_path: Path, tiny_dataset: Dataset) -> RunResul
     path = tmp_path / "small.npz"
     write_prepared(tiny_dataset, path, compressed=False)
     dataset = read_prepared(path, uri=str(path))
-    return train_run(TASK, RECIPE, options(mlflow_uri, tmp_path), dataset, Watcher(), StopRequest())
+    return train_run(TASK, RECIPE, options(mlflow_uri, tmp_path), dataset, RecordingObserver(), StopRequest())
 
 
 def again(uri: str, run_id: str, data: str = "") -> list[Comparison]:
-    return reproduce(uri, run_id, data, Watcher(), StopRequest())
+    return reproduce(uri, run_id, data, RecordingObserver(), StopRequest())
 
 
 def test_the_same_recipe_seed_and_data_give_the_same_run(mlflow_uri: str, recorded: RunResult) -> None:
@@ -56,7 +55,7 @@ def test_the_same_recipe_seed_and_data_give_the_same_run(mlflow_uri: str, record
 
 def test_what_differs_is_named(mlflow_uri: str, recorded: RunResult, monkeypatch: pytest.MonkeyPatch) -> None:
     client(mlflow_uri).log_metric(recorded.run_id, "train/loss", 9.0, step=99)
-    real = module.new_state
+    real = setup.new_state
 
     def nudged(*args: Any) -> Any:
         state = real(*args)
@@ -64,7 +63,7 @@ def test_what_differs_is_named(mlflow_uri: str, recorded: RunResult, monkeypatch
             next(state.model.parameters())[0, 0, 0, 0] += 1e-6
         return state
 
-    monkeypatch.setattr(module, "new_state", nudged)
+    monkeypatch.setattr(setup, "new_state", nudged)
     rows, weights, optimizer, best = again(mlflow_uri, recorded.run_id)
     assert "train/loss at step 99: [9.0], again None" in rows.differences
     assert weights.differences

@@ -19,7 +19,7 @@ from cnn_jobs.networks.spec import InputTransform
 from cnn_jobs.recipe import Recipe
 from cnn_jobs.training import feature_cache as module
 from cnn_jobs.training.feature_cache import DiskFeatures, FeatureKey, MemoryFeatures, features_of, fill, with_features
-from tests.training.conftest import CPU
+from tests.helpers.training import CPU
 
 RECIPE = Recipe(batch_size=9)
 Store = MemoryFeatures | DiskFeatures

@@ -6,7 +6,6 @@ import csv
 import hashlib
 import io
 import json
-import signal
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -18,68 +17,19 @@ import torch
 from cnn_jobs.data.dataset import Dataset
 from cnn_jobs.errors import DeviceError, DivergedError, InterruptedRunError, RecipeError, StateDirError, TrackingError
 from cnn_jobs.runs import artifacts, checkpointing
-from cnn_jobs.runs.setup import RunOptions, RunResult
-from cnn_jobs.runs.train import train_run
+from cnn_jobs.runs.setup import RunResult
 from cnn_jobs.system.signals import StopRequest
 from cnn_jobs.tasks import TASKS
 from cnn_jobs.training.checkpoint import load_checkpoint
-from cnn_jobs.training.observer import LiveAttempt, Phase
+from tests.helpers.runs import RECIPE, TASK, RecordingObserver, client, only_run, options, train_run
 
 # MLflow and torch.export raise warnings of their own when a model is saved or loaded.
 pytestmark = pytest.mark.filterwarnings("default")
 
-TASK = TASKS["task3-arch2"]  # BatchNorm and dropout
-RECIPE = replace(TASK.recipe, epochs=2, batch_size=8)
-
-
-class Watcher:
-    """Counts, and can ask for a stop after a number of steps."""
-
-    def __init__(self, stop: StopRequest | None = None, after: int = 0) -> None:
-        self.stop, self.after = stop, after
-        self.phases: list[str] = []
-        self.warnings: list[str] = []
-        self.ended: list[str] = []
-
-    def opened(self, live: LiveAttempt) -> None:
-        self.live = live
-
-    def begin(self, name: str, steps: int) -> None:
-        self.phases.append(name)
-
-    def metrics(self, values: Mapping[str, float], step: int) -> None:
-        if self.stop and "train/loss" in values and step == self.after:
-            self.stop.note(signal.SIGTERM)
-
-    def phase(self, phase: Phase, text: str) -> None:
-        self.phases.append(text)
-
-    def warn(self, text: str) -> None:
-        self.warnings.append(text)
-
-    def end(self, state: str) -> None:
-        self.ended.append(state)
-
-
-def options(uri: str, tmp_path: Path, **changes: Any) -> RunOptions:
-    return RunOptions(tracking_uri=uri, state_dir=tmp_path / "state", threads=1, device="cpu", **changes)
-
 
 def run(uri: str, tmp_path: Path, dataset: Dataset, **changes: Any) -> RunResult:
     recipe = replace(RECIPE, **changes)
-    return train_run(TASK, recipe, options(uri, tmp_path), dataset, Watcher(), StopRequest())
-
-
-def client(uri: str) -> Any:
-    from mlflow import MlflowClient
-
-    return MlflowClient(uri)
-
-
-def only_run(uri: str) -> Any:
-    found = client(uri).search_runs([client(uri).get_experiment_by_name("cnn-jobs").experiment_id])
-    assert len(found) == 1
-    return found[0]
+    return train_run(TASK, recipe, options(uri, tmp_path), dataset, RecordingObserver(), StopRequest())
 
 
 @pytest.fixture
@@ -220,7 +170,7 @@ def test_a_training_that_diverges_is_failed_and_leaves_no_final_figures(
     task = TASKS["task2"]
     recipe = replace(task.recipe, lr=1e12, epochs=2, batch_size=8)
     with pytest.raises(DivergedError, match=r"the training loss is (nan|inf) at step \d+") as caught:
-        train_run(task, recipe, options(mlflow_uri, tmp_path), tiny_dataset, Watcher(), StopRequest())
+        train_run(task, recipe, options(mlflow_uri, tmp_path), tiny_dataset, RecordingObserver(), StopRequest())
     assert caught.value.exit_code == 2
     found = only_run(mlflow_uri)
     assert found.info.status == "FAILED"
@@ -233,7 +183,7 @@ def test_a_signal_ends_the_run_as_killed_with_its_state_on_disk(
     mlflow_uri: str, tmp_path: Path, tiny_dataset: Dataset
 ) -> None:
     stop = StopRequest()
-    watcher = Watcher(stop, after=5)
+    watcher = RecordingObserver(stop, after=5)
     with pytest.raises(InterruptedRunError, match="stopped by SIGTERM after step 5") as caught:
         train_run(TASK, RECIPE, options(mlflow_uri, tmp_path), tiny_dataset, watcher, stop)
     assert caught.value.exit_code == 75
@@ -249,10 +199,10 @@ def test_a_signal_ends_the_run_as_killed_with_its_state_on_disk(
 def test_a_signal_while_the_first_line_is_shown_leaves_no_run_running(
     mlflow_uri: str, tmp_path: Path, tiny_dataset: Dataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def begin(self: Watcher, name: str, steps: int) -> None:
+    def started(self: RecordingObserver, name: str, steps: int) -> None:
         raise InterruptedRunError("stopped by SIGTERM")  # as the handler does, outside of training
 
-    monkeypatch.setattr(Watcher, "begin", begin)
+    monkeypatch.setattr(RecordingObserver, "training_started", started)
     with pytest.raises(InterruptedRunError):
         run(mlflow_uri, tmp_path, tiny_dataset)
     assert only_run(mlflow_uri).info.status == "KILLED"
@@ -264,7 +214,7 @@ def test_an_unexpected_error_is_failed_with_its_reason(
     def broken(*args: object) -> None:
         raise ZeroDivisionError("a bug")
 
-    monkeypatch.setattr(artifacts, "write", broken)
+    monkeypatch.setattr(artifacts, "write_artifacts", broken)
     with pytest.raises(ZeroDivisionError):
         run(mlflow_uri, tmp_path, tiny_dataset)
     found = only_run(mlflow_uri)
@@ -277,17 +227,18 @@ def test_a_refusing_server_stops_the_training(
     mlflow_uri: str, tmp_path: Path, tiny_dataset: Dataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from cnn_jobs.tracking import recorder
-    from cnn_jobs.tracking.client import RefusalError, TrackingClient
+    from cnn_jobs.tracking.client import TrackingClient
+    from cnn_jobs.tracking.connection import RefusalError
 
     def refuse(*args: object) -> None:
         raise RefusalError("MLflow answered 403")
 
-    class Later(Watcher):
-        def metrics(self, values: Mapping[str, float], step: int) -> None:
+    class Later(RecordingObserver):
+        def step_finished(self, step: int, loss: float) -> None:
             monkeypatch.setattr(TrackingClient, "find", refuse)
             monkeypatch.setattr(TrackingClient, "log_metrics", refuse)
 
-    monkeypatch.setattr(recorder, "SHIP_INTERVAL_S", 0.01)
+    monkeypatch.setattr(recorder, "UPLOAD_INTERVAL_S", 0.01)
     recipe = replace(RECIPE, epochs=1000)
     with pytest.raises(TrackingError, match="answered 403") as caught:
         train_run(TASK, recipe, options(mlflow_uri, tmp_path), tiny_dataset, Later(), StopRequest())
@@ -300,7 +251,7 @@ def test_a_refusing_server_stops_the_training(
 def test_cuda_where_there_is_none_leaves_no_run(mlflow_uri: str, tmp_path: Path, tiny_dataset: Dataset) -> None:
     wanted = replace(options(mlflow_uri, tmp_path), device="cuda")
     with pytest.raises(DeviceError, match="device is cuda"):
-        train_run(TASK, RECIPE, wanted, tiny_dataset, Watcher(), StopRequest())
+        train_run(TASK, RECIPE, wanted, tiny_dataset, RecordingObserver(), StopRequest())
     assert client(mlflow_uri).get_experiment_by_name("cnn-jobs") is None
 
 
@@ -316,7 +267,7 @@ def test_a_state_directory_that_cannot_be_made_leaves_no_run(
     (tmp_path / "file").write_text("")
     wanted = replace(options(mlflow_uri, tmp_path), state_dir=tmp_path / "file" / "state")
     with pytest.raises(StateDirError, match="cannot be written"):
-        train_run(TASK, RECIPE, wanted, tiny_dataset, Watcher(), StopRequest())
+        train_run(TASK, RECIPE, wanted, tiny_dataset, RecordingObserver(), StopRequest())
     assert client(mlflow_uri).get_experiment_by_name("cnn-jobs") is None
 
 

@@ -78,7 +78,7 @@ def test_a_signal_raises_at_once_where_nothing_is_lost(number: signal.Signals) -
 @pytest.mark.parametrize("number", SIGNALS)
 def test_a_deferred_signal_is_noted_and_the_work_is_finished(number: signal.Signals) -> None:
     body = """
-    with stop.deferred():
+    with stop.masked():
         say("ready")
         while not stop.requested():
             work(0.02)
@@ -121,7 +121,7 @@ def test_a_second_signal_does_not_break_what_the_first_began(second: signal.Sign
 
 def test_a_second_signal_after_a_deferred_one_raises_nothing_either() -> None:
     body = """
-    with stop.deferred():
+    with stop.masked():
         say("ready")
         while not stop.requested():
             work(0.02)
@@ -139,8 +139,8 @@ def test_a_second_signal_after_a_deferred_one_raises_nothing_either() -> None:
 
 def test_an_inner_deferral_does_not_end_the_outer_one() -> None:
     body = """
-    with stop.deferred():
-        with stop.deferred():
+    with stop.masked():
+        with stop.masked():
             pass
         say("ready")
         while not stop.requested():
@@ -156,7 +156,7 @@ def test_an_inner_deferral_does_not_end_the_outer_one() -> None:
 def test_after_a_deferral_without_a_signal_the_next_one_raises_at_once() -> None:
     body = """
     try:
-        with stop.deferred():
+        with stop.masked():
             raise KeyError
     except KeyError:
         pass
@@ -193,12 +193,12 @@ def test_without_a_signal_nothing_is_asked_for() -> None:
 
 def test_what_is_left_to_say_is_not_broken_and_something_new_is_stopped() -> None:
     body = """
-    stop.hold()
+    stop.mask()
     say("ready")
     while not stop.requested():
         work(0.02)
     say("said all")
-    stop.release()
+    stop.unmask()
     try:
         stop.check()
     except InterruptedRunError as error:
@@ -213,7 +213,7 @@ def test_what_is_left_to_say_is_not_broken_and_something_new_is_stopped() -> Non
 def test_the_seconds_after_a_signal_are_counted_once() -> None:
     body = """
     say(stop.seconds_left(5.0))
-    with stop.deferred():
+    with stop.masked():
         say("ready")
         while not stop.requested():
             work(0.02)

@@ -10,8 +10,7 @@ import pytest
 from cnn_jobs.errors import TrackingError, UserError
 from cnn_jobs.tracking import run_reader
 from cnn_jobs.tracking.run_reader import runs_of
-from tests.tracking.conftest import finish, recording
-from tests.tracking.test_connection import answering
+from tests.helpers.tracking import answering, finish, recording
 
 
 def finish_run(uri: str, tags: dict[str, str]) -> str:

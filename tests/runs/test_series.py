@@ -11,16 +11,24 @@ from typing import Any
 import pytest
 
 from cnn_jobs.data.dataset import Dataset
-from cnn_jobs.errors import CheckpointMismatchError, DivergedError, InterruptedRunError, NotShippedError
-from cnn_jobs.recipe import Planned, exit_code, plan
+from cnn_jobs.errors import (
+    CheckpointMismatchError,
+    CnnJobsError,
+    DivergedError,
+    InterruptedRunError,
+    NotShippedError,
+    RecipeError,
+    TrackingError,
+)
+from cnn_jobs.recipe import Planned
 from cnn_jobs.runs import series as module
-from cnn_jobs.runs.series import run_series
-from cnn_jobs.runs.setup import RunOptions, RunResult
+from cnn_jobs.runs.series import exit_code, train_series
+from cnn_jobs.runs.setup import RunResult, Session
 from cnn_jobs.system.signals import StopRequest
 from cnn_jobs.tasks import TASKS
 from cnn_jobs.tracking.replay import replay
-from tests.test_job import Watcher, only_run, options
-from tests.tracking.test_connection import unused_address
+from tests.helpers.runs import only_run, options, session_of, train_run
+from tests.helpers.tracking import unused_address
 
 TASK = TASKS["task2"]
 PLANNED = [Planned(f"seed{seed}", replace(TASK.recipe, seed=seed)) for seed in range(3)]
@@ -39,10 +47,11 @@ def ending(
     """Makes the second run end with ``error``, or after ``stop``; returns the seeds that are started."""
     started: list[int] = []
 
-    def train_run(task: Any, recipe: Any, options: RunOptions, *rest: Any) -> Any:
+    def fake(session: Session, recipe: Any) -> Any:
+        options = session.options
         started.append(recipe.seed)
         if stop and recipe.seed == 1:
-            stop.note(signal.SIGTERM)
+            stop.record(signal.SIGTERM)
         assert options.parent_key
         assert options.run_key == f"{options.parent_key}-seed{recipe.seed}"
         assert options.run_name == f"task2-seed{recipe.seed}"
@@ -50,15 +59,14 @@ def ending(
             raise error
         return result(recipe.seed, note)
 
-    monkeypatch.setattr(module, "train_run", train_run)
+    monkeypatch.setattr(module, "train_run", fake)
     return started
 
 
 def call(uri: str, tmp_path: Path, dataset: Dataset, stop: StopRequest | None = None, **more: Any) -> Any:
     lines: list[str] = []
-    results, errors = run_series(
-        TASK, PLANNED, options(uri, tmp_path, **more), dataset, Watcher(), stop or StopRequest(), lines.append
-    )
+    session = session_of(TASK, options(uri, tmp_path, **more), dataset, stop=stop)
+    results, errors = train_series(session, PLANNED, lines.append)
     return [each.recipe.seed for each in results], errors, lines
 
 
@@ -138,31 +146,12 @@ def test_a_signal_as_a_run_is_finished_starts_no_other(
     assert only_run(mlflow_uri).info.status == "KILLED"
 
 
-@pytest.mark.parametrize(("seeds", "sweeps"), [("3", []), ("", ["lr=0.1"])])
-def test_a_series_of_one_has_the_commands_own_key(
-    mlflow_uri: str, tmp_path: Path, tiny_dataset: Dataset, monkeypatch: pytest.MonkeyPatch, seeds: str, sweeps: Any
-) -> None:
-    keys: list[str] = []
-
-    def train_run(task: Any, recipe: Any, options: RunOptions, *rest: Any) -> Any:
-        keys.append(options.run_key)
-        assert options.run_name in ("task2-seed3", "task2-lr0.1")
-        return result(recipe.seed)
-
-    monkeypatch.setattr(module, "train_run", train_run)
-    planned = plan(TASK.recipe, seeds, sweeps)
-    for key in ("", "mine"):
-        given = options(mlflow_uri, tmp_path, run_key=key)
-        run_series(TASK, planned, given, tiny_dataset, Watcher(), StopRequest(), [].append)
-    assert keys == ["", "mine"]
-
-
 def test_an_end_that_mlflow_does_not_take_is_told(
     mlflow_uri: str, tmp_path: Path, tiny_dataset: Dataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ending(None, monkeypatch)
     given = options(unused_address(), tmp_path, run_key="series", ship_deadline_s=0.1)
-    results, errors = run_series(TASK, PLANNED, given, tiny_dataset, Watcher(), StopRequest(), [].append)
+    results, errors = train_series(session_of(TASK, given, tiny_dataset), PLANNED, [].append)
     assert len(results) == 3
     (error,) = errors
     assert isinstance(error, NotShippedError)
@@ -207,8 +196,7 @@ def test_the_key_of_a_series_is_none_for_one_run_and_the_other_way_round(
     recipe = replace(TASK.recipe, epochs=1, batch_size=8)
 
     def one(key: str) -> None:
-        given = options(mlflow_uri, tmp_path, run_key=key)
-        run_series(TASK, plan(recipe), given, tiny_dataset, Watcher(), StopRequest(), [].append)
+        train_run(TASK, recipe, options(mlflow_uri, tmp_path, run_key=key), tiny_dataset)
 
     def lose() -> None:
         if lost:
@@ -218,11 +206,32 @@ def test_the_key_of_a_series_is_none_for_one_run_and_the_other_way_round(
         ending(None, patch)
         call(mlflow_uri, tmp_path, tiny_dataset, run_key="series")
     lose()
-    given = options(mlflow_uri, tmp_path, run_key="series")
-    _, errors = run_series(TASK, plan(recipe), given, tiny_dataset, Watcher(), StopRequest(), [].append)
-    assert "is a series of runs, this command is of one run; use another --run-key" in str(errors[0])
-    assert errors[0].exit_code == 2
+    with pytest.raises(CheckpointMismatchError, match="is a series of runs, but this command is for a single run") as e:
+        one("series")
+    assert e.value.exit_code == 2
     one("single")
     lose()
-    with pytest.raises(CheckpointMismatchError, match="is one run, this command is of a series of runs"):
+    with pytest.raises(CheckpointMismatchError, match="is a single run, but this command is for a series of runs"):
         call(mlflow_uri, tmp_path, tiny_dataset, run_key="single")
+
+
+@pytest.mark.parametrize(
+    ("errors", "code"),
+    [
+        ([], 0),
+        ([DivergedError()], 2),
+        ([TrackingError()], 1),
+        ([DivergedError(), RecipeError()], 2),
+        ([DivergedError(), TrackingError()], 1),  # one of them may work another time
+        ([InterruptedRunError()], 1),
+        ([InterruptedRunError(saved=True)], 75),
+        ([DivergedError(), InterruptedRunError(saved=True)], 75),  # the others of the series are still to come
+        ([TrackingError(), InterruptedRunError(saved=True)], 75),
+        ([NotShippedError("", kept=True)], 75),
+        ([NotShippedError("", kept=True), DivergedError()], 75),
+        ([NotShippedError("", kept=True), TrackingError()], 1),
+        ([NotShippedError("", kept=False)], 1),
+    ],
+)
+def test_the_exit_code_of_a_series(errors: list[CnnJobsError], code: int) -> None:
+    assert exit_code(errors) == code

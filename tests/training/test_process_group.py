@@ -8,15 +8,17 @@ import pytest
 import torch
 from torch import nn
 
-from cnn_jobs.runs.setup import _has_batch_norm
-from cnn_jobs.tasks import TASKS
-from cnn_jobs.training.process_group import OneProcess, ProcessGroup, backend_of, without_sync
-from tests.training.conftest import Experiment
+from cnn_jobs.errors import RecipeError
+from cnn_jobs.runs.setup import check_distributed
+from cnn_jobs.tasks import TASKS, Task
+from cnn_jobs.training.device import select_device
+from cnn_jobs.training.process_group import DistributedGroup, ProcessGroup, backend_of, without_sync
+from tests.helpers.training import Experiment
 
 
-def member(rank: int, size: int) -> ProcessGroup:
-    """One that is connected to nobody."""
-    group = ProcessGroup.__new__(ProcessGroup)
+def member(rank: int, size: int) -> DistributedGroup:
+    """A process without a connection."""
+    group = DistributedGroup.__new__(DistributedGroup)
     group.rank, group.size, group._device = rank, size, torch.device("cpu")
     return group
 
@@ -49,13 +51,13 @@ def test_dropout_draws_something_else_in_each_process_and_step_and_the_same_agai
 
 
 def test_one_process_shares_nothing_and_draws_nothing(experiment: Experiment) -> None:
-    group, before = OneProcess(), torch.get_rng_state()
+    group, before = ProcessGroup(), torch.get_rng_state()
     batch, loss = torch.arange(4), torch.tensor(1.0)
     assert group.part(batch) is batch
     assert group.share(experiment.data().validation) is not None
     group.begin_step(0, 0)
     assert group.reduce(nn.Linear(1, 1), loss) is loss
-    assert (group.stopping(True), group.stopping(False)) == (True, False)
+    assert (group.agree_to_stop(True), group.agree_to_stop(False)) == (True, False)
     assert group.total(None, 3) is None
     torch.set_rng_state(before)
 
@@ -75,6 +77,14 @@ def test_a_model_without_sync_is_the_same_model() -> None:
     assert torch.equal(plain.eval()(images), before.eval()(images))
 
 
-def test_who_has_batch_norm() -> None:
-    assert {name for name, task in TASKS.items() if not _has_batch_norm(task.network)} == {"task2", "task3d-plain"}
+def refused(task: Task) -> bool:
+    try:
+        check_distributed(task, select_device("cpu"))
+    except RecipeError:
+        return True
+    return False
+
+
+def test_several_processes_train_batch_norm_on_cuda_only() -> None:
+    assert {name for name, task in TASKS.items() if not refused(task)} == {"task2", "task3d-plain"}
     assert (backend_of(torch.device("cpu")), backend_of(torch.device("cuda"))) == ("gloo", "nccl")

@@ -13,8 +13,8 @@ import torch
 
 from cnn_jobs.tracking import names
 from cnn_jobs.training.checkpoint import load_checkpoint
-from tests.forkserver import Ended, ForkServer
-from tests.training.conftest import differences
+from tests.helpers.forkserver import Ended, ForkServer
+from tests.helpers.training import differences
 
 # 36 of 40 pictures train: 4 steps an epoch, 12 in all, validated after every second one.
 SMALL = ("--epochs", 3, "--batch-size", 9, "--early-stop-count", 0, "--threads", 1)
@@ -109,7 +109,7 @@ class Lab(Tracked):
 
     def train(self, task: str, key: str, *more: object, hook: str = "cheap_outputs", hook_args: Any = ()) -> Ended:
         """One attempt, to its end."""
-        hook = f"tests.integration.hooks:{hook}"
+        hook = f"tests.helpers.hooks:{hook}"
         return self.server.run(self.arguments(task, *more), self.environment(key), hook=hook, hook_args=hook_args)
 
 

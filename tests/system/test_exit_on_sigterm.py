@@ -98,7 +98,7 @@ def test_as_the_first_process_a_command_ends_at_once_and_says_why(name: str, tmp
 
 def run(body: str, tmp_path: Path) -> tuple[int, str, float]:
     """Exit code, output and seconds after a SIGTERM of a program that says 'ready'."""
-    script = "import time\nfrom cnn_jobs.system.signals import end_on_sigterm\n" + textwrap.dedent(body)
+    script = "import time\nfrom cnn_jobs.system.signals import exit_on_sigterm\n" + textwrap.dedent(body)
     process = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True, cwd=tmp_path)
     assert process.stdout
     assert process.stdout.readline() == "ready\n"
@@ -110,7 +110,7 @@ def run(body: str, tmp_path: Path) -> tuple[int, str, float]:
 
 def test_no_library_takes_it_for_an_error_of_its_own_and_what_was_begun_is_put_away(tmp_path: Path) -> None:
     body = """
-    end_on_sigterm()
+    exit_on_sigterm()
     try:
         try:
             print("ready", flush=True)
@@ -125,7 +125,7 @@ def test_no_library_takes_it_for_an_error_of_its_own_and_what_was_begun_is_put_a
 
 def test_what_waits_for_ever_is_ended_by_the_clock(tmp_path: Path) -> None:
     body = """
-    end_on_sigterm(0.5)
+    exit_on_sigterm(0.5)
     try:
         print("ready", flush=True)
         time.sleep(60)
@@ -141,7 +141,7 @@ def test_what_waits_for_ever_is_ended_by_the_clock(tmp_path: Path) -> None:
 def test_a_second_signal_does_not_break_what_the_first_began(tmp_path: Path) -> None:
     body = """
     import os, signal
-    end_on_sigterm()
+    exit_on_sigterm()
     try:
         print("ready", flush=True)
         time.sleep(60)

@@ -11,8 +11,8 @@ from cnn_jobs.tracking import ownership, run_status
 from cnn_jobs.tracking.cancellation import JobRuns
 from cnn_jobs.tracking.reap import reap
 from cnn_jobs.tracking.recorder import JournalRecorder
-from tests.tracking.conftest import client, finish, recording
-from tests.tracking.test_connection import unused_address
+from tests.helpers.runs import client
+from tests.helpers.tracking import finish, recording, unused_address
 
 UID = "0c5ce1c2-4ba5-4bb2-8a3c-5b34bb1bcd33"
 WHY = "cancelled by me"
@@ -25,14 +25,14 @@ def said(uri: str, run_id: str) -> tuple[str, str, str]:
 
 
 def stop(recorder: JournalRecorder, error: BaseException = STOPPED) -> None:
-    ending = run_status.ending_of(error)
+    ending = run_status.status_after(error)
     assert ending
     assert recorder.finish(ending, 30)
 
 
 def test_an_attempt_that_is_stopped_keeps_the_word(mlflow_uri: str, tmp_path: Path) -> None:
     with recording(mlflow_uri, tmp_path, UID) as recorder:
-        (told,) = JobRuns(mlflow_uri, UID).tell(WHY)
+        (told,) = JobRuns(mlflow_uri, UID).mark_cancelled(WHY)
         assert told.run_id == recorder.run_id
         assert said(mlflow_uri, recorder.run_id) == ("RUNNING", "cancelled", WHY)
         stop(recorder)
@@ -46,7 +46,7 @@ def test_an_attempt_that_is_stopped_keeps_the_word(mlflow_uri: str, tmp_path: Pa
 def test_heartbeats_keep_it_too(mlflow_uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ownership, "HEARTBEAT_INTERVAL_S", 0.0)
     with recording(mlflow_uri, tmp_path, UID) as recorder:
-        JobRuns(mlflow_uri, UID).tell(WHY)
+        JobRuns(mlflow_uri, UID).mark_cancelled(WHY)
         client(mlflow_uri).set_terminated(recorder.run_id, "KILLED")
         for step in range(3):
             recorder.metrics({"train/loss": 1.0}, step)
@@ -63,7 +63,7 @@ def test_what_ended_by_itself_says_so(
 ) -> None:
     runs = JobRuns(mlflow_uri, UID)
     with recording(mlflow_uri, tmp_path, UID) as recorder:
-        runs.tell(WHY)
+        runs.mark_cancelled(WHY)
         if error:
             stop(recorder, error)
         else:
@@ -86,9 +86,9 @@ def test_runs_that_ended_before_are_left_as_they_are(mlflow_uri: str, tmp_path: 
         stop(stopped)
     with recording(mlflow_uri, tmp_path, "another") as other:
         runs = JobRuns(mlflow_uri, UID)
-        assert [run.run_id for run in runs.tell(WHY)] == [stopped.run_id]
+        assert [run.run_id for run in runs.mark_cancelled(WHY)] == [stopped.run_id]
         settled = runs.settle(WHY)
-        other.abandon()
+        other.stop()
     assert [(each.key[-1], each.status, each.state) for each in settled] == [
         ("0", "FINISHED", "finished"),
         ("1", "FAILED", "failed"),
@@ -100,10 +100,10 @@ def test_runs_that_ended_before_are_left_as_they_are(mlflow_uri: str, tmp_path: 
 def test_a_run_whose_pod_was_killed_is_set_right(mlflow_uri: str, tmp_path: Path) -> None:
     runs = JobRuns(mlflow_uri, UID)
     with recording(mlflow_uri, tmp_path, f"{UID}-0") as told:
-        runs.tell(WHY)
-        told.abandon()
+        runs.mark_cancelled(WHY)
+        told.stop()
     with recording(mlflow_uri, tmp_path, f"{UID}-1") as late:  # it began after the others were told
-        late.abandon()
+        late.stop()
     settled = runs.settle(WHY)
     assert [(each.status, each.state) for each in settled] == [("KILLED", "cancelled")] * 2
     assert said(mlflow_uri, late.run_id) == ("KILLED", "cancelled", WHY)
@@ -112,7 +112,7 @@ def test_a_run_whose_pod_was_killed_is_set_right(mlflow_uri: str, tmp_path: Path
 
 def test_no_attempt_follows_a_cancelled_run_but_one_that_means_it(mlflow_uri: str, tmp_path: Path) -> None:
     with recording(mlflow_uri, tmp_path, UID) as recorder:
-        JobRuns(mlflow_uri, UID).tell(WHY)
+        JobRuns(mlflow_uri, UID).mark_cancelled(WHY)
         stop(recorder)
     before = said(mlflow_uri, recorder.run_id)
     with (
@@ -127,16 +127,16 @@ def test_no_attempt_follows_a_cancelled_run_but_one_that_means_it(mlflow_uri: st
 
 def test_reap_takes_a_cancelled_run_for_what_it_is(mlflow_uri: str, tmp_path: Path) -> None:
     with recording(mlflow_uri, tmp_path, UID) as recorder:
-        recorder.abandon()
-    JobRuns(mlflow_uri, UID).tell(WHY)
+        recorder.stop()
+    JobRuns(mlflow_uri, UID).mark_cancelled(WHY)
     (watched,) = reap(mlflow_uri, "tests", wait=lambda seconds: None)
     assert (watched.lost, watched.status) == (False, "KILLED")
     assert said(mlflow_uri, recorder.run_id) == ("KILLED", "cancelled", WHY)
 
 
 def test_no_run_and_no_server(mlflow_uri: str) -> None:
-    assert JobRuns(mlflow_uri, UID).tell(WHY) == JobRuns(mlflow_uri, UID).settle(WHY) == []
+    assert JobRuns(mlflow_uri, UID).mark_cancelled(WHY) == JobRuns(mlflow_uri, UID).settle(WHY) == []
     from cnn_jobs.errors import TrackingError
 
     with pytest.raises(TrackingError, match="does not answer"):
-        JobRuns(unused_address(), UID, budget_s=0.5).tell(WHY)
+        JobRuns(unused_address(), UID, timeout_s=0.5).mark_cancelled(WHY)

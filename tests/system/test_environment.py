@@ -31,10 +31,10 @@ def test_a_jobs_key_is_its_uid_and_index(monkeypatch: pytest.MonkeyPatch, uid: s
 def test_time_limits_are_a_pods_or_a_laptops(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("KUBERNETES_SERVICE_HOST", raising=False)
     assert not environment.in_pod()
-    assert (environment.default_ship_deadline_s(), environment.look_up_budget_s()) == (60, 5)
+    assert (environment.default_ship_deadline_s(), environment.look_up_timeout_s()) == (60, 5)
     monkeypatch.setenv("KUBERNETES_SERVICE_HOST", "10.0.0.1")
     assert environment.in_pod()
-    assert (environment.default_ship_deadline_s(), environment.look_up_budget_s()) == (3600, 300)
+    assert (environment.default_ship_deadline_s(), environment.look_up_timeout_s()) == (3600, 300)
 
 
 @given(st.text(max_size=140))
@@ -62,18 +62,18 @@ def test_others_are_refused(key: str) -> None:
 
 def test_where_on_kubernetes_a_run_is_comes_from_the_jobs_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("JOB_COMPLETION_INDEX", raising=False)
-    assert environment.pod_tags() == {}
+    assert environment.pod_facts() == {}
     monkeypatch.setenv("CNN_JOBS_JOB_UID", "6f2c-11")
     assert environment.job_group() == ""  # one run alone is its own group
     monkeypatch.setenv("JOB_COMPLETION_INDEX", "3")
     monkeypatch.setenv("CNN_JOBS_POD", "task2-3-abc")
     monkeypatch.setenv("CNN_JOBS_NODE", "node-1")
     assert environment.job_group() == "6f2c-11"
-    assert environment.pod_tags() == {
-        "cnn_jobs.job_uid": "6f2c-11",
-        "cnn_jobs.completion_index": "3",
-        "cnn_jobs.pod": "task2-3-abc",
-        "cnn_jobs.node": "node-1",
+    assert environment.pod_facts() == {
+        "job_uid": "6f2c-11",
+        "completion_index": "3",
+        "pod": "task2-3-abc",
+        "node": "node-1",
     }
 
 

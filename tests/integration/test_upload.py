@@ -21,10 +21,10 @@ import pytest
 from cnn_jobs.local_server import Server, start_server, stop_server
 from cnn_jobs.tracking.journal import Reader
 from cnn_jobs.tracking.records import Metric
-from tests.fault_proxy import Fault, FaultProxy, random_schedule
-from tests.forkserver import Ended, ForkServer, fork_server
-from tests.integration.survival import STEPS as STEPS_OF_THE_TRAINER
-from tests.integration.survival import Lab, compare
+from tests.helpers.fault_proxy import Fault, FaultProxy, random_schedule
+from tests.helpers.forkserver import Ended, ForkServer, fork_server
+from tests.helpers.survival import STEPS as STEPS_OF_THE_TRAINER
+from tests.helpers.survival import Lab, compare
 
 pytestmark = [pytest.mark.integration, pytest.mark.slow, pytest.mark.timeout(1500)]
 
@@ -33,7 +33,7 @@ AT_ONCE = 5
 STEPS = 40
 ROWS = STEPS + 3 * STEPS // 5  # a loss a step, and three figures every five of them
 PASSING = [fault for fault in Fault if fault not in (Fault.PASS, Fault.BAD_REQUEST)]
-CHILD = "tests.integration.shipping_child:run"
+CHILD = "tests.helpers.upload_child:run"
 
 
 @dataclass
@@ -260,7 +260,7 @@ def behind_a_bad_line(lab: Lab, seed: int) -> tuple[str, str]:
         ended = lab.server.run(
             lab.arguments(task),
             lab.environment(key, **line),
-            hook="tests.integration.hooks:kill_at_step",
+            hook="tests.helpers.hooks:kill_at_step",
             hook_args=[step, sent],
         )
         assert ended.code == {"SIGKILL": -9, "SIGTERM": 75}[sent], ended.stderr
@@ -268,7 +268,7 @@ def behind_a_bad_line(lab: Lab, seed: int) -> tuple[str, str]:
             lab.lose_state(key)
         for _ in range(5):
             ended = lab.server.run(
-                lab.arguments(task), lab.environment(key, **line), hook="tests.integration.hooks:cheap_outputs"
+                lab.arguments(task), lab.environment(key, **line), hook="tests.helpers.hooks:cheap_outputs"
             )
             if ended.code == 0:
                 break

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import threading
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,10 +12,12 @@ import pytest
 
 from cnn_jobs.errors import AnotherAttemptError, TrackingError
 from cnn_jobs.tracking import ownership
-from cnn_jobs.tracking.client import OutageError, RemoteRun, TrackingClient
-from cnn_jobs.tracking.ownership import DuplicateRunError
+from cnn_jobs.tracking.client import RemoteRun, TrackingClient
+from cnn_jobs.tracking.connection import OutageError
+from cnn_jobs.tracking.ownership import DuplicateRunError, find_run
 from cnn_jobs.tracking.records import AttemptMark, Metric
-from tests.tracking.conftest import client, header
+from tests.helpers.runs import client
+from tests.helpers.tracking import finish, header, recording, unused_address
 
 FIRST, SECOND = AttemptMark("first", 1), AttemptMark("second", 1)
 
@@ -54,7 +57,7 @@ def test_a_claim_raises_the_number_and_reopens_what_was_stopped(mlflow_uri: str)
     assert (now.status, now.attempt, now.attempt_id, mark.number) == ("RUNNING", 5, "second", 5)
     assert now.tags["cnn_jobs.reason"] == ""
     with pytest.raises(AnotherAttemptError, match="attempt 5 has taken over run key"):
-        ownership.check_claim(remote, header(), run, FIRST)
+        ownership.check_owner(remote, header(), run, FIRST)
 
 
 def test_a_finished_run_is_not_claimed(mlflow_uri: str) -> None:
@@ -72,7 +75,7 @@ def test_a_run_that_is_gone_is_joined_anew(mlflow_uri: str) -> None:
     run = ownership.find_or_create(remote, header(), FIRST)
     remote.delete(run.run_id)
     with pytest.raises(DuplicateRunError):
-        ownership.check_claim(remote, header(), run, FIRST)
+        ownership.check_owner(remote, header(), run, FIRST)
 
 
 @pytest.mark.parametrize(
@@ -152,7 +155,7 @@ def test_many_at_once_make_one_run_with_one_owner(mlflow_uri: str, tmp_path: Pat
                 if not ownership.may_take_over(run, mark):
                     return
                 ownership.claim(remote, header(start_ms=1000 + number), run, mark)
-                ownership.check_claim(remote, header(), run, mark)
+                ownership.check_owner(remote, header(), run, mark)
                 owners.append(mark.id)
                 return
             except AnotherAttemptError:
@@ -169,3 +172,38 @@ def test_many_at_once_make_one_run_with_one_owner(mlflow_uri: str, tmp_path: Pat
     # Whoever thought so before an older twin turned up finds out at the next look.
     assert run.attempt_id in {f"attempt-{number}" for number in range(6)}
     assert owners
+
+
+# -- the look-up before a training -----------------------------------------------------------------------------------
+
+
+def test_a_run_is_found_by_its_key(mlflow_uri: str, tmp_path: Path) -> None:
+    client = TrackingClient(mlflow_uri)
+    assert find_run(client, header(), 30) is None
+    with recording(mlflow_uri, tmp_path) as recorder:
+        assert finish(recorder)
+    found = find_run(client, header(), 30)
+    assert found
+    assert found.run_id == recorder.run_id
+    assert find_run(client, header("another"), 30) is None
+
+
+def test_importing_mlflow_is_not_of_the_time_limit(mlflow_uri: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    real, loaded = TrackingClient.load, []
+
+    def slow(self: TrackingClient) -> None:
+        time.sleep(1.0)
+        real(self)
+        loaded.append(1)
+
+    monkeypatch.setattr(TrackingClient, "load", slow)
+    began = time.monotonic()
+    with pytest.raises(OutageError, match="does not answer"):
+        find_run(TrackingClient(unused_address()), header(), 0.3)
+    assert time.monotonic() - began > 1.0
+    assert loaded
+
+
+def test_a_server_that_is_away_is_an_outage() -> None:
+    with pytest.raises(OutageError, match="does not answer"):
+        find_run(TrackingClient(unused_address()), header(), 0.1)

@@ -12,7 +12,7 @@ from pathlib import Path
 CODE = """
 import ctypes, sys, time
 from cnn_jobs.monitoring import logs
-from cnn_jobs.system.process import show_stacks
+from cnn_jobs.system.process import dump_stacks_on_signal
 
 def stands_still():
     print("here", flush=True)
@@ -21,7 +21,7 @@ def stands_still():
     sys.stdin.read()
 
 logs.configure("json")
-show_stacks()
+dump_stacks_on_signal()
 stands_still()
 print("gone on")
 """

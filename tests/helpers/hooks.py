@@ -1,38 +1,39 @@
-"""What is done to a child before it runs the command: faults at chosen places, by real signals."""
+"""Faults at chosen places of a child process, installed before it runs the command; signals are real ones."""
 
 from __future__ import annotations
 
 import builtins
 import importlib
+import itertools
 import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 
 def cheap_outputs() -> None:
-    """Leaves out plots and the MLflow model: seconds of every child that identity does not depend on."""
+    """Skips plots and the MLflow model, which take seconds and which the comparisons of runs do not need."""
     from cnn_jobs.runs import artifacts
 
     def write(task: Any, state: Any, results: Any, data: Any, classes: Any, folder: Path) -> None:
         (folder / "history.csv").write_text("step\n")
 
-    artifacts.write = write
+    artifacts.write_artifacts = write
 
 
 def quick_heartbeats(interval_s: float = 0.2, still_s: float = 2.0) -> None:
-    """Seconds in place of a minute, where a test waits for a heartbeat to stand still."""
+    """Heartbeats every fraction of a second, and two seconds without one in place of a minute."""
     from cnn_jobs.tracking import ownership, recorder
 
     ownership.HEARTBEAT_INTERVAL_S, ownership.STILL_S, ownership.POLL_S = interval_s, still_s, 0.1
-    recorder.SHIP_INTERVAL_S = 0.1
+    recorder.UPLOAD_INTERVAL_S = 0.1
 
 
 def send_signal(name: str) -> None:
-    """The process sends itself a signal, and notes when."""
+    """The process sends itself a signal, and writes down when."""
     mark = Path("signalled")
     if not mark.exists():
         mark.write_text(str(time.monotonic()))
@@ -40,47 +41,44 @@ def send_signal(name: str) -> None:
 
 
 def signal_before(target: str, name: str, times: int = 1) -> None:
-    """The process sends itself a signal as ``target`` (module:name or module:Class.name) is first called."""
-    cheap_outputs()
-    module, _, path = target.partition(":")
-    owner: Any = importlib.import_module(module)
-    *parents, last = path.split(".")
-    for parent in parents:
-        owner = getattr(owner, parent)
-    real = getattr(owner, last)
-    state = {"left": times}
+    """The process sends itself ``times`` signals when ``target`` (module:name or module:Class.name) is first called."""
 
-    def call(*args: Any, **settings: Any) -> Any:
-        while state["left"]:
-            state["left"] -= 1
+    def at_call(number: int) -> None:
+        for _ in range(times if number == 1 else 0):
             send_signal(name)
-        return real(*args, **settings)
 
-    setattr(owner, last, call)
+    _before_call(target, at_call)
 
 
 def raise_in(target: str, error: str, at_call: int = 1) -> None:
     """``target`` raises the built-in ``error`` when it is called for the ``at_call``-th time, or with 0 every time."""
+
+    def raise_error(number: int) -> None:
+        if at_call in (0, number):
+            raise getattr(builtins, error)("made by the test")
+
+    _before_call(target, raise_error)
+
+
+def _before_call(target: str, action: Callable[[int], object]) -> None:
+    """``action`` gets the number of each call of ``target`` before it happens."""
     cheap_outputs()
     module, _, path = target.partition(":")
     owner: Any = importlib.import_module(module)
     *parents, last = path.split(".")
     for parent in parents:
         owner = getattr(owner, parent)
-    real = getattr(owner, last)
-    calls = [0]
+    real, calls = getattr(owner, last), itertools.count(1)
 
     def call(*args: Any, **settings: Any) -> Any:
-        calls[0] += 1
-        if at_call in (0, calls[0]):
-            raise getattr(builtins, error)("made by the test")
+        action(next(calls))
         return real(*args, **settings)
 
     setattr(owner, last, call)
 
 
 def thread_dies_at_step(step: int) -> None:
-    """A thread that is none of ours dies of an error."""
+    """A thread of some library dies of an error."""
     at_step(step, lambda: threading.Thread(target=lambda: 1 // 0, name="stranger").start())
     cheap_outputs()
 
@@ -106,21 +104,21 @@ def slow_steps(seconds: float) -> None:
 
 
 def at_step(step: int, action: Callable[[], object], *, every: bool = False) -> None:
-    """``action`` as the loss of that step, or of every one, is recorded."""
-    from cnn_jobs.cli.console import LineWatcher
+    """``action`` when the loss of that step, or of every one, is reported."""
+    from cnn_jobs.cli.console import LineProgress
 
-    real = LineWatcher.metrics
+    real = LineProgress.step_finished
 
-    def metrics(self: LineWatcher, values: Mapping[str, float], at: int) -> None:
-        if "train/loss" in values and (every or at == step):
+    def step_finished(self: LineProgress, at: int, loss: float) -> None:
+        if every or at == step:
             action()
-        real(self, values, at)
+        real(self, at, loss)
 
-    LineWatcher.metrics = metrics  # type: ignore[method-assign]
+    LineProgress.step_finished = step_finished  # type: ignore[assignment,method-assign]
 
 
 def kill_at_step(step: int, name: str) -> None:
-    """The process sends itself the signal as the loss of optimiser step ``step`` is recorded."""
+    """The process sends itself the signal when the loss of optimiser step ``step`` is reported."""
     cheap_outputs()
     at_step(step, lambda: send_signal(name))
 
@@ -132,7 +130,7 @@ def kill_at_steps_quickly(step: int, name: str) -> None:
 
 
 def forget_generators(step: int, name: str) -> None:
-    """``kill_at_step``, in a program whose checkpoints lack the random generators' states."""
+    """``kill_at_step``, in a program that ignores the random generators' states in checkpoints."""
     kill_at_step(step, name)
     _without_generators()
 
@@ -153,13 +151,13 @@ def _without_generators() -> None:
 
 
 def resume_without_generators() -> None:
-    """The continuing process of the negative control."""
+    """The resuming process of that control experiment."""
     cheap_outputs()
     _without_generators()
 
 
 def refused_metric() -> None:
-    """The run records a metric under a name that MLflow does not take."""
+    """The run records a metric under a name that MLflow rejects."""
     from cnn_jobs.runs import artifacts
 
     cheap_outputs()
@@ -168,7 +166,7 @@ def refused_metric() -> None:
 
 
 def journal_thread_dies() -> None:
-    """The thread that syncs the journal meets a bug; the steps are slow enough for it to come to that."""
+    """The thread that syncs the journal meets a bug, in a training slow enough to see it."""
     from cnn_jobs.tracking import recorder
 
     recorder.SYNC_INTERVAL_S = 0.05
@@ -186,18 +184,18 @@ def journal_thread_dies() -> None:
 
 
 def small_chunks() -> None:
-    """The frozen trunk's pass in six chunks."""
-    from cnn_jobs.training import feature_cache
+    """The frozen backbone's features in six chunks."""
+    from cnn_jobs.training import feature_cache, feature_store
 
     cheap_outputs()
     feature_cache.CHUNK["cpu"] = 10
-    feature_cache.INDEX_INTERVAL_S = 0.0
+    feature_store.INDEX_INTERVAL_S = 0.0
 
 
 def kill_in_pass(chunk: int, name: str) -> None:
-    """The process sends itself the signal before it keeps chunk number ``chunk`` of the frozen trunk's features."""
+    """The process sends itself the signal before it writes chunk number ``chunk`` of the features."""
     small_chunks()
-    from cnn_jobs.training.feature_cache import DiskFeatures
+    from cnn_jobs.training.feature_store import DiskFeatures
 
     real = DiskFeatures.write
 
@@ -216,14 +214,14 @@ def kill_at_step_in_chunks(step: int, name: str) -> None:
 
 
 def chatty(crash: str = "") -> None:
-    """In step 3 everything that a library may do to the output, secrets too; in step 4 an error, if asked for."""
+    """In step 3 everything that a library may print, secrets too; in step 4 an error, where ``crash``."""
     import logging
     import sys
     import warnings
 
     cheap_outputs()
 
-    def talk() -> None:
+    def print_all() -> None:
         secret = os.environ["AWS_SECRET_ACCESS_KEY"]
         print("printed by a library")  # noqa: T201
         print(f"using {secret}")  # noqa: T201
@@ -243,23 +241,23 @@ def chatty(crash: str = "") -> None:
     def fail() -> None:
         raise ZeroDivisionError(f"made by a test, with {os.environ['AWS_SECRET_ACCESS_KEY']}")
 
-    at_step(3, talk)
+    at_step(3, print_all)
     if crash:
         at_step(4, fail)
 
 
 def signal_in_step(step: int, name: str) -> None:
-    """One of several processes sends itself the signal as it begins optimiser step ``step`` (from 0)."""
+    """One of several processes sends itself the signal when it begins optimiser step ``step`` (from 0)."""
     before_step(step, lambda: send_signal(name))
 
 
 def gloo_on_cuda() -> None:
-    """Processes that share a device talk by gloo, which cannot take it from each other as NCCL does."""
+    """Processes that share a CUDA device communicate by gloo: NCCL would need a device for each."""
     from cnn_jobs.runs import setup
     from cnn_jobs.training import process_group
 
     cheap_outputs()
-    setup.backend_of = process_group.backend_of = lambda device: "gloo"
+    setup.backend_of = process_group.backend_of = lambda device: "gloo"  # type: ignore[attr-defined]
 
 
 def gloo_on_cuda_signal_in_step(step: int, name: str) -> None:
@@ -278,49 +276,48 @@ def error_in_step(step: int) -> None:
 
 
 def slow_save(seconds: float) -> None:
-    """Each checkpoint takes longer than the silence after which a process counts as lost, which is cut short."""
+    """Each checkpoint takes longer than the (shortened) silence after which a process counts as lost."""
     from cnn_jobs.distributed import rendezvous
-    from cnn_jobs.runs.checkpointing import CheckpointSaver
+    from cnn_jobs.runs.checkpointing import RunCheckpointer
 
     cheap_outputs()
     rendezvous.SILENT_S = 3.0
-    real = CheckpointSaver.save
+    real = RunCheckpointer.save
 
     def save(self: Any, state: Any) -> Path:
         time.sleep(seconds)
         return real(self, state)
 
-    CheckpointSaver.save = save  # type: ignore[method-assign]
+    RunCheckpointer.save = save  # type: ignore[method-assign]
 
 
 def before_step(step: int, action: Callable[[], object]) -> None:
-    """``action`` in a process of several, before that step."""
-    from cnn_jobs.training.process_group import ProcessGroup
+    """``action`` before that step, in one process of several."""
+    from cnn_jobs.training.process_group import DistributedGroup
 
     cheap_outputs()
-    real = ProcessGroup.begin_step
+    real = DistributedGroup.begin_step
 
-    def begin_step(self: Any, seed: int, at: int) -> None:
-        if at == step:
+    def begin_step(self: Any, seed: int, step_: int) -> None:
+        if step_ == step:
             action()
-        real(self, seed, at)
+        real(self, seed, step_)
 
-    ProcessGroup.begin_step = begin_step  # type: ignore[method-assign]
+    DistributedGroup.begin_step = begin_step  # type: ignore[assignment,method-assign]
 
 
-def wait_for_shipping(step: int) -> None:
-    """Before that step, until MLflow has a checkpoint: what the other processes know of the progress is then known."""
+def wait_for_upload(step: int) -> None:
+    """Waits before that step until MLflow has a checkpoint, which the other processes learn of."""
     _note_recorders()
-    before_step(step, _shipped)
+    before_step(step, _wait_until_uploaded)
 
 
-def ship_then_signal_in_step(step: int, name: str) -> None:
-    """``wait_for_shipping``, and the signal after the others have had the time to hear of it."""
-
+def upload_then_signal_in_step(step: int, name: str) -> None:
+    """``wait_for_upload``, and the signal when the others have had time to learn of it."""
     _note_recorders()
 
     def act() -> None:
-        _shipped()
+        _wait_until_uploaded()
         time.sleep(1.5)
         send_signal(name)
 
@@ -335,14 +332,14 @@ def _note_recorders() -> None:
 
     real = JournalRecorder.start
 
-    def start(self: Any, *args: Any) -> None:
+    def start(self: Any, *args: Any, **settings: Any) -> None:
         _recorders.append(self)
-        real(self, *args)
+        real(self, *args, **settings)
 
     JournalRecorder.start = start  # type: ignore[method-assign]
 
 
-def _shipped() -> None:
+def _wait_until_uploaded() -> None:
     end = time.monotonic() + 60
     while not _recorders[0].checkpoints_sent and time.monotonic() < end:
         time.sleep(0.05)
