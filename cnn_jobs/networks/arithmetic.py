@@ -1,7 +1,8 @@
 """Sizes, parameters and costs of the layers of a convolutional network, in plain integers.
 
-The formulas are those in torch's documentation of ``Conv2d``, ``MaxPool2d``, ``BatchNorm2d`` and ``Linear`` (dilation 1,
-floor); the tests compare them with torch. Every function raises ``RecipeError`` for numbers that no layer can have.
+The formulas are those in torch's documentation of ``Conv2d``, ``MaxPool2d``, ``BatchNorm2d`` and ``Linear``, at
+dilation 1 and rounded down; the tests compare them with torch. Every function raises ``RecipeError`` for numbers that
+no layer can have.
 """
 
 from __future__ import annotations
@@ -36,9 +37,7 @@ def same_padding(kernel: int) -> int:
     """Padding that keeps the size at stride 1: (kernel - 1) / 2. Raises ``RecipeError`` for an even kernel."""
     _positive(kernel=kernel)
     if kernel % 2 == 0:
-        raise RecipeError(
-            f"kernel {kernel} is even: no equal padding on both sides keeps the size; use an odd kernel"
-        )
+        raise RecipeError(f"kernel {kernel} is even: no equal padding on both sides keeps the size; use an odd kernel")
     return (kernel - 1) // 2
 
 
@@ -63,9 +62,9 @@ def kernels_between(size: int, output: int, *, stride: int = 1, padding: int = 0
 def receptive_field(windows: Sequence[tuple[int, int]]) -> int:
     """Side, in pixels of the image, of the square that one output depends on.
 
-    ``windows``: (kernel, stride) of the layers, in order. Each adds (kernel - 1) times the product of the strides before
-    it (Araujo, Norris and Sim, "Computing Receptive Fields of Convolutional Neural Networks", Distill 2019). The square
-    may extend beyond the image, into the padding.
+    ``windows``: (kernel, stride) of the layers, in order. Each adds (kernel - 1) times the product of the strides
+    before it (Araujo, Norris and Sim, "Computing Receptive Fields of Convolutional Neural Networks", Distill 2019). The
+    square may extend beyond the image, into the padding.
     """
     field, jump = 1, 1
     for kernel, stride in windows:
