@@ -60,25 +60,13 @@ def interpret(context: click.Context, /, task: str, **given: Any) -> None:
     source = click.core.ParameterSource
     if given["run"] and context.get_parameter_source("weights") not in (source.DEFAULT, None):
         raise UserError("--run and --weights name two networks; leave one of them out")
-    channels = tuple(parse_numbers(given["filters"], "--filters", "14,26,32")) if given["filters"] else ()
+    filters = tuple(parse_numbers(given["filters"], "--filters", "14,26,32")) if given["filters"] else ()
 
     from cnn_jobs.interpret import interpretation
     from cnn_jobs.tracking.connection import tracking_uri
 
-    request = interpretation.InterpretRequest(
-        task=entry,
-        image=given["image"],
-        weights=given["weights"],
-        run_id=given["run"],
-        channels=channels,
-        layer=given["layer"],
-        out=given["out"] or Path(task),
-        tracking_uri=tracking_uri(),
-        experiment=given["experiment"],
-        state_dir=given["state_dir"],
-        log=given["log"],
-    )
-    result = interpretation.interpret(request)
+    given |= {"filters": filters, "out": given["out"] or Path(task)}
+    result = interpretation.interpret(interpretation.InterpretRequest(task=entry, tracking_uri=tracking_uri(), **given))
     listing = table("Filter" if task == "task4b" else "Channel", "Measured", "Strongest in", title=result.title)
     for each in result.facts:
         listing.add_row(str(each.index), each.description, each.region)

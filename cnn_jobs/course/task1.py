@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
+from numpy.lib.stride_tricks import sliding_window_view
+
 from cnn_jobs.networks.arithmetic import kernels_between, same_padding, window_output_size
 from cnn_jobs.networks.table import describe, total_parameters
 from cnn_jobs.tasks import get_task
@@ -43,7 +46,7 @@ class Answer:
 
 def answers() -> list[Answer]:
     """All parts, in order."""
-    return [_convolution(), _translation(), _padding(), _kernel(), _pooling(), _second_convolution(), _parameters()]
+    return [_convolution(), _translation(), *_sizes(), _parameters()]
 
 
 def as_markdown(parts: Sequence[Answer]) -> str:
@@ -58,16 +61,11 @@ def as_markdown(parts: Sequence[Answer]) -> str:
 def _convolution() -> Answer:
     result = cross_correlate(IMAGE, SOBEL, padding=1)
     column = [row[0] for row in result]
-    padded = pad(IMAGE, 1)
-    window = [row[:3] for row in padded[:3]]
-    products = [
-        f"{weight}*{pixel}"
-        for weights, pixels in zip(SOBEL, window, strict=True)
-        for weight, pixel in zip(weights, pixels, strict=True)
-    ]
+    padded = np.pad(IMAGE, 1)
+    products = [f"{weight}*{pixel}" for weight, pixel in zip(np.ravel(SOBEL), padded[:3, :3].flat, strict=True)]
     working = (
         "the image, padded with zeros to 5x7:",
-        *(f"    {line}" for line in _aligned(padded)),
+        *(f"    {line}" for line in _aligned(padded.tolist())),
         "the kernel is placed on each 3x3 window, unflipped, as in a convolutional layer; top left:",
         f"    {' + '.join(products)} = {result[0][0]}",
         "(flipped, as mathematics defines convolution, this kernel would give each number with the opposite sign)",
@@ -106,31 +104,42 @@ def _translation() -> Answer:
     )
 
 
-def _padding() -> Answer:
+def _sizes() -> list[Answer]:
     padding = same_padding(5)
-    size = window_output_size(32, kernel=5, stride=1, padding=padding)
-    working = (f"(kernel - 1) / 2 = (5 - 1) / 2 = {padding}", f"check: (32 + 2*{padding} - 5) / 1 + 1 = {size}")
-    question = "Which padding keeps height and width for a 5x5 kernel at stride 1?"
-    return Answer("1c", question, working, f"{padding}", "2")
-
-
-def _kernel() -> Answer:
+    padded = window_output_size(32, kernel=5, stride=1, padding=padding)
     (kernel,) = kernels_between(512, 504)
-    working = (f"512 - kernel + 1 = 504, so kernel = 512 - 504 + 1 = {kernel}",)
-    question = "Which kernel reduces 512x512 to 504x504, stride 1, no padding?"
-    return Answer("1d", question, working, f"{kernel}x{kernel}", "9x9")
-
-
-def _pooling() -> Answer:
-    size = window_output_size(504, kernel=2, stride=2)
-    working = (f"floor((504 - 2) / 2) + 1 = {size}",)
-    return Answer("1e", "504x504 after 2x2 pooling, stride 2?", working, f"{size}x{size}", "252x252")
-
-
-def _second_convolution() -> Answer:
-    size = window_output_size(252, kernel=3, stride=1)
-    working = (f"252 - 3 + 1 = {size}",)
-    return Answer("1f", "252x252 after a 3x3 convolution, no padding?", working, f"{size}x{size}", "250x250")
+    pooled = window_output_size(504, kernel=2, stride=2)
+    convolved = window_output_size(252, kernel=3, stride=1)
+    return [
+        Answer(
+            "1c",
+            "Which padding keeps height and width for a 5x5 kernel at stride 1?",
+            (f"(kernel - 1) / 2 = (5 - 1) / 2 = {padding}", f"check: (32 + 2*{padding} - 5) / 1 + 1 = {padded}"),
+            f"{padding}",
+            "2",
+        ),
+        Answer(
+            "1d",
+            "Which kernel reduces 512x512 to 504x504, stride 1, no padding?",
+            (f"512 - kernel + 1 = 504, so kernel = 512 - 504 + 1 = {kernel}",),
+            f"{kernel}x{kernel}",
+            "9x9",
+        ),
+        Answer(
+            "1e",
+            "504x504 after 2x2 pooling, stride 2?",
+            (f"floor((504 - 2) / 2) + 1 = {pooled}",),
+            f"{pooled}x{pooled}",
+            "252x252",
+        ),
+        Answer(
+            "1f",
+            "252x252 after a 3x3 convolution, no padding?",
+            (f"252 - 3 + 1 = {convolved}",),
+            f"{convolved}x{convolved}",
+            "250x250",
+        ),
+    ]
 
 
 def _parameters() -> Answer:
@@ -150,40 +159,16 @@ def _parameters() -> Answer:
     )
 
 
-# -- layers computed by hand -------------------------------------------------------------------------------------------
-
-
-def pad(image: Matrix, padding: int) -> list[list[int]]:
-    """``image`` (rows of equal length) surrounded by ``padding`` rows and columns of zeros."""
-    width = len(image[0]) + 2 * padding
-    blank = [[0] * width for _ in range(padding)]
-    return [*blank, *([0] * padding + list(row) + [0] * padding for row in image), *map(list, blank)]
-
-
 def cross_correlate(image: Matrix, kernel: Matrix, *, padding: int = 0) -> list[list[int]]:
     """What a convolutional layer computes at stride 1: sums of products, with the kernel *not* flipped."""
-    height = window_output_size(len(image), kernel=len(kernel), stride=1, padding=padding)
-    width = window_output_size(len(image[0]), kernel=len(kernel[0]), stride=1, padding=padding)
-    padded = pad(image, padding)
-    return [
-        [
-            sum(weight * padded[y + dy][x + dx] for dy, row in enumerate(kernel) for dx, weight in enumerate(row))
-            for x in range(width)
-        ]
-        for y in range(height)
-    ]
+    windows = sliding_window_view(np.pad(image, padding), np.shape(kernel))
+    return np.einsum("yxij,ij->yx", windows, kernel).tolist()  # type: ignore[no-any-return]
 
 
 def max_pool(image: Matrix, kernel: int, stride: int) -> list[list[int]]:
     """The largest number of each window."""
-    height, width = (window_output_size(side, kernel=kernel, stride=stride) for side in (len(image), len(image[0])))
-    return [
-        [
-            max(image[y * stride + dy][x * stride + dx] for dy in range(kernel) for dx in range(kernel))
-            for x in range(width)
-        ]
-        for y in range(height)
-    ]
+    windows = sliding_window_view(np.array(image), (kernel, kernel))
+    return windows[::stride, ::stride].max(axis=(2, 3)).tolist()  # type: ignore[no-any-return]
 
 
 def _aligned(rows: Matrix) -> list[str]:

@@ -29,13 +29,16 @@ Facts = Sequence[FilterFacts | ChannelFacts]
 
 @dataclass(frozen=True, kw_only=True)
 class InterpretRequest:
-    """What to show of which network. ``channels`` empty: the task's own, or the first ones of a smaller layer."""
+    """What to show of which network; ``run``: the id of a training run, "" for ResNet18 with ``weights``.
+
+    ``filters``: indices of filters or channels; empty: the task's own, or the first ones of a smaller layer.
+    """
 
     task: Interpretation
     image: Path | None
     weights: str
-    run_id: str
-    channels: tuple[int, ...]
+    run: str
+    filters: tuple[int, ...]
     layer: str
     out: Path
     tracking_uri: str
@@ -61,8 +64,8 @@ def interpret(request: InterpretRequest) -> InterpretResult:
     Raises ``UserError``, ``DataError`` or ``WeightsError`` (exit 2) for input that can never work.
     """
     picture = open_picture(request.image) if request.image else draw_picture()
-    if request.run_id:
-        network = network_of_run(TrackingClient(request.tracking_uri), request.run_id)
+    if request.run:
+        network = network_of_run(TrackingClient(request.tracking_uri), request.run)
     else:
         network = pretrained_resnet18(open_weights(request.weights))
     is_task4b = request.task.name == "task4b"
@@ -86,7 +89,7 @@ def _show_filters(
     module = network.layer(layer)
     if not isinstance(module, nn.Conv2d):
         raise UserError(f"--layer is '{layer}', but task4b shows filters: name a convolution")
-    activation = network.output_of(layer, network.input_of(picture.pixels)).activation
+    activation, _ = network.output_of(layer, network.input_of(picture.pixels))
     channels = _choose(request, layer, len(activation))
     weights = module.weight.detach().double().numpy()
     facts = [measure_filter(each, weights[each], activation[each], picture.regions) for each in channels]
@@ -99,14 +102,14 @@ def _show_channels(
     request: InterpretRequest, picture: Picture, network: InspectedNetwork, layer: str, folder: Path
 ) -> tuple[str, Facts]:
     images = network.input_of(picture.pixels)
-    output = network.output_of(layer, images)
-    channels = _choose(request, layer, len(output.activation))
-    # The input of the next layer: a convolution is followed by a ReLU.
-    activations = np.maximum(output.activation[channels], 0)
+    output, probabilities = network.output_of(layer, images)
+    channels = _choose(request, layer, len(output))
+    activations = np.maximum(output[channels], 0)  # the input of the next layer: a convolution is followed by a ReLU
     facts = [measure_channel(index, plane, picture) for index, plane in zip(channels, activations, strict=True)]
-    class_name = network.classes[output.predicted] if network.classes else f"class {output.predicted}"
-    answer = f"{class_name} ({output.probability:.0%} sure)"
-    cam = network.grad_cam(layer, images, output.predicted)
+    predicted = int(probabilities.argmax())
+    class_name = network.classes[predicted] if network.classes else f"class {predicted}"
+    answer = f"{class_name} ({probabilities[predicted]:.0%} sure)"
+    cam = network.grad_cam(layer, images, predicted)
     title = f"{network.name}: activations of {layer}"
     plots.plot_channels(picture, title, activations, facts, answer, cam, folder / "channels.png")
     return title, facts
@@ -115,12 +118,12 @@ def _show_channels(
 def _choose(request: InterpretRequest, layer: str, count: int) -> list[int]:
     """Indices of the channels to show, of ``count``."""
     own = request.task.channels
-    if not request.channels:
+    if not request.filters:
         return list(own) if max(own) < count else list(range(min(len(own), count)))
-    beyond = [each for each in request.channels if each >= count]
+    beyond = [each for each in request.filters if each >= count]
     if beyond:
         raise UserError(f"--filters names {beyond[0]}, but {layer} has {count}: name some of 0 to {count - 1}")
-    return list(request.channels)
+    return list(request.filters)
 
 
 def _csv(rows: Sequence[Sequence[str]]) -> str:
@@ -140,8 +143,8 @@ def _log(
     params = {
         "task": request.task.name,
         "network": network.name,
-        "weights": "" if request.run_id else request.weights,
-        "run_id": request.run_id,
+        "weights": "" if request.run else request.weights,
+        "run_id": request.run,
         "image": picture.name,
         "layer": layer,
         "filters": ",".join(str(each.index) for each in facts),

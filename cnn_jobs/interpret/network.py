@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path, PurePath
 from typing import Any
 
-import numpy as np
 import torch
 from torch import nn
 
@@ -24,25 +23,6 @@ from cnn_jobs.tasks import get_task
 from cnn_jobs.tracking import names
 from cnn_jobs.tracking.client import RefusalError, TrackingClient
 from cnn_jobs.training.checkpoint import load_checkpoint
-
-
-@dataclass(frozen=True, eq=False)
-class LayerOutput:
-    """``activation``: (C, H, W) of a layer; ``logits``: (classes,) of the network."""
-
-    activation: Array
-    logits: Array
-
-    @property
-    def predicted(self) -> int:
-        """The class with the highest logit."""
-        return int(self.logits.argmax())
-
-    @property
-    def probability(self) -> float:
-        """Softmax of the predicted class."""
-        weights = np.exp(self.logits - self.logits.max())
-        return float(weights.max() / weights.sum())
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,8 +58,11 @@ class InspectedNetwork:
                 f"{', '.join(_convolutions(self.module))}"
             ) from None
 
-    def output_of(self, layer: str, images: torch.Tensor) -> LayerOutput:
-        """One forward pass of (1, 3, H, W). Raises ``UserError`` if the layer's output has no height and width."""
+    def output_of(self, layer: str, images: torch.Tensor) -> tuple[Array, Array]:
+        """Activation (C, H, W) of the layer and probabilities (classes,), by one forward pass of (1, 3, H, W).
+
+        Raises ``UserError`` if the layer's output has no height and width.
+        """
         outputs: list[torch.Tensor] = []
         # A copy: an in-place ReLU behind the layer would change the tensor.
         handle = self.layer(layer).register_forward_hook(lambda module, inputs, output: outputs.append(output.clone()))
@@ -92,7 +75,7 @@ class InspectedNetwork:
             raise UserError(
                 f"--layer is '{layer}', whose output is no picture; name a convolution or a layer behind one"
             )
-        return LayerOutput(outputs[0][0].double().numpy(), logits[0].double().numpy())
+        return outputs[0][0].double().numpy(), logits[0].double().softmax(0).numpy()
 
     def grad_cam(self, layer: str, images: torch.Tensor, target: int) -> Array:
         """How much each position of ``layer`` supports class ``target``: (H, W) in [0, 1].

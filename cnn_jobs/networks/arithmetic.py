@@ -1,18 +1,14 @@
-"""Sizes, parameters and costs of the layers of a convolutional network, in plain integers.
+"""Sizes of windows, outputs and receptive fields, in plain integers.
 
-The formulas are those in torch's documentation of ``Conv2d``, ``MaxPool2d``, ``BatchNorm2d`` and ``Linear``, at
-dilation 1 and rounded down; the tests compare them with torch. Every function raises ``RecipeError`` for numbers that
-no layer can have.
+The formulas are those in torch's documentation of ``Conv2d`` and ``MaxPool2d``, at dilation 1 and rounded down; the
+tests compare them with torch. Every function raises ``RecipeError`` for numbers that no layer can have.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from math import prod
 
 from cnn_jobs.errors import RecipeError
-
-BYTES_PER_NUMBER = 4  # 32-bit floating point
 
 
 def window_output_size(size: int, *, kernel: int, stride: int, padding: int = 0) -> int:
@@ -72,42 +68,6 @@ def receptive_field(windows: Sequence[tuple[int, int]]) -> int:
         field += (kernel - 1) * jump
         jump *= stride
     return field
-
-
-def conv_parameters(in_channels: int, filters: int, kernel: int, *, bias: bool = True) -> int:
-    """Weights and biases of a square convolution: filters * (in_channels * kernel**2 + 1)."""
-    _positive(in_channels=in_channels, filters=filters, kernel=kernel)
-    return filters * (in_channels * kernel**2 + bias)
-
-
-def linear_parameters(in_features: int, out_features: int) -> int:
-    """Weights and biases of a fully connected layer: out_features * (in_features + 1)."""
-    _positive(in_features=in_features, out_features=out_features)
-    return out_features * (in_features + 1)
-
-
-def batch_norm_parameters(channels: int) -> int:
-    """Scale and shift of BatchNorm: two per channel (the running statistics are not learned)."""
-    _positive(channels=channels)
-    return 2 * channels
-
-
-def conv_macs(in_channels: int, kernel: int, output: Sequence[int]) -> int:
-    """Multiply-accumulates for one image: in_channels * kernel**2 for each element of ``output`` (filters, H, W)."""
-    _positive(in_channels=in_channels, kernel=kernel, output=min(output))
-    return in_channels * kernel**2 * prod(output)
-
-
-def linear_macs(in_features: int, out_features: int) -> int:
-    """Multiply-accumulates for one image: one per weight."""
-    _positive(in_features=in_features, out_features=out_features)
-    return in_features * out_features
-
-
-def activation_bytes(output: Sequence[int]) -> int:
-    """Memory of a layer's output for one image, in 32-bit numbers."""
-    _positive(output=min(output))
-    return BYTES_PER_NUMBER * prod(output)
 
 
 def _positive(**numbers: int) -> None:

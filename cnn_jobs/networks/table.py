@@ -8,7 +8,7 @@ from math import prod
 from typing import Any
 
 from cnn_jobs.errors import RecipeError
-from cnn_jobs.networks import arithmetic
+from cnn_jobs.networks.arithmetic import receptive_field, window_output_size
 from cnn_jobs.networks.spec import ConvNet, Network, Pool, ResNet18
 
 Shape = tuple[int, ...]
@@ -37,6 +37,11 @@ class Layer:
     macs: int = 0
     receptive_field: int = 0
     trained: bool = True
+
+    @property
+    def output_bytes(self) -> int:
+        """Memory of the output for one image, in 32-bit numbers."""
+        return 4 * prod(self.output)
 
 
 def describe(network: Network, image: Shape = (3, 32, 32), classes: int = 10) -> list[Layer]:
@@ -136,9 +141,9 @@ class _TableBuilder:
             units=str(filters),
             details=f"F={kernel}, p={padding}, s={stride}",
             activation=activation,
-            parameters=arithmetic.conv_parameters(channels, filters, kernel, bias=bias),
+            parameters=filters * (channels * kernel**2 + bias),
             counting=f"{filters} * ({channels} * {kernel} * {kernel}{' + 1' if bias else ''})",
-            macs=arithmetic.conv_macs(channels, kernel, self.shape),
+            macs=channels * kernel**2 * prod(self.shape),
         )
 
     def pool(self, pool: Pool, *, padding: int = 0) -> None:
@@ -148,8 +153,7 @@ class _TableBuilder:
 
     def batch_norm(self, activation: str = "") -> None:
         channels = self.shape[0]
-        parameters = arithmetic.batch_norm_parameters(channels)
-        self._add("Batch normalization", activation=activation, parameters=parameters, counting=f"2 * {channels}")
+        self._add("Batch normalization", activation=activation, parameters=2 * channels, counting=f"2 * {channels}")
 
     def global_average(self) -> None:
         channels, height, _ = self.shape
@@ -170,19 +174,21 @@ class _TableBuilder:
             units=str(units),
             details=details,
             activation=activation,
-            parameters=arithmetic.linear_parameters(features, units),
+            parameters=units * (features + 1),
             counting=f"{units} * ({features} + 1)",
-            macs=arithmetic.linear_macs(features, units),
+            macs=units * features,
         )
 
     def _slide(self, filters: int, kernel: int, stride: int, padding: int) -> None:
         sides = self.shape[1:]
-        output = [arithmetic.window_output_size(n, kernel=kernel, stride=stride, padding=padding) for n in sides]
+        output = [window_output_size(n, kernel=kernel, stride=stride, padding=padding) for n in sides]
         self.shape = (filters, *output)
         self.windows += ((kernel, stride),)
 
     def _add(self, kind: str, **fields: Any) -> None:
-        field = 0 if self._sees_all else arithmetic.receptive_field(self.windows)
+        if min(self.shape) < 1:
+            raise RecipeError(f"{kind} has an output of {_sides(self.shape)}: every side must be at least 1")
+        field = 0 if self._sees_all else receptive_field(self.windows)
         self.layers.append(Layer(kind=kind, output=self.shape, receptive_field=field, trained=self.trained, **fields))
 
 
@@ -204,11 +210,11 @@ COLUMNS = (
     Column("Filters", lambda layer: layer.units or "-"),
     Column("Details", lambda layer: layer.details or "-"),
     Column("Activation", lambda layer: layer.activation or "-"),
-    Column("Output", lambda layer: "x".join(map(str, layer.output))),
+    Column("Output", lambda layer: _sides(layer.output)),
     Column("Parameters", lambda layer: f"{layer.parameters:,}" if layer.parameters else "-", right=True),
     Column("Rec. field", lambda layer: f"{layer.receptive_field} px" if layer.receptive_field else "all", right=True),
     Column("MACs", lambda layer: _macs(layer.macs), right=True),
-    Column("Memory", lambda layer: _kib(arithmetic.activation_bytes(layer.output) / 1024), right=True),
+    Column("Memory", lambda layer: _kib(layer.output_bytes / 1024), right=True),
 )
 LEGEND = (
     "Rec. field: receptive field, the side of the square of input pixels behind one output. MACs: multiply-accumulates "
@@ -239,8 +245,12 @@ def summary(layers: Sequence[Layer]) -> str:
     total, trained = total_parameters(layers), total_parameters(layers, trained=True)
     frozen = "" if trained == total else f" ({trained:,} trained, {total - trained:,} frozen)"
     macs = sum(layer.macs for layer in layers)
-    memory = sum(arithmetic.activation_bytes(layer.output) for layer in layers)
+    memory = sum(layer.output_bytes for layer in layers)
     return f"{total:,} parameters{frozen}; for one image {_macs(macs)} MACs and {memory / 1024:,.0f} KiB of outputs"
+
+
+def _sides(shape: Shape) -> str:
+    return "x".join(map(str, shape))
 
 
 def _macs(count: int) -> str:

@@ -53,6 +53,13 @@ def rows_in_torch(model: nn.Module, image: Image) -> list[Row]:
     return rows
 
 
+def flops(model: nn.Module, image: Image) -> int:
+    """Of one image, in double precision: there every layer is torch's plain one."""
+    with torch.inference_mode(), FlopCounterMode(display=False) as counter:
+        model.eval().double()(torch.zeros(1, *image, dtype=torch.double))
+    return int(counter.get_total_flops())
+
+
 def whole(network: Network, image: Image, classes: int) -> nn.Module:
     return whole_network(*build_network(network, image, classes, seed=0))
 
@@ -105,8 +112,10 @@ def test_any_network_is_described_as_torch_builds_it_or_rejected(
     except RecipeError:
         with pytest.raises(RecipeError):
             build_model(network, image, classes, seed=0)
-    else:
-        assert rows_of(layers) == rows_in_torch(build_model(network, image, classes, seed=0), image)
+        return
+    model = build_model(network, image, classes, seed=0)
+    assert rows_of(layers) == rows_in_torch(model, image)
+    assert 2 * sum(layer.macs for layer in layers) == flops(model, image)
 
 
 @pytest.mark.parametrize(("name", "side"), [("task2", 7), ("task3-arch1", 11), ("task3e", 11)])
@@ -120,6 +129,15 @@ def test_images_too_small_for_the_network_are_rejected(name: str, side: int) -> 
     with pytest.raises(RecipeError):
         build_model(network, (3, side, side), 10, seed=0)
     assert describe(network, (3, side + 1, side + 1))
+
+
+def test_layers_without_output_are_rejected() -> None:
+    block = ConvBlock(filters=0, kernel=3, padding=1)
+    with pytest.raises(RecipeError, match="Conv2D has an output of 0x32x32: every side must be at least 1"):
+        describe(ConvNet(blocks=(block,)))
+    for network, classes in ((ConvNet(blocks=(), hidden=0), 10), (ConvNet(blocks=()), -1)):
+        with pytest.raises(RecipeError, match="Fully-Connected has an output of"):
+            describe(network, classes=classes)
 
 
 def test_table_of_task3e_row_by_row() -> None:
@@ -150,10 +168,7 @@ def test_markdown_table_has_a_line_per_layer_and_the_totals() -> None:
 @pytest.mark.parametrize("name", TASKS)
 def test_costs_of_every_task_match_torchs_flops(name: str) -> None:
     network = get_task(name).network
-    model = whole(network, (3, 32, 32), 10).eval().double()  # in double precision every layer is torch's plain one
-    with torch.inference_mode(), FlopCounterMode(display=False) as counter:
-        model(torch.zeros(1, 3, 32, 32, dtype=torch.double))
-    assert 2 * sum(layer.macs for layer in describe(network)) == counter.get_total_flops()
+    assert 2 * sum(layer.macs for layer in describe(network)) == flops(whole(network, (3, 32, 32), 10), (3, 32, 32))
 
 
 @pytest.mark.parametrize("name", list(TASKS)[:3])
