@@ -87,8 +87,8 @@ def page(content: dict[str, Any]) -> str:
     before = [
         "<!-- Made by `python -m benchmarks.real_results render` from results.json; do not edit by hand. -->",
         "",
-        f"{content['remark']} These commands made the runs; where the cost table shows several attempts, a run was killed "
-        "and started again:",
+        f"{content['remark']} These commands made the runs; where the cost table shows several attempts, a run was "
+        "killed and started again:",
         "",
         "```console",
         *commands,

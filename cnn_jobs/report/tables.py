@@ -66,12 +66,11 @@ def final_figures(section: Section) -> Table:
     rows = []
     for group in section.groups:
         seeds = Number(group.label, "seeds", "count", len(group.runs), "count")
-        for model in reversed(names.MODELS):  # the last one first: the course report's
-            cells = [
-                estimate_cell(group.label, metric, group.estimate(metric), FIGURE_FORMS[figure][0])
-                for part, figure, _, _ in FIGURES
-                for metric in (names.final(model, part, figure),)
-            ]
+        for model in reversed(names.MODELS):  # first the last model, which is the course report's
+            cells = []
+            for part, figure, _, _ in FIGURES:
+                metric = names.final(model, part, figure)
+                cells.append(estimate_cell(group.label, metric, group.estimate(metric), FIGURE_FORMS[figure][0]))
             rows.append(Row.of(group.label, model, seeds, *cells, runs=group.run_ids))
     columns = [*_left("Task", "Model"), *_right("n", *(title for _, _, title, _ in FIGURES))]
     note = (
@@ -114,9 +113,9 @@ def comparison_table(comparisons: Sequence[Comparison]) -> Table:
     rows = []
     for each in comparisons:
         seeds, p = each.tested.seeds, each.tested.p
-        how: Words = (Number(each.label, "pairs", "count", len(seeds), "count"), " pairs") if seeds else ("not tested",)
-        if not seeds and p is not None:
-            how = ("no pairs: Welch",)
+        how: Words = ("not tested" if p is None else "no pairs: Welch",)
+        if seeds:
+            how = (Number(each.label, "pairs", "count", len(seeds), "count"), " pairs")
         rows.append(
             Row.of(
                 Cell(((each.plan.question,), (each.plan.change,))),
@@ -338,9 +337,7 @@ def in_words(group: str, measure: str, found: Estimate | Difference, form: str, 
     """``76.32 % (95 % interval 75.90 to 76.74)``, or why there is no interval."""
     statistic, value = ("mean", found.mean) if isinstance(found, Estimate) else ("effect", found.effect)
     number, ends = Number(group, measure, statistic, value, form), _ends(group, measure, found, form)
-    return (
-        (number, unit, " (95 % interval ", ends[0], " to ", ends[1], ")") if ends else (number, unit, f" ({found.why})")
-    )
+    return (number, unit, *((" (95 % interval ", ends[0], " to ", ends[1], ")") if ends else (f" ({found.why})",)))
 
 
 def _bracketed(ends: tuple[Number, Number] | None) -> Words:
