@@ -66,14 +66,13 @@ def _trainings(part: Mapping[str, Any]) -> list[str]:
         found = estimate([run["last/test_accuracy"] for run in runs])
         wall = Summary.of([run["attempt/wall_seconds"] for run in runs])
         steps = Summary.of([run["attempt/steps"] for run in runs])
-        interval = "-" if found.low is None else f"{100 * found.low:.2f} to {100 * (found.high or 0):.2f}"
         other = cpu.get(task, [])
         rows.append(
             [
                 task,
                 str(found.n),
                 f"{100 * found.mean:.2f}",
-                interval,
+                found.interval_in_percent,
                 f"{100 * estimate(other).mean:.2f} (n = {len(other)})" if other else "-",
                 f"{steps.median:,.0f}",
                 f"{wall.median:.1f} ({wall.least:.1f} to {wall.most:.1f})",

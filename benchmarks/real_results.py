@@ -1,9 +1,9 @@
-"""Results on real images: MLflow to docs/results.json; from there, by the report itself, docs/results.md and README.md.
+"""Results on real images: from MLflow to docs/results.json, and from there to docs/results.md and README.md.
 
     python -m benchmarks.real_results collect --experiment cifar10-jpeg   # reads MLFLOW_TRACKING_URI
     python -m benchmarks.real_results render
 
-A test holds the rendered pages against the JSON file.
+A test compares the rendered pages with the JSON file.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ from typing import Any
 
 from cnn_jobs import __version__
 from cnn_jobs.networks.table import describe, total_parameters
-from cnn_jobs.report.contents import Facts, report
+from cnn_jobs.report.chapters import Facts, build_document
 from cnn_jobs.report.document import Document
 from cnn_jobs.report.formats import markdown
-from cnn_jobs.report.groups import Section, put_together, with_first_runs
-from cnn_jobs.report.statistics import estimate
+from cnn_jobs.report.groups import Section, group_runs
 from cnn_jobs.system.files import write_bytes, write_text
 from cnn_jobs.tasks import TASKS
+from cnn_jobs.tracking import names
 from cnn_jobs.tracking.run_reader import Confusion, Curve, TrainingRun
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -33,14 +33,14 @@ CURVES = ("train_loss", "val_loss", "val_accuracy")
 
 
 def collect(experiment: str) -> dict[str, Any]:
-    """Everything that the report needs of an experiment; the pictures of mistakes go to docs/plots."""
+    """Everything that the report needs of an experiment; writes the pictures of mistakes to docs/plots."""
     from cnn_jobs.tracking.connection import tracking_uri
     from cnn_jobs.tracking.run_reader import ReportSource
 
     source = ReportSource(tracking_uri())
     found = source.experiment(experiment)
     runs = [replace(run, url="") for run in source.complete(found.runs, lambda: None)]
-    sections, _ = put_together(runs)
+    sections, _ = group_runs(runs)
     for section in sections:
         for group in section.groups:
             picture = source.with_mistakes(group.runs[0]).mistakes
@@ -58,26 +58,25 @@ def _mistakes_name(run: TrainingRun) -> str:
 
 
 def read(content: dict[str, Any]) -> tuple[Document, list[Section]]:
-    """The report of what ``collect`` kept."""
+    """The report of what ``collect`` returned."""
     runs = []
     for row in content["runs"]:
         curves = {name: Curve(*(tuple(row[name][part]) for part in ("steps", "values"))) for name in CURVES}
         matrix = row["confusion"]
         confusion = Confusion(tuple(matrix["classes"]), tuple(map(tuple, matrix["counts"]))) if matrix else None
         runs.append(TrainingRun(**{**row, **curves, "confusion": confusion, "lacking": tuple(row["lacking"])}))
-    sections, aside = put_together(runs)
-    sections = [with_first_runs(section, _with_picture) for section in sections]
+    sections, aside = group_runs(runs)
+    by_id = {run.run_id: run for run in runs}
+    for first in (group.runs[0] for section in sections for group in section.groups):
+        by_id[first.run_id] = replace(first, mistakes=(PLOTS / _mistakes_name(first)).read_bytes())
+    sections = [section.with_runs(by_id) for section in sections]
     where, asked = "a local MLflow server", "asked for: all tasks, all times"
     facts = Facts(content["experiment"], where, content["made"], asked, content["others"], __version__)
-    return report(facts, sections, aside), sections
-
-
-def _with_picture(run: TrainingRun) -> TrainingRun:
-    return replace(run, mistakes=(PLOTS / _mistakes_name(run)).read_bytes())
+    return build_document(facts, sections, aside), sections
 
 
 def page(content: dict[str, Any]) -> str:
-    """The whole of docs/results.md: the report, and before it how to make it again."""
+    """docs/results.md: how to reproduce the report, and the report."""
     commands = [
         f"cnn-jobs train {run['tags']['cnn_jobs.task']} --data cifar10-jpeg.zip --seed {run['params']['seed']} "
         f"--threads {run['tags']['cnn_jobs.threads']} --experiment {content['experiment']} "
@@ -88,7 +87,8 @@ def page(content: dict[str, Any]) -> str:
     before = [
         "<!-- Made by `python -m benchmarks.real_results render` from results.json; do not edit by hand. -->",
         "",
-        f"{content['remark']} The runs were made, killed where the cost table says so and called again, by",
+        f"{content['remark']} These commands made the runs; where the cost table shows several attempts, a run was "
+        "killed and started again:",
         "",
         "```console",
         *commands,
@@ -100,26 +100,22 @@ def page(content: dict[str, Any]) -> str:
 
 
 def results_table(content: dict[str, Any]) -> str:
-    """Accuracies of the last model in Markdown, a row a task, in percent."""
+    """Accuracies of the last model in Markdown, one row per task, in percent."""
     lines = ["| Task | n | Train acc. | Val. acc. | Test acc. | 95 % interval | Report: test | Ours - report |"]
     lines.append("|---|---:|---:|---:|---:|---:|---:|---:|")
     for section in read(content)[1]:
         for group in section.groups:
-            parts = {part: list(group.values(f"last/{part}_accuracy").values()) for part in ("train", "val", "test")}
-            found = estimate(parts["test"])
-            theirs = TASKS[group.task].reference.test_accuracy
-            cells = [f"{100 * estimate(values).mean:.2f}" for values in parts.values()]
-            interval = (
-                "-" if found.low is None or found.high is None else f"{100 * found.low:.2f} to {100 * found.high:.2f}"
-            )
-            cells += [interval, "-" if theirs is None else f"{100 * theirs:.2f}"]
+            parts = {part: group.estimate(names.final("last", part, "accuracy")) for part in names.PARTS}
+            found, theirs = parts["test"], TASKS[group.task].reference.test_accuracy
+            cells = [f"{100 * each.mean:.2f}" for each in parts.values()]
+            cells += [found.interval_in_percent, "-" if theirs is None else f"{100 * theirs:.2f}"]
             cells.append("-" if theirs is None else f"{100 * (found.mean - theirs):+.2f} points")
             lines.append(f"| {group.label} | {found.n} | {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 
 
 def tasks_table() -> str:
-    """The registry in Markdown, a row a task."""
+    """The registry in Markdown, one row per task."""
     lines = ["| Task | What it trains | Parameters | Optimiser | Report: test acc. |", "|---|---|---:|---|---:|"]
     for task in TASKS.values():
         parameters = total_parameters(describe(task.network))
@@ -132,12 +128,12 @@ def tasks_table() -> str:
 
 
 def readme(text: str, content: dict[str, Any]) -> str:
-    """README.md with its tables of tasks and results between their markers."""
+    """README.md with its tables of tasks and results updated."""
     return between(between(text, "results", results_table(content)), "tasks", tasks_table())
 
 
 def between(text: str, name: str, body: str) -> str:
-    """``text`` with ``body`` in place of what stands between the markers of that name."""
+    """``text`` with ``body`` between the markers of that name."""
     begin, end = f"<!-- {name}: begin -->", f"<!-- {name}: end -->"
     before, found, rest = text.partition(begin)
     _, closed, after = rest.partition(end)

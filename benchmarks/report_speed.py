@@ -1,10 +1,10 @@
-"""How long ``cnn-jobs report`` takes beyond MLflow's own calls, and how much memory.
+"""Time that ``cnn-jobs report`` takes in addition to MLflow's own calls, and its peak memory.
 
     python -m benchmarks.report_speed              # measures; writes report_speed.json and docs/report-speed.md
-    python -m benchmarks.report_speed --render     # the page again from the JSON file
+    python -m benchmarks.report_speed --render     # renders the page from the JSON file
 
-Each measurement is a process of its own against a local MLflow server: the whole report, and the same calls by MLflow's
-own client whose answers are dropped.
+Each measurement is a process of its own against a local MLflow server: the whole report, or the same calls by MLflow's
+own client, whose answers are dropped.
 """
 
 from __future__ import annotations
@@ -37,17 +37,10 @@ def whole_report(uri: str, folder: Path) -> dict[str, float]:
     """Seconds and peak memory of the report, in this process."""
     from cnn_jobs.report.report import ReportRequest, make_report
 
-    class Silent:
-        def begin(self, what: str, count: int) -> None:
-            """Says nothing."""
-
-        def step(self) -> None:
-            """Says nothing."""
-
     request = ReportRequest(tracking_uri=uri, experiment=EXPERIMENT, out=folder, log=False, state_dir=folder)
     _import_mlflow()
     began = time.perf_counter()
-    made = make_report(request, Silent())
+    made = make_report(request, lambda what, done, total: None)
     seconds = time.perf_counter() - began
     # Of this process alone: getrusage would count what its larger parent had when it was started.
     peak = peak_memory()
@@ -55,7 +48,7 @@ def whole_report(uri: str, folder: Path) -> dict[str, float]:
 
 
 def calls_alone(uri: str, folder: Path) -> dict[str, float]:
-    """Seconds of the same calls by MLflow's own client, as many at a time, the answers dropped."""
+    """Seconds of the same calls by MLflow's own client, with the same concurrency; the answers are dropped."""
     from cnn_jobs.tracking.run_reader import PAGE as PAGE_SIZE
     from cnn_jobs.tracking.run_reader import READERS
 
@@ -96,8 +89,8 @@ def _import_mlflow() -> None:
 
 
 def measure(sizes: list[tuple[int, int]], repeats: int, arguments: list[str]) -> dict[str, Any]:
-    """Both contenders for every size, taken in turn."""
-    # Imports torch, which the measured processes must not.
+    """Both contenders for every size, alternately."""
+    # Imports torch, which the measured processes must not import.
     from benchmarks.conditions import conditions
 
     results: dict[str, Any] = {"conditions": conditions(arguments, 2, "benchmarks.report_speed"), "sizes": []}
@@ -111,14 +104,14 @@ def measure(sizes: list[tuple[int, int]], repeats: int, arguments: list[str]) ->
                 many = runs > TARGET_SIZE[0]
                 for _ in range(1 if many else repeats):
                     for contender, measured in found.items():
-                        if many and contender == "calls":  # a quarter of an hour, and no target hangs on it
+                        if many and contender == "calls":  # a quarter of an hour, and no target depends on it
                             continue
                         command = ["-m", "benchmarks.report_speed", "--child", contender, uri, str(folder / "made")]
                         measured.append(json_from(command, environment(folder)))
             finally:
                 _local_server("stop", folder)
         results["sizes"].append({"runs": runs, "points": points, **found})
-        # The larger sizes take long: what is measured is kept.
+        # The larger sizes take long: store each result at once.
         write_text(JSON_FILE, json.dumps(results, indent=1) + "\n")
     return results
 
@@ -145,11 +138,11 @@ def beyond(size: dict[str, Any]) -> list[float]:
 
 
 def render(results: dict[str, Any]) -> str:
-    """Tables of what was measured, and of the targets."""
+    """Tables of the measurements and the targets."""
     rows = [_row(size) for size in results["sizes"]]
-    head = ["", "report, s", "calls alone, s", "beyond, s", "least to most", "n", "ms a run", "peak MB"]
+    head = ["", "report, s", "calls alone, s", "difference, s", "min to max", "n", "ms a run", "peak MB"]
     parts = [conditions_line(results["conditions"]), table(head, rows)]
-    parts.append(f"Spread over {len(NAMES)} tasks; medians; peak: the most of all repeats.")
+    parts.append(f"Runs of {len(NAMES)} tasks; medians; peak: the maximum of all repeats.")
     for size in results["sizes"]:
         if (size["runs"], size["points"]) == TARGET_SIZE:
             more, peak = Summary.of(beyond(size)).median, _peak_mb(size)

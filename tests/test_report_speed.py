@@ -1,4 +1,4 @@
-"""The report's benchmark: what it inserts is what MLflow's own API gives back, and its page is of its figures."""
+"""The report's benchmark: MLflow's own API reads what it inserted, and its page is rendered from its figures."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ import pytest
 
 from benchmarks import report_speed
 from benchmarks.report_runs import EXPERIMENT, VALIDATIONS, history, make_store
-from cnn_jobs.report.groups import put_together
+from cnn_jobs.report.groups import group_runs
 from cnn_jobs.tracking.run_reader import ReportSource
 from tests.conftest import MLFLOW_WARNING
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings(MLFLOW_WARNING)]
 
 
-def test_inserted_runs_are_what_mlflow_reads(tmp_path: Path) -> None:
+def test_mlflow_reads_the_inserted_runs(tmp_path: Path) -> None:
     from mlflow import MlflowClient
 
     make_store(tmp_path, runs=8, points=60)
@@ -35,11 +35,11 @@ def test_inserted_runs_are_what_mlflow_reads(tmp_path: Path) -> None:
     source = ReportSource(uri)
     completed = source.complete(source.experiment(EXPERIMENT).runs, lambda: None)
     assert not [run.lacking for run in completed if run.lacking]
-    sections, aside = put_together(completed)
+    sections, aside = group_runs(completed)
     assert ([len(group.runs) for group in sections[0].groups], aside) == ([2, 1, 1, 1, 1, 1, 1], [])
     assert len(completed[0].val_loss.steps) == VALIDATIONS
 
 
-def test_the_page_is_of_what_was_measured() -> None:
+def test_page_is_rendered_from_the_measurements() -> None:
     rendered = report_speed.render(json.loads(report_speed.JSON_FILE.read_text()))
     assert rendered in report_speed.PAGE.read_text()

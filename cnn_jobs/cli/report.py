@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -16,7 +18,7 @@ from cnn_jobs.report.formats import FORMATS
 from cnn_jobs.tasks import get_task
 from cnn_jobs.tracking import names
 
-REDRAW_EVERY = 100
+REPORT_EVERY = 100
 
 
 @click.command(context_settings={"show_default": True})
@@ -35,8 +37,8 @@ REDRAW_EVERY = 100
     metavar="A B",
     envvar=env_name("compare"),
     show_envvar=True,
-    show_default="what the course report asks",
-    help="Compare these two as well: tasks, or groups as the report names them; repeatable.",
+    show_default="the course report's questions",
+    help="Also compare these two tasks, or groups by their name in the report; repeatable.",
 )
 @option(
     "out",
@@ -51,19 +53,19 @@ REDRAW_EVERY = 100
     show_default="all four",
     help="Which files to write; repeatable.",
 )
-@option("log", is_flag=True, default=True, help="Keep the report in an MLflow run, too.")
+@option("log", is_flag=True, default=True, help="Store the report in an MLflow run as well.")
 @state_dir_option
 def report(**given: Any) -> None:
-    """Compare the runs of an experiment: many seeds, honest intervals, no winner where there is none.
+    """Compare the runs of an experiment: many seeds, honest intervals, no winner without evidence.
 
-    Only finished runs count; the others are listed with the reason. Runs are grouped by recipe and data, seeds apart.
+    Only finished runs count; the others are listed with the reason. Runs are grouped by recipe and data; a group
+    averages over seeds.
     """
     for name in given["task"]:
         get_task(name)
     since_ms = parse_since(given["since"])
 
     from cnn_jobs.report.report import ReportRequest, make_report
-    from cnn_jobs.report.statistics import estimate
     from cnn_jobs.tracking.connection import tracking_uri
 
     request = ReportRequest(
@@ -77,24 +79,21 @@ def report(**given: Any) -> None:
         log=given["log"],
         state_dir=given["state_dir"],
     )
-    with ReadingProgress() as progress:
-        made = make_report(request, progress)
+    with progress_on_stderr() as progress:
+        result = make_report(request, progress)
     out = console()
-    for section in made.sections:
+    for section in result.sections:
         listing = table("Task", right=("n", "last test acc., %", "95 % interval"), title=section.name, unbroken=1)
         for group in section.groups:
-            found = estimate(list(group.values(names.LAST_TEST_ACCURACY).values()))
-            interval = (
-                "-" if found.low is None or found.high is None else f"{100 * found.low:.2f} to {100 * found.high:.2f}"
-            )
-            listing.add_row(group.label, str(found.n), f"{100 * found.mean:.2f}", interval)
+            found = group.estimate(names.LAST_TEST_ACCURACY)
+            listing.add_row(group.label, str(found.n), f"{100 * found.mean:.2f}", found.interval_in_percent)
         out.print(listing)
-    if made.aside:
-        out.print(f"{len(made.aside)} runs do not count; the report says why.")
-    for path in [each for each in made.files if each.parent.name != "plots"]:
+    if result.aside:
+        out.print(f"{len(result.aside)} runs do not count; the report has the reasons.")
+    for path in [each for each in result.files if each.parent.name != "plots"]:
         out.print(f"  {path}", markup=False)
-    if made.where:
-        out.print(f"In MLflow: {made.where}", markup=False, soft_wrap=True)
+    if result.where:
+        out.print(f"In MLflow: {result.where}", markup=False, soft_wrap=True)
 
 
 def parse_since(text: str) -> int:
@@ -109,37 +108,21 @@ def parse_since(text: str) -> int:
     return int(moment.timestamp() * 1000)
 
 
-class ReadingProgress:
-    """A bar on a terminal, a line for every hundred runs elsewhere; both on stderr."""
+@contextmanager
+def progress_on_stderr() -> Iterator[Callable[[str, int, int], None]]:
+    """A function of what is read, how many are done and the total: a bar on a terminal, else a line per 100 runs."""
 
-    def __init__(self) -> None:
-        self._bar: Any = None
-        self._done = self._count = 0
-        self._what = ""
+    def print_line(what: str, done: int, total: int) -> None:
+        if done and done % REPORT_EVERY == 0:
+            click.echo(f"{what}: {done:,} of {total:,}", err=True)
 
-    def __enter__(self) -> ReadingProgress:
-        if sys.stderr.isatty():
-            from rich.console import Console
-            from rich.progress import Progress
+    if not sys.stderr.isatty():
+        yield print_line
+        return
 
-            self._bar = Progress(console=Console(stderr=True), transient=True)
-            self._bar.start()
-        return self
+    from rich.console import Console
+    from rich.progress import Progress
 
-    def __exit__(self, *_: object) -> None:
-        if self._bar:
-            self._bar.stop()
-
-    def begin(self, what: str, count: int) -> None:
-        """``count`` steps of ``what`` follow."""
-        self._what, self._count, self._done = what, count, 0
-        if self._bar:
-            self._task = self._bar.add_task(what, total=count)
-
-    def step(self) -> None:
-        """One is done."""
-        self._done += 1
-        if self._bar:
-            self._bar.advance(self._task)
-        elif self._done % REDRAW_EVERY == 0:
-            click.echo(f"{self._what}: {self._done:,} of {self._count:,}", err=True)
+    with Progress(console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task("")
+        yield lambda what, done, total: bar.update(task, description=what, completed=done, total=total)

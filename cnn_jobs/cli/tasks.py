@@ -1,4 +1,4 @@
-"""``cnn-jobs tasks`` and ``cnn-jobs describe``: the registry, read aloud."""
+"""``cnn-jobs tasks``, ``describe`` and ``arithmetic``: the tasks, their networks, and the answers to task 1."""
 
 from __future__ import annotations
 
@@ -8,8 +8,7 @@ import click
 
 from cnn_jobs.cli.console import console, table
 from cnn_jobs.cli.options import option, state_dir_option
-from cnn_jobs.networks.table import COLUMNS, LEGEND, cells, summary, total_parameters
-from cnn_jobs.networks.table import describe as describe_network
+from cnn_jobs.networks import table as network_table
 from cnn_jobs.system.files import write_text
 from cnn_jobs.tasks import INTERPRETATIONS, TASKS, get_task
 
@@ -23,7 +22,7 @@ def tasks() -> None:
         listing.add_row(
             task.name,
             task.title,
-            f"{total_parameters(describe_network(task.network)):,}",
+            f"{network_table.total_parameters(network_table.describe(task.network)):,}",
             f"{task.recipe.optimizer} {task.recipe.lr:g}",
             "-" if reference is None else f"{reference:.3f}",
         )
@@ -44,30 +43,32 @@ def describe(task: str) -> None:
     For images of 3x32x32 and 10 classes; the parameters are those of torch.
     """
     entry = get_task(task)
-    layers = describe_network(entry.network)
-    # Narrow headers, and all of the breaking in one column: a log has 120 characters.
-    left = [column.title.replace(" ", "\n") for column in COLUMNS if not column.right]
-    right = tuple(column.title.replace(" ", "\n") for column in COLUMNS if column.right)
+    layers = network_table.describe(entry.network)
+    # For the 120 characters of a log line: narrow headers, and only the activation column may wrap.
+    left, right = (
+        tuple(each.title.replace(" ", "\n") for each in network_table.COLUMNS if each.right is right)
+        for right in (False, True)
+    )
     listing = table(*left, right=right, title=f"{entry.name}: {entry.title}")
     for column in listing.columns:
         column.no_wrap = column.header != "Activation"
         column.min_width = 0 if column.no_wrap else 10
     for layer in layers:
-        listing.add_row(*cells(layer))
+        listing.add_row(*network_table.cells(layer))
     out = console()
     out.print(listing)
-    out.print(summary(layers))
-    out.print(LEGEND)
+    out.print(network_table.summary(layers))
+    out.print(network_table.LEGEND)
 
 
 @click.command(context_settings={"show_default": True})
-@option("log", is_flag=True, default=False, help="Keep the answers in an MLflow run, too.")
+@option("log", is_flag=True, default=False, help="Store the answers in an MLflow run as well.")
 @option("experiment", default="cnn-jobs", help="Experiment in MLflow.")
 @state_dir_option
 def arithmetic(log: bool, experiment: str, state_dir: Path) -> None:
     """Answer task 1: sizes, paddings, kernels and parameters, each with its working.
 
-    Where the course report says something else, the reason follows.
+    Where the course report gives another answer, the reason follows.
     """
     from cnn_jobs.course import task1
 
@@ -86,10 +87,12 @@ def arithmetic(log: bool, experiment: str, state_dir: Path) -> None:
         from cnn_jobs.tracking.connection import tracking_uri
         from cnn_jobs.tracking.document_run import log_documents
 
-        def write(folder: Path) -> None:
-            write_text(folder / "arithmetic.md", task1.as_markdown(answers))
-
         where = log_documents(
-            "task1", "task1", write, tracking_uri=tracking_uri(), experiment=experiment, state_dir=state_dir
+            "task1",
+            "task1",
+            lambda folder: write_text(folder / "arithmetic.md", task1.as_markdown(answers)),
+            tracking_uri=tracking_uri(),
+            experiment=experiment,
+            state_dir=state_dir,
         )
         out.print(f"In MLflow: {where}", markup=False)

@@ -1,1 +1,1 @@
-"""Pictures of what a network has learned: filters, activations, and where it looks. Knows neither click nor MLflow."""
+"""What a network has learned, in pictures and measurements: filters, activations, and what its answer depends on."""

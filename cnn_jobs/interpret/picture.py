@@ -1,4 +1,4 @@
-"""The picture that is looked at: a photograph, or one that the package draws, and the regions it falls into."""
+"""The picture that a network is shown: a photograph or a drawn one, and the regions it is divided into."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ ROWS, COLUMNS = ("top", "middle", "bottom"), ("left", "centre", "right")
 
 @dataclass(frozen=True, eq=False)
 class Picture:
-    """``pixels``: (side, side, 3) uint8, sRGB; ``regions``: a mask (side, side) a name; ``name`` for titles."""
+    """``pixels``: (side, side, 3) uint8, sRGB; ``regions``: masks (side, side) by name; ``name``: for titles."""
 
     name: str
     pixels: Pixels
@@ -31,9 +31,9 @@ class Picture:
 
 
 def open_picture(path: Path, side: int = SIDE) -> Picture:
-    """A photograph: its shorter side resized to ``side``, the middle cut out; its regions are a grid of three by three.
+    """A photograph, its shorter side resized to ``side`` and the centre cropped; its regions are a 3x3 grid.
 
-    Raises ``DataError`` (exit 2) for what is missing or no picture.
+    Raises ``DataError`` (exit 2) if the file is missing or not a readable picture.
     """
     try:
         with Image.open(path) as file:
@@ -41,8 +41,7 @@ def open_picture(path: Path, side: int = SIDE) -> Picture:
     except FileNotFoundError as error:
         raise DataError(f"{path}: no such file; --image takes a picture, without it one is drawn") from error
     except (UnidentifiedImageError, OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        reason = type(error).__name__
-        raise DataError(f"{path}: is no picture that can be read ({reason}); --image takes one") from error
+        raise DataError(f"{path}: not a readable picture ({type(error).__name__}); --image takes one") from error
     scale = side / min(image.size)
     size = tuple(max(side, round(length * scale)) for length in image.size)
     image = image.resize((size[0], size[1]), Image.Resampling.BILINEAR)
@@ -58,9 +57,9 @@ def open_picture(path: Path, side: int = SIDE) -> Picture:
 
 
 def draw_picture(side: int = SIDE) -> Picture:
-    """What a zebra on a meadow has, with its parts apart: stripes in three directions, blue sky, yellow grass.
+    """The features of a zebra on a meadow, separated: stripes in three directions, blue sky, yellow grass.
 
-    The same bytes at every call.
+    Every call returns the same bytes.
     """
     y, x = np.mgrid[0:side, 0:side].astype(np.float64)
     period = STRIPE_PERIOD * side / SIDE
@@ -68,20 +67,16 @@ def draw_picture(side: int = SIDE) -> Picture:
     sky = y < 0.26 * side
     grass = y >= 0.76 * side
     body = ~sky & ~grass
-    # The sky grows paler towards the horizon, the grass darker towards the front; both with a little texture.
+    # The sky becomes paler towards the horizon, the grass darker towards the front and slightly textured.
     pixels[sky] = np.array(SKY) + np.outer((y[sky] / (0.26 * side)), (60, 40, 10))
     blades = 14 * np.sin(2 * np.pi * (x + 0.35 * y) / (0.4 * period)) * np.sin(2 * np.pi * y / (1.7 * period))
     pixels[grass] = np.array(GRASS) + np.outer(blades[grass] - 25 * (y[grass] / side - 0.76), (1, 1, 0.5))
     third = np.minimum((x * 3 / side).astype(int), 2)
-    phases = {
-        "vertical stripes": x,
-        "horizontal stripes": y,
-        "diagonal stripes": (x + y) / np.sqrt(2),
-    }
+    phases = {"vertical stripes": x, "horizontal stripes": y, "diagonal stripes": (x + y) / np.sqrt(2)}
     regions: dict[str, Mask] = {"blue sky": sky}
     for number, (name, phase) in enumerate(phases.items()):
         region = body & (third == number)
-        # Square waves with soft edges, as stripes of fur have.
+        # Square waves with soft edges, like stripes of fur.
         wave = np.tanh(3 * np.sin(2 * np.pi * phase[region] / period))
         pixels[region] = np.outer(128 + 110 * wave, (1.0, 1.0, 0.97))
         regions[name] = region

@@ -1,1 +1,1 @@
-"""A network as data: tables, sizes, parameters, costs. No torch."""
+"""Networks as data: layers, sizes, parameters and costs; no torch."""

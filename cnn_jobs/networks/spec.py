@@ -1,4 +1,4 @@
-"""A network as the course report tabulates it: plain data, no torch."""
+"""A network as plain data, without torch: the layers as the course report lists them."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 @dataclass(frozen=True, kw_only=True)
 class Pool:
-    """Square pooling: side and stride in pixels, and ``max`` or ``average``."""
+    """Square pooling: side and stride in pixels; ``kind``: ``max`` or ``average``."""
 
     kernel: int = 2
     stride: int = 2
@@ -17,7 +17,7 @@ class Pool:
 
 @dataclass(frozen=True, kw_only=True)
 class ConvBlock:
-    """Convolution, ReLU, pooling and, where asked for, BatchNorm - in that order."""
+    """Convolution, ReLU, pooling and optionally BatchNorm, in that order."""
 
     filters: int
     kernel: int
@@ -31,7 +31,7 @@ class ConvBlock:
 class ConvNet:
     """Convolution blocks, then Flatten, Linear(hidden), ReLU, Linear(classes).
 
-    ``dropout`` is the probability with which each of the two linear layers loses an input; 0 leaves it out.
+    ``dropout``: probability that an input of either linear layer is set to zero; 0: no dropout layers.
     """
 
     blocks: tuple[ConvBlock, ...]
@@ -39,21 +39,21 @@ class ConvNet:
     dropout: float = 0.0
 
     def as_dict(self) -> dict[str, Any]:
-        """The table as JSON-ready values; goes into the recipe hash."""
+        """JSON-ready values; part of the recipe hash."""
         return {"kind": "convnet", **asdict(self)}
 
 
 @dataclass(frozen=True, kw_only=True)
 class ResNet18:
-    """torchvision's ResNet18 with a new last layer; only that one and ``layer4`` are trained, the rest is frozen.
+    """torchvision's ResNet18 with a new last layer; only this layer and ``layer4`` are trained, the rest is frozen.
 
-    Images are resized to ``side`` x ``side`` pixels first.
+    Images are first resized to ``side`` x ``side`` pixels.
     """
 
     side: int = 224
 
     def as_dict(self) -> dict[str, Any]:
-        """JSON-ready values; goes into the recipe hash."""
+        """JSON-ready values; part of the recipe hash."""
         return {"kind": "resnet18", "side": self.side, "trained": ["layer4", "fc"]}
 
 
@@ -62,11 +62,11 @@ Network = ConvNet | ResNet18
 
 @dataclass(frozen=True, kw_only=True)
 class InputTransform:
-    """Normalisation of pixels in [0, 1], by channel: (pixel - mean) / std."""
+    """Normalisation of pixels in [0, 1] by channel: (pixel - mean) / std."""
 
     mean: tuple[float, float, float] = (0.5, 0.5, 0.5)
     std: tuple[float, float, float] = (0.25, 0.25, 0.25)
 
     def as_dict(self) -> dict[str, Any]:
-        """JSON-ready values; goes into the recipe hash."""
+        """JSON-ready values; part of the recipe hash."""
         return asdict(self)

@@ -1,1 +1,1 @@
-"""The comparison report: rows of runs in, tables and pictures out."""
+"""The comparison report: training runs in, tables, statistics and plots out."""

@@ -1,39 +1,32 @@
-"""The comparison report, from arguments to files and their MLflow run: the only place that wires its parts together."""
+"""The comparison report, from arguments to files and their MLflow run."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, TypeAlias
 
 from cnn_jobs import __version__
 from cnn_jobs.errors import UserError
-from cnn_jobs.report import contents
+from cnn_jobs.report.chapters import Facts, build_document
 from cnn_jobs.report.document import Document, clean
-from cnn_jobs.report.formats import FILE_NAMES, FORMATS, html, markdown, report_json, tables_csv
-from cnn_jobs.report.groups import Section, put_together, with_first_runs
+from cnn_jobs.report.formats import FILE_NAMES, FORMATS, render
+from cnn_jobs.report.groups import Section, group_runs
 from cnn_jobs.system.files import write_bytes
 from cnn_jobs.tracking import names
 from cnn_jobs.tracking.connection import without_password
 from cnn_jobs.tracking.document_run import log_documents
 from cnn_jobs.tracking.run_reader import Aside, ReportSource
 
-
-class Progress(Protocol):
-    """Told how far the reading is."""
-
-    def begin(self, what: str, count: int) -> None:
-        """``count`` steps of ``what`` follow."""
-
-    def step(self) -> None:
-        """One is done."""
+# Called with what is being read, how many are done, and how many there are.
+Progress: TypeAlias = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True, kw_only=True)
 class ReportRequest:
-    """Which runs to report, and where to. ``since_ms``: only runs that started then or later; no tasks: all."""
+    """Which runs to report, and where to. ``since_ms``: only runs started then or later; no ``tasks``: all."""
 
     tracking_uri: str
     experiment: str
@@ -47,8 +40,8 @@ class ReportRequest:
 
 
 @dataclass(frozen=True)
-class Reported:
-    """What came of it."""
+class ReportResult:
+    """``aside``: runs that do not count; ``where``: the MLflow run, "" if it was not logged."""
 
     document: Document
     sections: Sequence[Section]
@@ -57,84 +50,62 @@ class Reported:
     where: str
 
 
-def make_report(request: ReportRequest, progress: Progress) -> Reported:
-    """Reads, compares, writes the files to ``request.out`` and keeps them in an MLflow run.
+def make_report(request: ReportRequest, progress: Progress) -> ReportResult:
+    """Reads and compares runs, writes files to ``request.out`` and, if requested, logs them to an MLflow run.
 
-    Raises ``UserError`` (exit 2) where there is nothing to report, ``TrackingError`` where MLflow does not answer.
+    Raises ``UserError`` (exit 2) if there is nothing to report, ``TrackingError`` if MLflow does not answer.
     """
     source = ReportSource(request.tracking_uri)
-    progress.begin("listing runs", 1)
+    progress("listing runs", 0, 1)
     found = source.experiment(request.experiment, request.since_ms)
-    progress.step()
-    runs = [run for run in found.runs if not request.tasks or run.task in request.tasks]
-    sections, aside = put_together(runs)
+    sections, aside = group_runs([run for run in found.runs if not request.tasks or run.task in request.tasks])
     if not sections:
-        raise UserError(_nothing(request, aside))
+        raise UserError(_nothing_to_report(request, aside))
     sections = _complete(source, sections, progress)
-    facts = contents.Facts(
+    since = datetime.fromtimestamp(request.since_ms / 1000, UTC).strftime("since %Y-%m-%d %H:%M UTC")
+    facts = Facts(
         experiment=request.experiment,
         where=without_password(request.tracking_uri),
         made=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
-        asked=_asked(request),
+        asked=f"asked for: {', '.join(request.tasks) or 'all tasks'}, {since if request.since_ms else 'all times'}",
         others=found.others,
         version=__version__,
     )
-    document = contents.report(facts, sections, aside, request.compare)
-    contents_of = _rendered(document, _json_facts(facts, sections, aside), FORMATS if request.log else request.formats)
+    document = build_document(facts, sections, aside, request.compare)
+    formats = FORMATS if request.log else request.formats
+    contents = render(document, _json_facts(facts, sections, aside), formats)
     left_out = {FILE_NAMES[each] for each in FORMATS if each not in request.formats}
-    files = _write({name: made for name, made in contents_of.items() if name not in left_out}, request.out)
-    where = _log(request, document, contents_of, len(aside)) if request.log else ""
-    return Reported(document, sections, aside, files, where)
+    files = _write({name: content for name, content in contents.items() if name not in left_out}, request.out)
+    where = _log(request, document, contents, len(aside)) if request.log else ""
+    return ReportResult(document, sections, aside, files, where)
 
 
 def _complete(source: ReportSource, sections: Sequence[Section], progress: Progress) -> list[Section]:
-    """Reads curves and files of the runs that count, and of each group's first run the picture of mistakes."""
-    runs = [run for section in sections for group in section.groups for run in group.runs]
-    progress.begin("reading runs", len(runs))
-    completed = {run.run_id: run for run in source.complete(runs, progress.step)}
-    read = (
-        replace(
-            section,
-            groups=tuple(
-                replace(group, runs=tuple(completed[run.run_id] for run in group.runs)) for group in section.groups
-            ),
-        )
-        for section in sections
-    )
-    return [with_first_runs(section, source.with_mistakes) for section in read]
+    """Adds curves and files to the runs that count, and to the first run of each group its picture of mistakes."""
+    runs = [run for section in sections for run in section.runs]
+    done = 0
+
+    def step() -> None:
+        nonlocal done
+        done += 1
+        progress("reading runs", done, len(runs))
+
+    completed = {run.run_id: run for run in source.complete(runs, step)}
+    for group in (group for section in sections for group in section.groups):
+        first = group.run_ids[0]
+        completed[first] = source.with_mistakes(completed[first])
+    return [section.with_runs(completed) for section in sections]
 
 
-def _nothing(request: ReportRequest, aside: Sequence[Aside]) -> str:
+def _nothing_to_report(request: ReportRequest, aside: Sequence[Aside]) -> str:
     of = f" of {', '.join(request.tasks)}" if request.tasks else ""
     text = f"experiment '{clean(request.experiment)}' has no finished runs{of}"
     if aside:
-        text += f"; {len(aside)} others, as {clean(aside[0].name)}: {aside[0].reason}"
+        text += f"; {len(aside)} others, for example {clean(aside[0].name)}: {aside[0].reason}"
     return f"{text}; 'cnn-jobs runs' lists them, 'cnn-jobs train TASK' makes one"
 
 
-def _asked(request: ReportRequest) -> str:
-    since = datetime.fromtimestamp(request.since_ms / 1000, UTC).strftime("since %Y-%m-%d %H:%M UTC")
-    return f"asked for: {', '.join(request.tasks) or 'all tasks'}, {since if request.since_ms else 'all times'}"
-
-
-def _rendered(document: Document, facts: dict[str, Any], formats: Sequence[str]) -> dict[str, bytes]:
-    """The report in each of the formats, and its pictures, by their paths."""
-    write: dict[str, Callable[[], str]] = {
-        "html": lambda: html(document),
-        "md": lambda: markdown(document),
-        "csv": lambda: tables_csv(document),
-        "json": lambda: report_json(document, facts),
-    }
-    texts = {FILE_NAMES[each]: write[each]().encode() for each in FORMATS if each in formats}
-    return texts | {f"plots/{each.name}": each.png for each in document.pictures()}
-
-
-def _write(files: Mapping[str, bytes], folder: Path) -> list[Path]:
-    """Each of them whole."""
-    return [write_bytes(folder / name, content) for name, content in files.items()]
-
-
-def _json_facts(facts: contents.Facts, sections: Sequence[Section], aside: Sequence[Aside]) -> dict[str, Any]:
+def _json_facts(facts: Facts, sections: Sequence[Section], aside: Sequence[Aside]) -> dict[str, Any]:
     return {
         "experiment": facts.experiment,
         "mlflow": facts.where,
@@ -151,7 +122,7 @@ def _json_facts(facts: contents.Facts, sections: Sequence[Section], aside: Seque
                         "label": group.label,
                         "task": group.task,
                         "group_hash": group.key,
-                        "seeds": [r.seed for r in group.runs],
+                        "seeds": [run.seed for run in group.runs],
                     }
                     for group in section.groups
                 ],
@@ -162,6 +133,10 @@ def _json_facts(facts: contents.Facts, sections: Sequence[Section], aside: Seque
             {"run_id": each.run_id, "name": each.name, "state": each.state, "reason": each.reason} for each in aside
         ],
     }
+
+
+def _write(files: Mapping[str, bytes], folder: Path) -> list[Path]:
+    return [write_bytes(folder / name, content) for name, content in files.items()]
 
 
 def _log(request: ReportRequest, document: Document, files: Mapping[str, bytes], set_aside: int) -> str:

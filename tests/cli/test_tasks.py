@@ -16,11 +16,11 @@ def output_of(*arguments: str) -> str:
     return result.output
 
 
-def test_tasks_shows_every_task_beside_its_title() -> None:
+def test_tasks_lists_every_task_with_its_title() -> None:
     lines = output_of("tasks").splitlines()
     for task in TASKS.values():
         (line,) = [line for line in lines if line.split()[:1] == [task.name]]
-        assert task.title[:50] in line  # a longer one goes on below
+        assert task.title[:50] in line  # a longer one wraps
 
 
 def test_tasks_shows_parameters_and_the_reference() -> None:
@@ -30,7 +30,7 @@ def test_tasks_shows_parameters_and_the_reference() -> None:
     assert re.search(r"adam 0\.0007 +0\.814$", lines["task3e"].rstrip())
 
 
-def test_describe_shows_a_network_layer_by_layer_with_its_parameters() -> None:
+def test_describe_lists_layers_with_parameters_and_shapes() -> None:
     output = output_of("describe", "task2")
     assert "390,410 parameters" in output
     for parameters in ("2,432", "51,264", "204,928", "131,136", "650"):
@@ -40,7 +40,7 @@ def test_describe_shows_a_network_layer_by_layer_with_its_parameters() -> None:
 
 
 @pytest.mark.parametrize("name", TASKS)
-def test_describe_knows_every_task(name: str) -> None:
+def test_describe_accepts_every_task(name: str) -> None:
     output = output_of("describe", name)
     convolutions, norms = {"task2": (3, 0), "task3d-plain": (3, 0), "task4a": (20, 20)}.get(name, (3, 3))
     assert f"{name}: {TASKS[name].title}" in output
@@ -48,21 +48,21 @@ def test_describe_knows_every_task(name: str) -> None:
     assert output.count("Batch normalization") == norms
 
 
-def test_describe_shows_costs_and_says_what_they_are() -> None:
+def test_describe_shows_and_explains_costs() -> None:
     output = output_of("describe", "task4a")
     assert "11,181,642 parameters (8,398,858 trained, 2,782,784 frozen); for one image 1,813.57 M MACs" in output
     assert "receptive field" in output
     assert re.search(r"17 +Conv2D +512 +F=3, p=1, s=1 +- +512x7x7 +2,359,296 +435 px +115\.61 M +98\.0 KiB", output)
 
 
-def test_describe_refuses_an_unknown_task() -> None:
+def test_describe_rejects_an_unknown_task() -> None:
     result = CliRunner().invoke(cli, ["describe", "task9"])
     assert isinstance(result.exception, UserError)
     assert "the tasks are task2, " in str(result.exception)
 
 
 def imported_by(*arguments: str) -> tuple[str, set[str]]:
-    """What a call of the real program prints, and the packages that it imports meanwhile."""
+    """What the real program prints, and the top-level packages that it imports."""
     command = [sys.executable, "-X", "importtime", "-m", "cnn_jobs", *arguments]
     result = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
     modules = re.findall(r"^import time: +\d+ \| +\d+ \| +(\S+)$", result.stderr, flags=re.MULTILINE)
@@ -74,14 +74,14 @@ HEAVY = {"torch", "torchvision", "mlflow", "numpy", "matplotlib", "boto3", "pand
 
 def test_help_lists_every_command_and_imports_nothing_heavy() -> None:
     output, packages = imported_by("--help")
-    assert "click" in packages  # the imports were seen
+    assert "click" in packages  # the imports were recorded
     assert packages & HEAVY == set()
     listed = re.findall(r"^  (\w+)  +\S", output.split("Commands:")[1], flags=re.MULTILINE)
     assert listed == list(COMMANDS)
 
 
 @pytest.mark.parametrize("arguments", [("tasks",), ("describe", "task2"), ("train", "--help"), ("--version",)])
-def test_what_only_reads_the_registry_imports_nothing_heavy(arguments: tuple[str, ...]) -> None:
+def test_commands_that_only_read_the_registry_import_nothing_heavy(arguments: tuple[str, ...]) -> None:
     output, packages = imported_by(*arguments)
     assert output
     assert packages & HEAVY == set()

@@ -41,8 +41,8 @@ DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
         "previous.pt",
     ),
     "all checkpoints gone": (lambda d: [path.unlink() for path in (d / "checkpoints").iterdir()], ""),
-    "journal flipped at its head": (lambda d: flip(d / "journal.jsonl", 0.01), "hold no whole record"),
-    "journal flipped in the middle": (lambda d: flip(d / "journal.jsonl", 0.5), "hold no whole record"),
+    "journal flipped at its head": (lambda d: flip(d / "journal.jsonl", 0.01), "hold no intact record"),
+    "journal flipped in the middle": (lambda d: flip(d / "journal.jsonl", 0.5), "hold no intact record"),
     "journal cut": (lambda d: cut(d / "journal.jsonl", 0.6), ""),
     "journal empty": (lambda d: (d / "journal.jsonl").write_bytes(b""), ""),
     "journal gone": (lambda d: (d / "journal.jsonl").unlink(), ""),
@@ -59,13 +59,13 @@ def test_a_damaged_state_continues_as_the_same_run(lab: Lab, reference: Outcome,
     key = f"{name}-{sent}".replace(" ", "-")
     first = lab.train(TASK, key, hook="kill_at_step", hook_args=[7, sent])
     assert first.code == {"SIGKILL": -9, "SIGTERM": 75}[sent], first.stderr
-    damage, says = DAMAGE[name]
+    damage, expected = DAMAGE[name]
     damage(lab.state_dir(key) / key)
     second = lab.train(TASK, key)
     assert second.code == 0, second.stderr
     assert "Traceback" not in second.stderr
-    if says:
-        (line,) = [line for line in second.stderr.splitlines() if "warning" in line and says in line]
+    if expected:
+        (line,) = [line for line in second.stderr.splitlines() if "warning" in line and expected in line]
         assert key in line
     outcome = lab.outcome(TASK, key)
     assert compare(reference, outcome) == []

@@ -1,4 +1,4 @@
-"""The report's page in a real browser: nothing fetched, nothing beside the page, everything named."""
+"""The report's page in a real browser: it fetches nothing, fits the window, and names everything."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ from typing import ClassVar
 
 import pytest
 
-from cnn_jobs.report.contents import Facts, report
+from cnn_jobs.report.chapters import Facts, build_document
 from cnn_jobs.report.formats import html as page_of
-from cnn_jobs.report.groups import put_together
-from tests.reporting.made_runs import files_of, made_run
+from cnn_jobs.report.groups import group_runs
+from tests.helpers.made_runs import files_of, made_run
 
 pytestmark = [
     pytest.mark.integration,
     pytest.mark.skipif(shutil.which("chromium") is None, reason="chromium is not installed"),
 ]
 NAMES = ("task2", "task3-arch1", "task3-arch2", "task3d-batchnorm", "task3d-plain", "task3c-avgpool", "task3e")
-# Runs in the page after it has loaded, and leaves its findings in the title.
+# Runs in the page after it has loaded; leaves its findings in the body's data-found.
 PROBE = """
 <script>
 addEventListener("load", () => {
@@ -54,27 +54,27 @@ def made_page() -> str:
         for name in NAMES
         for seed in range(3)
     ]
-    sections, aside = put_together([*runs, made_run("task2", 7, status="FAILED")])
+    sections, aside = group_runs([*runs, made_run("task2", 7, status="FAILED")])
     facts = Facts("an experiment", "http://127.0.0.1:5000", "2026-11-24", "all", 2, "0.1.0")
-    return page_of(report(facts, sections, aside))
+    return page_of(build_document(facts, sections, aside))
 
 
 class Counting(http.server.SimpleHTTPRequestHandler):
-    """Serves a folder and keeps every path that was asked for."""
+    """Serves a folder and records every requested path."""
 
-    asked: ClassVar[list[str]] = []
+    requested: ClassVar[list[str]] = []
 
     def do_GET(self) -> None:
-        self.asked.append(self.path)
+        self.requested.append(self.path)
         super().do_GET()
 
     def log_message(self, *_: object) -> None:
-        """Says nothing."""
+        """Silent."""
 
 
 @pytest.fixture
 def served(tmp_path: Path) -> Iterator[tuple[Path, str]]:
-    Counting.asked.clear()
+    Counting.requested.clear()
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Counting, directory=str(tmp_path)))
     thread = threading.Thread(target=server.serve_forever)
     thread.start()
@@ -92,10 +92,10 @@ def chromium(tmp_path: Path, *arguments: str) -> str:
 
 
 @pytest.mark.parametrize("width", [1280, 500])
-def test_the_page_fetches_nothing_and_nothing_stands_out_of_it(served: tuple[Path, str], width: int) -> None:
+def test_page_fetches_nothing_and_fits_the_window(served: tuple[Path, str], width: int) -> None:
     folder, url = served
     page = made_page()
-    # The probe is a foreign script: only without the policy does it run. Everything else is as shipped.
+    # The probe is a foreign script, which the policy would block. Everything else is as shipped.
     probed = re.sub(r'<meta http-equiv="Content-Security-Policy"[^>]*>', "", page).replace("</body>", PROBE + "</body>")
     (folder / "page.html").write_text(probed)
     arguments = (f"--window-size={width},900", "--virtual-time-budget=5000", "--dump-dom", f"{url}/page.html")
@@ -110,21 +110,21 @@ def test_the_page_fetches_nothing_and_nothing_stands_out_of_it(served: tuple[Pat
     assert facts["tables"] == page.count("<table ") >= 3 * len(NAMES)
     assert facts["headings"] >= 15
     assert facts["buttons"] > 50
-    assert Counting.asked == ["/page.html"]
+    assert Counting.requested == ["/page.html"]
 
 
-def test_under_its_own_policy_a_foreign_script_and_picture_do_nothing(served: tuple[Path, str]) -> None:
+def test_policy_blocks_foreign_scripts_and_pictures(served: tuple[Path, str]) -> None:
     folder, url = served
     foreign = f'<img src="{url}/spy.png"><script>document.body.dataset.found = "1"</script></body>'
     (folder / "page.html").write_text(made_page().replace("</body>", foreign))
     shown = chromium(folder, "--virtual-time-budget=5000", "--dump-dom", f"{url}/page.html")
     assert "data-found" not in shown
-    assert Counting.asked == ["/page.html"]
-    # Its own script is allowed: the heads are buttons.
+    assert Counting.requested == ["/page.html"]
+    # Its own script is allowed: it made the table heads buttons.
     assert shown.count("<button") > 50
 
 
-def test_it_prints(served: tuple[Path, str]) -> None:
+def test_page_can_be_printed(served: tuple[Path, str]) -> None:
     folder, _ = served
     (folder / "page.html").write_text(made_page())
     target = folder / "page.pdf"

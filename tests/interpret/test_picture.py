@@ -1,4 +1,4 @@
-"""The drawn picture, and photographs of any size and kind."""
+"""The drawn picture, and photographs of any size and mode."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from cnn_jobs.errors import DataError
 from cnn_jobs.interpret.picture import draw_picture, open_picture
 
 
-def test_the_drawn_picture_has_five_regions_that_cover_it() -> None:
+def test_regions_of_the_drawn_picture_cover_it() -> None:
     picture = draw_picture()
     assert picture.pixels.shape == (224, 224, 3)
     assert picture.pixels.dtype == np.uint8
@@ -23,7 +23,7 @@ def test_the_drawn_picture_has_five_regions_that_cover_it() -> None:
     assert np.array_equal(picture.pixels, draw_picture().pixels)
 
 
-def test_each_region_is_what_it_is_called() -> None:
+def test_each_region_has_the_colour_or_stripes_of_its_name() -> None:
     picture = draw_picture()
     red, green, blue = (
         {name: float(picture.pixels[mask][:, channel].mean()) for name, mask in picture.regions.items()}
@@ -46,7 +46,7 @@ def test_each_region_is_what_it_is_called() -> None:
 @pytest.mark.parametrize(
     ("size", "mode"), [((300, 200), "RGB"), ((100, 180), "L"), ((224, 224), "RGBA"), ((50, 50), "P")]
 )
-def test_a_photograph_of_any_size_becomes_a_square(tmp_path: Path, size: tuple[int, int], mode: str) -> None:
+def test_photograph_of_any_size_becomes_a_square(tmp_path: Path, size: tuple[int, int], mode: str) -> None:
     Image.new(mode, size, 0).save(tmp_path / "photo.png")
     picture = open_picture(tmp_path / "photo.png")
     assert picture.pixels.shape == (224, 224, 3)
@@ -57,14 +57,14 @@ def test_a_photograph_of_any_size_becomes_a_square(tmp_path: Path, size: tuple[i
     assert picture.regions["bottom right"][-1, -1]
 
 
-def test_the_middle_is_kept(tmp_path: Path) -> None:
+def test_photograph_is_cropped_to_its_centre(tmp_path: Path) -> None:
     wide = np.zeros((224, 448, 3), np.uint8)
     wide[:, 112:336] = (10, 200, 30)
     Image.fromarray(wide).save(tmp_path / "wide.png")
     assert (open_picture(tmp_path / "wide.png").pixels == (10, 200, 30)).all()
 
 
-def test_what_is_no_picture_is_refused_in_one_line(tmp_path: Path) -> None:
+def test_unreadable_pictures_are_rejected_in_one_line(tmp_path: Path) -> None:
     (tmp_path / "text.png").write_text("not a picture")
     whole = tmp_path / "whole.jpg"
     Image.effect_noise((64, 64), 50).save(whole)
@@ -75,10 +75,10 @@ def test_what_is_no_picture_is_refused_in_one_line(tmp_path: Path) -> None:
     broken[second : second + 4] = b"iDA!"
     (tmp_path / "broken.png").write_bytes(bytes(broken))
     for name, words in (
-        ("broken.png", "is no picture"),
+        ("broken.png", "not a readable picture"),
         ("none.png", "no such file"),
-        ("text.png", "is no picture"),
-        ("cut.jpg", "is no picture"),
+        ("text.png", "not a readable picture"),
+        ("cut.jpg", "not a readable picture"),
     ):
         with pytest.raises(DataError, match=words) as caught:
             open_picture(tmp_path / name)

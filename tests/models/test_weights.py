@@ -12,7 +12,7 @@ import torch
 from torchvision.models import resnet18
 
 from cnn_jobs.errors import CnnJobsError, RemoteDataError, WeightsError
-from cnn_jobs.interpret.subject import pretrained_resnet18
+from cnn_jobs.interpret.network import pretrained_resnet18
 from cnn_jobs.models import weights as module
 from cnn_jobs.models.resnet import build_resnet18
 from cnn_jobs.models.weights import IMAGENET_FILE, open_weights
@@ -116,7 +116,7 @@ def test_a_head_for_other_classes_is_no_obstacle(tmp_path: Path) -> None:
     weights = open_weights(str(tmp_path / "half.pth"))
     assert weights
     assert not weights.has_head
-    assert pretrained_resnet18(weights).note == "the weights have no last layer: what it answers is random"
+    assert pretrained_resnet18(weights).note == "the weights have no last layer: the network's answer is random"
 
 
 def test_older_files_that_do_not_count_batches_are_taken(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Runs read back."""
+"""Runs read back from MLflow."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 
 from cnn_jobs.errors import TrackingError, UserError
 from cnn_jobs.tracking import run_reader
-from cnn_jobs.tracking.run_reader import runs_of
+from cnn_jobs.tracking.run_reader import Curve, runs_of, thinned
 from tests.helpers.tracking import answering, finish, recording
 
 
@@ -66,3 +66,9 @@ def test_a_file_whose_download_fails_once_is_asked_for_again(mlflow_uri: str, mo
     assert run.versions["torch"] == "2"
     assert asked.count("lineage.json") == 2
     assert "it has no confusion.csv" in run.lacking
+
+
+def test_training_losses_are_means_between_validations() -> None:
+    losses = Curve(tuple(range(1, 8)), (1.0, 3.0, 5.0, 7.0, 9.0, 11.0, 100.0))
+    assert thinned(losses, (2, 6)) == Curve((2, 6), (2.0, 8.0))
+    assert thinned(Curve(), (2, 6)) == Curve()

@@ -1,4 +1,4 @@
-"""Intervals that hold, and verdicts that are rarely wrong."""
+"""Coverage of the intervals, and how often verdicts are wrong."""
 
 from __future__ import annotations
 
@@ -14,24 +14,25 @@ EXPERIMENTS = 2000
 TEST_IMAGES = 10_000
 
 
-def test_the_interval_is_students() -> None:
+def test_interval_is_students() -> None:
     # Student's own data of sleep gained by ten patients (1908, table of additional hours, the difference of two drugs).
     found = estimate([1.2, 2.4, 1.3, 1.3, 0.0, 1.0, 1.8, 0.8, 4.6, 1.4])
     assert found.n == 10
     assert found.mean == pytest.approx(1.58)
     assert found.sd == pytest.approx(1.229995, abs=1e-6)
-    assert found.low == pytest.approx(0.7001142, abs=1e-6)
-    assert found.high == pytest.approx(2.4598858, abs=1e-6)
+    assert found.interval == pytest.approx((0.7001142, 2.4598858), abs=1e-6)
 
 
-def test_one_seed_and_equal_seeds_have_no_interval() -> None:
-    assert (estimate([0.5]).sd, estimate([0.5]).low) == (None, None)
-    assert (estimate([0.5, 0.5]).sd, estimate([0.5, 0.5]).low) == (0.0, None)
+def test_one_value_and_equal_values_have_no_interval() -> None:
+    for values, sd, why in (([0.5], None, "one seed"), ([0.5, 0.5], 0.0, "no spread")):
+        found = estimate(values)
+        assert (found.sd, found.interval, found.why, found.interval_in_percent) == (sd, None, why, "-")
+    assert estimate([0.75, 0.76]).interval_in_percent == "69.15 to 81.85"
     with pytest.raises(ValueError, match="no values"):
         estimate([])
 
 
-def test_runs_are_paired_by_the_seeds_that_both_have() -> None:
+def test_runs_are_paired_by_common_seeds() -> None:
     first = {0: 1.2, 1: 2.4, 2: 1.3, 9: 100.0}
     second = {0: 1.0, 1: 2.0, 2: 1.2, 5: -7.0}
     found = difference(first, second)
@@ -39,15 +40,16 @@ def test_runs_are_paired_by_the_seeds_that_both_have() -> None:
     assert found.seeds == (0, 1, 2)
     assert found.effect == pytest.approx(0.7 / 3)
     assert found.p == pytest.approx(expected.pvalue)
-    assert (found.low, found.high) == pytest.approx(tuple(expected.confidence_interval(0.95)))
+    assert found.interval == pytest.approx(tuple(expected.confidence_interval(0.95)))
 
 
-def test_without_common_seeds_it_is_welchs_test() -> None:
+def test_welchs_test_without_common_seeds() -> None:
     found = difference({0: 1.0, 1: 2.0, 2: 4.0}, {5: 3.0, 6: 9.0})
     expected = stats.ttest_ind([1.0, 2.0, 4.0], [3.0, 9.0], equal_var=False)
     assert found.seeds is None
     assert found.n == (3, 2)
     assert found.p == pytest.approx(expected.pvalue)
+    assert found.interval == pytest.approx(tuple(expected.confidence_interval(0.95)))
 
 
 def test_one_seed_is_not_tested() -> None:
@@ -61,17 +63,17 @@ def test_one_seed_is_not_tested() -> None:
     ("effect", "corrected", "words"),
     [(0.1, 0.049, "better"), (-0.1, 0.049, "worse"), (0.1, 0.05, "not separable with n = 3")],
 )
-def test_the_verdict_is_of_the_corrected_value(effect: float, corrected: float, words: str) -> None:
-    assert verdict(Difference(effect, 0.0, 0.0, 0.001, (3, 3), (0, 1, 2)), corrected) == words
+def test_verdict_is_by_the_corrected_p_value(effect: float, corrected: float, words: str) -> None:
+    assert verdict(Difference(effect, (3, 3), (0, 1, 2), (0.0, 0.0), 0.001), corrected) == words
 
 
-def test_holm_as_in_a_published_example() -> None:
+def test_holm_in_a_published_example() -> None:
     # Wikipedia's "Holm-Bonferroni method", example: 0.01, 0.04, 0.03, 0.005 become 0.03, 0.06, 0.06, 0.02.
     assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
 
 
 @given(st.lists(st.floats(0, 1), min_size=1, max_size=20))
-def test_holm_keeps_the_order_and_never_helps(values: list[float]) -> None:
+def test_holm_keeps_the_order_and_never_decreases(values: list[float]) -> None:
     corrected = holm(values)
     assert all(p <= c <= 1 for p, c in zip(values, corrected, strict=True))
     assert corrected[values.index(min(values))] == pytest.approx(min(1, len(values) * min(values)))
@@ -80,12 +82,12 @@ def test_holm_keeps_the_order_and_never_helps(values: list[float]) -> None:
 
 
 def accuracies(dice: np.random.Generator, n: int, truth: float, shared: np.ndarray) -> dict[int, float]:
-    """Of n seeds: a network's own accuracy varies with the seed, and 10,000 test images are drawn on it."""
+    """Measured accuracies of n seeds: the true one varies with the seed, and is measured on 10,000 test images."""
     own = np.clip(truth + shared + 0.004 * dice.standard_normal(n), 0, 1)
     return dict(enumerate(dice.binomial(TEST_IMAGES, own) / TEST_IMAGES))
 
 
-def test_the_intervals_cover_the_truth() -> None:
+def test_intervals_cover_the_truth() -> None:
     dice = np.random.default_rng(0)
     mean_in, effect_in = 0, 0
     for experiment in range(EXPERIMENTS):
@@ -94,14 +96,16 @@ def test_the_intervals_cover_the_truth() -> None:
         one, other = accuracies(dice, n, 0.77, 0 * shared), accuracies(dice, n, 0.75, shared)
         paired = accuracies(dice, n, 0.77, shared)
         mean, effect = estimate(list(one.values())), difference(paired, other)
-        mean_in += (mean.low or 1) <= 0.77 <= (mean.high or 0)
-        effect_in += (effect.low or 1) <= 0.02 <= (effect.high or 0)
+        assert mean.interval
+        assert effect.interval
+        mean_in += mean.interval[0] <= 0.77 <= mean.interval[1]
+        effect_in += effect.interval[0] <= 0.02 <= effect.interval[1]
     assert 0.93 <= mean_in / EXPERIMENTS <= 0.97
     assert 0.93 <= effect_in / EXPERIMENTS <= 0.97
 
 
 def false_verdicts(dice: np.random.Generator, tests: int, *, corrected: bool) -> float:
-    """Share of experiments with no difference at all in which some verdict is "better" or "worse"."""
+    """Share of experiments without any difference in which some verdict is "better" or "worse"."""
     wrong = 0
     for _ in range(EXPERIMENTS):
         groups = [accuracies(dice, 5, 0.77, np.zeros(5)) for _ in range(tests + 1)]
@@ -112,7 +116,7 @@ def false_verdicts(dice: np.random.Generator, tests: int, *, corrected: bool) ->
     return wrong / EXPERIMENTS
 
 
-def test_better_is_rarely_said_where_there_is_no_difference() -> None:
+def test_better_is_rare_without_a_difference() -> None:
     dice = np.random.default_rng(1)
     better = sum(
         verdict(found, found.p) == "better"

@@ -1,4 +1,4 @@
-"""Runs as a training leaves them, made by hand: in memory, or in a real MLflow."""
+"""Made-up training runs, in memory or in a real MLflow."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ STEPS = (10, 20, 30, 40)
 
 
 def metrics_of(task: str, seed: int, shift: float = 0.0) -> dict[str, float]:
-    """Final figures that differ by task and seed, the same whenever asked."""
+    """Final figures that depend on task and seed alone."""
     dice = random.Random(f"{task} {seed}")
     values = {name: (0.6 if "accuracy" in name else 0.9) + 0.02 * dice.random() + shift for name in NEEDED}
     values |= {"ledger/attempts": 2.0, "ledger/steps": 44.0, "ledger/wall_seconds": 12.5 + seed}
@@ -27,7 +27,7 @@ def metrics_of(task: str, seed: int, shift: float = 0.0) -> dict[str, float]:
 
 
 def params_of(task: str, seed: int, **changed: Any) -> dict[str, str]:
-    """As ``run_record.record_start`` writes them."""
+    """Recipe fields as params."""
     return {name: str(value) for name, value in {**TASKS[task].recipe.as_dict(), "seed": seed, **changed}.items()}
 
 
@@ -49,14 +49,14 @@ def tags_of(task: str, **more: str) -> dict[str, str]:
 
 
 def curve_of(task: str, seed: int, key: str) -> Curve:
-    """A falling or rising curve at ``STEPS``."""
+    """A noisy curve at ``STEPS``, rising for the accuracy and falling for losses."""
     dice = random.Random(f"{task} {seed} {key}")
     sign = 1 if key == "val/accuracy" else -1
     return Curve(STEPS, tuple(0.5 + sign * 0.05 * place + 0.6 * dice.random() for place in range(len(STEPS))))
 
 
 def made_run(task: str, seed: int, *, run_id: str = "", **changes: Any) -> TrainingRun:
-    """One in memory; ``changes`` replace its fields."""
+    """A run in memory; ``changes`` replace its fields."""
     values: dict[str, Any] = {
         "run_id": run_id or f"{task}-{seed}".ljust(32, "0"),
         "name": f"{task}-seed{seed}",
@@ -76,7 +76,7 @@ def made_run(task: str, seed: int, *, run_id: str = "", **changes: Any) -> Train
 
 
 def log_run(client: Any, experiment_id: str, folder: Path, task: str, seed: int, **changes: Any) -> str:
-    """The same run in MLflow, through MLflow's own client; ``changes``: status, tags, metrics, params, files."""
+    """The same run in MLflow, logged with its own client; ``changes``: name, status, tags, metrics, params, without."""
     from mlflow.entities import Metric, Param, RunTag
 
     made = made_run(task, seed)

@@ -1,4 +1,4 @@
-"""Tasks 4b and 4c as their user calls them: pictures, tables, and a run in MLflow."""
+"""Tasks 4b and 4c from the command line: pictures, tables, and a run in MLflow."""
 
 from __future__ import annotations
 
@@ -15,21 +15,20 @@ from PIL import Image
 
 from cnn_jobs.cli import cli
 from cnn_jobs.data.dataset import Dataset
+from cnn_jobs.data.prepared import write_prepared
 from cnn_jobs.errors import CheckpointMismatchError, CnnJobsError, StateDirError
 from cnn_jobs.networks.spec import ResNet18
-from cnn_jobs.system.signals import StopRequest
 from cnn_jobs.tasks import TASKS
 from cnn_jobs.tracking.run_reader import runs_of
 from cnn_jobs.training import feature_cache
 from cnn_jobs.training.checkpoint import load_checkpoint, save_checkpoint
-from tests.helpers.runs import RecordingObserver, client, options, train_run
 
 pytestmark = [pytest.mark.filterwarnings("default"), pytest.mark.usefixtures("one_thread")]
 
 
 @pytest.fixture
 def weights(resnet18_file: Path, tmp_path: Path) -> Path:
-    """With hand-made filters at the places of the report's."""
+    """ResNet18 with hand-made filters in place of those that the course report shows."""
     y, x = torch.meshgrid(torch.arange(-3.0, 4), torch.arange(-3.0, 4), indexing="ij")
     window = torch.exp(-(x**2 + y**2) / 8)
     content = torch.load(resnet18_file)
@@ -50,12 +49,18 @@ def _mlflow(mlflow_uri: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", mlflow_uri)
 
 
+def client(uri: str) -> Any:
+    from mlflow import MlflowClient
+
+    return MlflowClient(uri)
+
+
 def call(*arguments: object) -> Result:
-    return CliRunner().invoke(cli, ["interpret", *map(str, arguments)])
+    return CliRunner().invoke(cli, list(map(str, arguments)))
 
 
-def done(*arguments: object) -> str:
-    result = call(*arguments)
+def interpret(*arguments: object) -> str:
+    result = call("interpret", *arguments)
     assert result.exit_code == 0, (result.output, result.exception)
     return result.output
 
@@ -65,8 +70,8 @@ def rows(path: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(stream))
 
 
-def test_task4b_shows_and_measures_the_reports_filters(weights: Path, tmp_path: Path, mlflow_uri: str) -> None:
-    output = done("task4b", "--weights", weights, "--out", tmp_path / "out")
+def test_task4b_measures_the_reports_filters(weights: Path, tmp_path: Path, mlflow_uri: str) -> None:
+    output = interpret("task4b", "--weights", weights, "--out", tmp_path / "out")
     expected = {
         "14": ("vertical stripes in brightness, 4.0 px a period", "vertical stripes"),
         "26": ("horizontal stripes in brightness, 4.0 px a period", "horizontal stripes"),
@@ -94,9 +99,9 @@ def test_task4b_shows_and_measures_the_reports_filters(weights: Path, tmp_path: 
     assert runs_of(mlflow_uri, "cnn-jobs") == []
 
 
-def test_task4c_shows_ten_channels_and_where_the_network_looks(weights: Path, tmp_path: Path) -> None:
+def test_task4c_measures_ten_channels_of_a_photograph(weights: Path, tmp_path: Path) -> None:
     Image.effect_noise((300, 250), 80).convert("RGB").save(tmp_path / "photo.jpg")
-    output = done("task4c", "--weights", weights, "--image", tmp_path / "photo.jpg", "--out", tmp_path, "--no-log")
+    output = interpret("task4c", "--weights", weights, "--image", tmp_path / "photo.jpg", "--out", tmp_path, "--no-log")
     table = rows(tmp_path / "measurements.csv")
     assert [row["channel"] for row in table] == [str(number) for number in range(10)]
     assert all(0 <= float(row["share zero"]) <= 1 and float(row["highest"]) >= 0 for row in table)
@@ -105,9 +110,9 @@ def test_task4c_shows_ten_channels_and_where_the_network_looks(weights: Path, tm
     assert (tmp_path / "channels.png").stat().st_size > 10_000
 
 
-def test_pictures_are_the_same_bytes_each_time(weights: Path, tmp_path: Path) -> None:
+def test_pictures_are_reproducible(weights: Path, tmp_path: Path) -> None:
     for name in ("one", "other"):
-        done("task4c", "--weights", weights, "--out", tmp_path / name, "--filters", "0-2", "--no-log")
+        interpret("task4c", "--weights", weights, "--out", tmp_path / name, "--filters", "0-2", "--no-log")
     assert (tmp_path / "one/channels.png").read_bytes() == (tmp_path / "other/channels.png").read_bytes()
 
 
@@ -125,8 +130,8 @@ def test_pictures_are_the_same_bytes_each_time(weights: Path, tmp_path: Path) ->
         (["task4b", "--run", "abc"], "--run and --weights name two networks"),
     ],
 )
-def test_bad_input_is_one_clear_line(weights: Path, tmp_path: Path, arguments: list[str], words: str) -> None:
-    result = call(*arguments, "--weights", weights, "--out", tmp_path / "out", "--no-log")
+def test_bad_input_is_rejected_in_one_line(weights: Path, tmp_path: Path, arguments: list[str], words: str) -> None:
+    result = call("interpret", *arguments, "--weights", weights, "--out", tmp_path / "out", "--no-log")
     assert isinstance(result.exception, CnnJobsError), result.output
     assert words in str(result.exception)
     assert "\n" not in str(result.exception)
@@ -134,44 +139,48 @@ def test_bad_input_is_one_clear_line(weights: Path, tmp_path: Path, arguments: l
     assert not (tmp_path / "out").exists()
 
 
-def test_random_weights_are_called_so(tmp_path: Path) -> None:
-    assert "note: random weights" in done("task4b", "--weights", "none", "--out", tmp_path, "--no-log")
+def test_random_weights_are_noted(tmp_path: Path) -> None:
+    assert "note: random weights" in interpret("task4b", "--weights", "none", "--out", tmp_path, "--no-log")
 
 
-# -- networks that were trained here -----------------------------------------------------------------------------------
+# -- networks of training runs -----------------------------------------------------------------------------------------
 
 
-def trained(uri: str, tmp_path: Path, dataset: Dataset, name: str, **changes: Any) -> str:
-    task = TASKS[name]
-    recipe = replace(task.recipe, epochs=1, batch_size=9, **changes)
-    return train_run(task, recipe, options(uri, tmp_path), dataset, RecordingObserver(), StopRequest()).run_id
+def train(uri: str, dataset: Dataset, task: str, *arguments: object) -> str:
+    """Trains for one epoch; the run's id."""
+    write_prepared(dataset, Path("data.npz"), compressed=False)
+    settings = ("--epochs", 1, "--batch-size", 9, "--threads", 1, "--device", "cpu", "--experiment", "trained")
+    result = call("train", task, "--data", "data.npz", *settings, *arguments)
+    assert result.exit_code == 0, (result.output, result.exception)
+    (run,) = client(uri).search_runs([client(uri).get_experiment_by_name("trained").experiment_id])
+    return str(run.info.run_id)
 
 
-def test_the_network_of_a_run_can_be_looked_at(mlflow_uri: str, tmp_path: Path, tiny_dataset: Dataset) -> None:
-    run_id = trained(mlflow_uri, tmp_path, tiny_dataset, "task2")
-    output = done("task4b", "--run", run_id, "--out", tmp_path / "b", "--no-log")
+def test_network_of_a_run(mlflow_uri: str, tmp_path: Path, tiny_dataset: Dataset) -> None:
+    run_id = train(mlflow_uri, tiny_dataset, "task2")
+    output = interpret("task4b", "--run", run_id, "--out", tmp_path / "b", "--no-log")
     assert [row["filter"] for row in rows(tmp_path / "b/measurements.csv")] == ["0", "1", "2", "3", "4"]
     assert "task2-seed0: filters of conv1" in output
-    output = done("task4c", "--run", run_id, "--out", tmp_path / "c", "--no-log")
+    output = interpret("task4c", "--run", run_id, "--out", tmp_path / "c", "--no-log")
     assert "task2-seed0: activations of conv3" in output
     assert len(rows(tmp_path / "c/measurements.csv")) == 10
 
 
 @pytest.mark.slow
-def test_the_transferred_network_of_a_run_has_both_its_parts(
+def test_transferred_network_of_a_run_has_its_backbone_and_head(
     mlflow_uri: str, tmp_path: Path, tiny_dataset: Dataset, weights: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(TASKS, "task4a", replace(TASKS["task4a"], network=ResNet18(side=64)))
     monkeypatch.setattr(feature_cache, "_kept", [])
-    run_id = trained(mlflow_uri, tmp_path, tiny_dataset, "task4a", weights=str(weights))
-    output = done("task4b", "--run", run_id, "--out", tmp_path / "b", "--no-log")
-    # The frozen part is the one of the weights: its filters are the known ones.
+    run_id = train(mlflow_uri, tiny_dataset, "task4a", "--weights", weights)
+    output = interpret("task4b", "--run", run_id, "--out", tmp_path / "b", "--no-log")
+    # The frozen backbone has the filters of the weights file.
     assert "vertical stripes in brightness" in output
-    output = done("task4c", "--run", run_id, "--out", tmp_path / "c", "--no-log")
+    output = interpret("task4c", "--run", run_id, "--out", tmp_path / "c", "--no-log")
     assert "activations of trained.layer4" in output
 
 
-def test_pictures_that_are_no_squares_and_old_checkpoints(mlflow_uri: str, tmp_path: Path) -> None:
+def test_network_for_wide_images_and_an_old_checkpoint(mlflow_uri: str, tmp_path: Path) -> None:
     wide = Dataset.from_arrays(
         name="wide",
         uri="wide",
@@ -179,28 +188,28 @@ def test_pictures_that_are_no_squares_and_old_checkpoints(mlflow_uri: str, tmp_p
         train=(np.zeros((30, 3, 16, 32), np.uint8), np.arange(30) % 2),
         test=(np.zeros((4, 3, 16, 32), np.uint8), np.arange(4) % 2),
     )
-    run_id = trained(mlflow_uri, tmp_path, wide, "task2")
-    done("task4c", "--run", run_id, "--out", tmp_path / "c", "--no-log")
+    run_id = train(mlflow_uri, wide, "task2")
+    interpret("task4c", "--run", run_id, "--out", tmp_path / "c", "--no-log")
     (path,) = (tmp_path / "state").glob("*/checkpoints/best.pt")
     old = load_checkpoint(path)
     del old["image"]
     save_checkpoint(tmp_path / "best.pt", old)
     client(mlflow_uri).log_artifact(run_id, str(tmp_path / "best.pt"), "checkpoints")
-    result = call("task4c", "--run", run_id, "--out", tmp_path / "c", "--no-log")
+    result = call("interpret", "task4c", "--run", run_id, "--out", tmp_path / "c", "--no-log")
     assert isinstance(result.exception, CheckpointMismatchError)
     assert "is of another version of cnn-jobs ('image'); train it again" in str(result.exception)
     assert "\n" not in str(result.exception)
 
 
-def test_a_folder_that_cannot_be_written_is_one_line(weights: Path, tmp_path: Path) -> None:
+def test_output_folder_that_cannot_be_written(weights: Path, tmp_path: Path) -> None:
     (tmp_path / "out").write_text("a file")
-    result = call("task4b", "--weights", weights, "--out", tmp_path / "out" / "below", "--no-log")
+    result = call("interpret", "task4b", "--weights", weights, "--out", tmp_path / "out" / "below", "--no-log")
     assert isinstance(result.exception, StateDirError)
 
 
-def test_a_run_that_has_no_checkpoint_is_refused(mlflow_uri: str, tmp_path: Path) -> None:
+def test_run_without_checkpoint_is_rejected(mlflow_uri: str, tmp_path: Path) -> None:
     for run_id in ("0" * 32, client(mlflow_uri).create_run("0").info.run_id):
-        result = call("task4b", "--run", run_id, "--out", tmp_path, "--no-log")
+        result = call("interpret", "task4b", "--run", run_id, "--out", tmp_path, "--no-log")
         assert isinstance(result.exception, CnnJobsError)
         assert run_id in str(result.exception)
         assert result.exception.exit_code == 2

@@ -1,4 +1,4 @@
-"""Hand-made filters have known directions, frequencies and colours."""
+"""Measurements of hand-made filters and channels, whose directions, frequencies and colours are known."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from cnn_jobs.interpret.measurements import (
     FilterFacts,
     colour_name,
+    measure_channel,
     measure_filter,
     principal_profile,
     region_responses,
@@ -35,7 +36,7 @@ SOBEL = np.array([[-1, 0, 1], [-2, 0, 2], [-1, 0, 1]], dtype=float)
 
 
 @pytest.mark.parametrize(
-    ("profile", "kind", "degrees", "words"),
+    ("profile", "kind", "degrees", "description"),
     [
         (SOBEL, "edge", 90, "vertical edge in brightness"),
         (SOBEL.T, "edge", 0, "horizontal edge in brightness"),
@@ -47,20 +48,19 @@ SOBEL = np.array([[-1, 0, 1], [-2, 0, 2], [-1, 0, 1]], dtype=float)
         (WINDOW * np.cos(2 * np.pi * (X - Y) / (4 * 2**0.5)), "stripes", 135, "falling stripes in brightness"),
     ],
 )
-def test_edges_and_stripes_have_their_direction(profile: np.ndarray, kind: str, degrees: float, words: str) -> None:
+def test_direction_of_edges_and_stripes(profile: np.ndarray, kind: str, degrees: float, description: str) -> None:
     facts = measured(profile)
     assert facts.kind == kind
     assert facts.orientation_deg is not None
     assert abs((facts.orientation_deg - degrees + 90) % 180 - 90) < 1
-    assert facts.coherence > 0.55  # Sobel's, with its hard edges, has least
-    assert facts.words().startswith(words)
+    assert facts.coherence > 0.55  # the minimum is Sobel's, with its hard edges
+    assert facts.description.startswith(description)
     assert (facts.index, facts.colour_share) == (5, pytest.approx(1))
 
 
 @given(degrees=st.floats(0, 179.9), period=st.floats(3.2, 7), phase=st.floats(0, 6.28))
-def test_any_direction_and_frequency_is_found(degrees: float, period: float, phase: float) -> None:
+def test_any_direction_and_frequency_is_measured(degrees: float, period: float, phase: float) -> None:
     angle = np.radians(degrees)  # of the stripes; they change across it, and rows count downwards
-    across = X * np.sin(angle) + Y * np.cos(angle)
     grid = np.mgrid[-7:8, -7:8].astype(float)
     across = grid[1] * np.sin(angle) + grid[0] * np.cos(angle)
     profile = np.exp(-(grid[0] ** 2 + grid[1] ** 2) / 32) * np.cos(2 * np.pi * across / period + phase)
@@ -70,33 +70,33 @@ def test_any_direction_and_frequency_is_found(degrees: float, period: float, pha
     assert coherence > 0.6
 
 
-def test_a_blue_blob_is_a_blob_and_blue() -> None:
+def test_blobs_are_named_by_colour() -> None:
     facts = measured(WINDOW, (0, 0, 1))
     assert (facts.kind, facts.orientation_deg, facts.frequency) == ("blob", None, 0)
-    assert facts.words() == "blob in blue"
-    assert measured(WINDOW, (-0.4, -0.2, 1)).words() == "blob in blue against yellow"
-    assert measured(WINDOW, (0.5, 0.6, -1)).words() == "blob in yellow against blue"
-    assert measured(-WINDOW, (1, 1, 1)).words() == "blob in darkness"
-    assert measured(-SOBEL, (1, 1, 1)).words().startswith("vertical edge in brightness")
+    assert facts.description == "blob in blue"
+    assert measured(WINDOW, (-0.4, -0.2, 1)).description == "blob in blue against yellow"
+    assert measured(WINDOW, (0.5, 0.6, -1)).description == "blob in yellow against blue"
+    assert measured(-WINDOW, (1, 1, 1)).description == "blob in darkness"
+    assert measured(-SOBEL, (1, 1, 1)).description.startswith("vertical edge in brightness")
 
 
-def test_a_spot_with_a_surround_has_no_direction_and_is_no_blob() -> None:
+def test_centre_with_surround_is_a_spot_without_direction() -> None:
     ring = np.exp(-(X**2 + Y**2) / 2) - np.exp(-(X**2 + Y**2) / 8) / 4
     facts = measured(ring - ring.mean())
     assert (facts.kind, facts.orientation_deg) == ("spot", None)
     assert facts.frequency > 0
 
 
-def test_a_filter_of_two_colours_in_two_places_says_so() -> None:
+def test_two_colours_in_two_places_are_several_colours() -> None:
     left, right = WINDOW * (X < 0), WINDOW * (X > 0)
     weights = coloured(left, (1, 0, 0)) + coloured(right, (0, 1, 0))
     facts = measure_filter(0, weights, NOTHING, EVERYWHERE)
     assert facts.colour_share == pytest.approx(0.5, abs=0.01)
-    assert "several colours" in facts.words()
+    assert "several colours" in facts.description
 
 
 @given(st.integers(0, 10**6))
-def test_the_principal_profile_is_the_nearest_picture_in_one_colour(seed: int) -> None:
+def test_principal_profile_is_the_nearest_picture_in_one_colour(seed: int) -> None:
     weights = np.random.default_rng(seed).normal(size=(3, 5, 5))
     profile, axis, share = principal_profile(weights)
     rest = weights - np.multiply.outer(axis, profile)
@@ -110,7 +110,7 @@ def test_the_principal_profile_is_the_nearest_picture_in_one_colour(seed: int) -
     assert profile.flat[np.abs(profile).argmax()] >= 0
 
 
-def test_an_empty_filter_is_no_error() -> None:
+def test_filter_of_zeros() -> None:
     facts = measured(np.zeros((7, 7)))
     assert (facts.coherence, facts.orientation_deg, facts.colour_share) == (0, None, 0)
 
@@ -127,11 +127,11 @@ def test_an_empty_filter_is_no_error() -> None:
         ((1, 1, -2), "yellow against blue"),
     ],
 )
-def test_colours_have_the_names_of_their_directions(axis: tuple[float, float, float], name: str) -> None:
+def test_names_of_colours(axis: tuple[float, float, float], name: str) -> None:
     assert colour_name(np.array(axis) / np.linalg.norm(axis)) == name
 
 
-def test_the_drawn_picture_has_something_for_each_of_the_reports_filters() -> None:
+def test_drawn_picture_has_a_region_for_each_of_the_reports_filters() -> None:
     picture = draw_picture()
     pixels = picture.pixels / 255 - 0.5
 
@@ -153,10 +153,21 @@ def test_the_drawn_picture_has_something_for_each_of_the_reports_filters() -> No
         assert strongest(profile, colour) == region
 
 
-def test_reactions_are_relative_to_the_whole_picture() -> None:
+def test_responses_are_relative_to_the_whole_picture() -> None:
     activation = np.zeros((4, 4))
     activation[:2], activation[2:] = 3, -5  # a ReLU lets nothing of the latter through
     masks = {"top": np.zeros((8, 8), bool), "bottom": np.zeros((8, 8), bool), "none": np.zeros((8, 8), bool)}
     masks["top"][:4], masks["bottom"][4:] = True, True
     assert region_responses(activation, masks) == {"top": pytest.approx(2**0.5), "bottom": 0, "none": 0}
     assert region_responses(np.zeros((4, 4)), masks)["top"] == 0
+
+
+def test_measurements_of_a_channel() -> None:
+    plane = np.zeros((4, 4))
+    plane[0, 3], plane[3, 0] = 4, 1
+    facts = measure_channel(7, plane, draw_picture())
+    assert (facts.index, facts.sparsity, facts.highest, facts.area) == (7, 14 / 16, 4, 1 / 16)
+    assert facts.peak == (0.125, 0.875)
+    assert facts.region == "blue sky"
+    assert facts.description == "88% zero, above half in 6%"
+    assert measure_channel(0, np.zeros((4, 4)), draw_picture()).description == "silent"

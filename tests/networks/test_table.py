@@ -27,7 +27,7 @@ Row = tuple[str, tuple[int, ...], int]
 
 
 def rows_of(layers: list[Layer]) -> list[Row]:
-    """But for resizing, which is no module."""
+    """Without resizing, which is not a module in torch."""
     kinds = {"Conv2D (shortcut)": "Conv2D"}
     return [
         (kinds.get(layer.kind, layer.kind), layer.output, layer.parameters)
@@ -37,7 +37,7 @@ def rows_of(layers: list[Layer]) -> list[Row]:
 
 
 def rows_in_torch(model: nn.Module, image: Image) -> list[Row]:
-    """What one picture really meets on its way: kind, output shape and parameters of every layer with a row."""
+    """Kind, output shape and parameters of every layer that one image passes through."""
     rows: list[Row] = []
 
     def see(module: nn.Module, _: object, output: torch.Tensor) -> None:
@@ -53,13 +53,20 @@ def rows_in_torch(model: nn.Module, image: Image) -> list[Row]:
     return rows
 
 
+def flops(model: nn.Module, image: Image) -> int:
+    """Of one image, in double precision: there every layer is torch's plain one."""
+    with torch.inference_mode(), FlopCounterMode(display=False) as counter:
+        model.eval().double()(torch.zeros(1, *image, dtype=torch.double))
+    return int(counter.get_total_flops())
+
+
 def whole(network: Network, image: Image, classes: int) -> nn.Module:
     return whole_network(*build_network(network, image, classes, seed=0))
 
 
 @pytest.mark.parametrize(("image", "classes"), [((3, 32, 32), 10), ((3, 28, 41), 2), ((1, 28, 28), 7)])
 @pytest.mark.parametrize("name", TASKS)
-def test_the_table_is_what_torch_sees(name: str, image: Image, classes: int) -> None:
+def test_table_matches_the_torch_module(name: str, image: Image, classes: int) -> None:
     network = get_task(name).network
     if isinstance(network, ResNet18) and image[0] != 3:
         for call in (describe, whole):
@@ -96,7 +103,7 @@ def networks(draw: st.DrawFn) -> ConvNet:
 
 @settings(max_examples=25)
 @given(network=networks(), height=st.integers(1, 20), width=st.integers(1, 20), classes=st.integers(1, 5))
-def test_any_network_is_described_as_torch_builds_it_or_refused(
+def test_any_network_is_described_as_torch_builds_it_or_rejected(
     network: ConvNet, height: int, width: int, classes: int
 ) -> None:
     image = (3, height, width)
@@ -105,12 +112,14 @@ def test_any_network_is_described_as_torch_builds_it_or_refused(
     except RecipeError:
         with pytest.raises(RecipeError):
             build_model(network, image, classes, seed=0)
-    else:
-        assert rows_of(layers) == rows_in_torch(build_model(network, image, classes, seed=0), image)
+        return
+    model = build_model(network, image, classes, seed=0)
+    assert rows_of(layers) == rows_in_torch(model, image)
+    assert 2 * sum(layer.macs for layer in layers) == flops(model, image)
 
 
 @pytest.mark.parametrize(("name", "side"), [("task2", 7), ("task3-arch1", 11), ("task3e", 11)])
-def test_images_too_small_for_the_network_are_refused(name: str, side: int) -> None:
+def test_images_too_small_for_the_network_are_rejected(name: str, side: int) -> None:
     network = get_task(name).network
     with pytest.raises(RecipeError, match=r"kernel \d is larger than its input of \d pixels") as caught:
         describe(network, (3, side, 64))
@@ -122,7 +131,16 @@ def test_images_too_small_for_the_network_are_refused(name: str, side: int) -> N
     assert describe(network, (3, side + 1, side + 1))
 
 
-def test_the_table_of_task3e_row_by_row() -> None:
+def test_layers_without_output_are_rejected() -> None:
+    block = ConvBlock(filters=0, kernel=3, padding=1)
+    with pytest.raises(RecipeError, match="Conv2D has an output of 0x32x32: every side must be at least 1"):
+        describe(ConvNet(blocks=(block,)))
+    for network, classes in ((ConvNet(blocks=(), hidden=0), 10), (ConvNet(blocks=()), -1)):
+        with pytest.raises(RecipeError, match="Fully-Connected has an output of"):
+            describe(network, classes=classes)
+
+
+def test_table_of_task3e_row_by_row() -> None:
     assert [cells(layer) for layer in describe(get_task("task3e").network)] == [
         ("1", "Conv2D", "64", "F=3, p=1, s=1", "ReLU", "64x32x32", "1,792", "3 px", "1.77 M", "256 KiB"),
         ("1", "MaxPool2D", "-", "F=4, s=2", "-", "64x15x15", "-", "6 px", "-", "56.2 KiB"),
@@ -139,7 +157,7 @@ def test_the_table_of_task3e_row_by_row() -> None:
     ]
 
 
-def test_the_markdown_table_has_a_line_a_layer_and_the_total() -> None:
+def test_markdown_table_has_a_line_per_layer_and_the_totals() -> None:
     layers = describe(get_task("task2").network)
     lines = as_markdown(layers).splitlines()
     table = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines if line.startswith("| ")]
@@ -148,16 +166,13 @@ def test_the_markdown_table_has_a_line_a_layer_and_the_total() -> None:
 
 
 @pytest.mark.parametrize("name", TASKS)
-def test_the_costs_of_every_task_are_those_that_torch_counts(name: str) -> None:
+def test_costs_of_every_task_match_torchs_flops(name: str) -> None:
     network = get_task(name).network
-    model = whole(network, (3, 32, 32), 10).eval().double()  # in double every layer is torch's plain one
-    with torch.inference_mode(), FlopCounterMode(display=False) as counter:
-        model(torch.zeros(1, 3, 32, 32, dtype=torch.double))
-    assert 2 * sum(layer.macs for layer in describe(network)) == counter.get_total_flops()
+    assert 2 * sum(layer.macs for layer in describe(network)) == flops(whole(network, (3, 32, 32), 10), (3, 32, 32))
 
 
-@pytest.mark.parametrize("name", [name for name in TASKS if name.startswith("task")][:3])
-def test_the_receptive_field_of_the_last_convolution_is_what_its_gradient_reaches(name: str) -> None:
+@pytest.mark.parametrize("name", list(TASKS)[:3])
+def test_receptive_field_of_the_last_convolution_is_what_its_gradient_reaches(name: str) -> None:
     network = get_task(name).network
     rows = [layer for layer in describe(network, (3, 96, 96)) if layer.kind == "Conv2D"]
     model = build_model(network, (3, 96, 96), 10, seed=0).eval()
@@ -166,7 +181,7 @@ def test_the_receptive_field_of_the_last_convolution_is_what_its_gradient_reache
         if isinstance(module, nn.Conv2d):  # so that no path is cut by a ReLU or outweighed in a maximum
             nn.init.constant_(module.weight, 1.0)
     upto = nn.Sequential(*(nn.AvgPool2d(m.kernel_size, m.stride) if isinstance(m, nn.MaxPool2d) else m for m in upto))
-    upto.double()  # torch's plain layers: no rounding beyond what they see
+    upto.double()  # torch's plain layers: no rounding outside their windows
     pixels = torch.rand(1, 3, 96, 96, dtype=torch.double, requires_grad=True)
     output = upto(pixels)
     output[0, 0, output.shape[2] // 2, output.shape[3] // 2].backward()
