@@ -17,7 +17,7 @@ from cnn_jobs.doctor.artifacts import Looked
 from cnn_jobs.doctor.finding import failed, ok
 from cnn_jobs.models import weights
 from tests.data.test_cifar10 import archive, members
-from tests.doctor import servers
+from tests.helpers import servers
 
 __all__ = ["archive", "members"]
 

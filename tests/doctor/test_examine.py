@@ -11,7 +11,7 @@ from cnn_jobs.doctor.examine import run
 from cnn_jobs.doctor.finding import Finding
 from cnn_jobs.tracking import probe
 from tests.conftest import MLFLOW_WARNING
-from tests.doctor import servers
+from tests.helpers import servers
 
 pytestmark = pytest.mark.filterwarnings(MLFLOW_WARNING)
 

@@ -9,7 +9,7 @@ import pytest
 import requests
 
 from cnn_jobs.doctor import network
-from tests.doctor import servers
+from tests.helpers import servers
 
 
 def asked(url: str, **settings: object) -> tuple[str, str]:

@@ -10,7 +10,7 @@ import requests
 
 from cnn_jobs.doctor import artifacts, network
 from cnn_jobs.doctor.finding import Finding
-from tests.doctor import servers
+from tests.helpers import servers
 
 XML = {"Content-Type": "application/xml"}
 

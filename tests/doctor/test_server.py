@@ -13,8 +13,8 @@ from cnn_jobs.doctor import network, server
 from cnn_jobs.doctor import server as clock
 from cnn_jobs.doctor.finding import Finding
 from cnn_jobs.tracking import probe
-from tests.doctor import servers
-from tests.doctor.servers import JSON, like_mlflow
+from tests.helpers import servers
+from tests.helpers.servers import JSON, like_mlflow
 
 Reply = Callable[[str], servers.Reply]
 HTML = {"Content-Type": "text/html"}

@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 import yaml
 
 from tests.e2e.settings import Settings, split_image
-from tests.stack.manifests import K8S
+from tests.helpers.kustomize import K8S
 
 Object = dict[str, Any]
 LABEL = "cnn-jobs/e2e"

@@ -14,14 +14,14 @@ import kubernetes_validate  # type: ignore[import-untyped]
 import pytest
 import yaml
 
-from tests.cluster.job_rules import refusals
-from tests.cluster.pod_security import violations
 from tests.conftest import free_port, until
 from tests.e2e import jobs, names, network, overlay
 from tests.e2e.kubectl import Cluster, Hopeless, refuse_what_cannot_start
 from tests.e2e.settings import VARIABLES, Settings, read, split_image, why_not
-from tests.stack.manifests import ROOT, kubectl, pods
-from tests.stack.postgres_server import has_postgres, program
+from tests.helpers.job_rules import refusals
+from tests.helpers.kustomize import ROOT, kubectl, pods
+from tests.helpers.pod_security import violations
+from tests.helpers.postgres_server import has_postgres, program
 
 VERSIONS = ("1.31", "1.36")
 IMAGE = "registry.example:5000/team/cnn-jobs:0.1.0"

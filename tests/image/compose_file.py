@@ -10,8 +10,8 @@ from typing import Any
 
 import yaml
 
+from tests.helpers.mlflow_pod import BIN
 from tests.image.locks import ROOT
-from tests.stack.mlflow_pod import BIN
 
 FILE = ROOT / "mlflow/compose.yaml"
 Service = dict[str, Any]

@@ -13,11 +13,11 @@ import boto3
 import pytest
 
 from tests.conftest import MLFLOW_WARNING, free_port
+from tests.helpers.kustomize import STACK, build, pods
+from tests.helpers.mlflow_pod import Running, container_of, serve
+from tests.helpers.postgres_server import Database, has_postgres
 from tests.image.compose_file import FILE, Service, environment, interpolate, passwords, services
 from tests.image.locks import ROOT
-from tests.stack.manifests import STACK, build, pods
-from tests.stack.mlflow_pod import Running, container_of, serve
-from tests.stack.postgres_server import Database, has_postgres
 
 STORE = "k8s/overlays/in-cluster-store"
 

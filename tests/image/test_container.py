@@ -19,11 +19,11 @@ import pytest
 
 from cnn_jobs import __version__
 from tests.conftest import free_port, until
+from tests.helpers.kustomize import STACK
+from tests.helpers.mlflow_pod import command, container_of
 from tests.image.containers import BASE, BUILD_FLAGS, RUN, USER, build, call, copy_tree, inspect, layers, python, run
 from tests.image.locks import CUDA, ROOT, read
 from tests.image.package_index import wheel
-from tests.stack.manifests import STACK
-from tests.stack.mlflow_pod import command, container_of
 
 pytestmark = [pytest.mark.image, pytest.mark.timeout(3600)]
 PLATFORM = "manylinux_2_28_x86_64"

@@ -13,9 +13,9 @@ import pytest
 
 from cnn_jobs import __version__
 from cnn_jobs.cluster import pod
-from tests.cluster.job_files import PATHS
+from tests.helpers.job_files import PATHS
+from tests.helpers.kustomize import STACK, build, pods
 from tests.image.locks import ROOT
-from tests.stack.manifests import STACK, build, pods
 
 JOBS, SERVER = ROOT / "Dockerfile", ROOT / "mlflow/Dockerfile"
 FILES = [JOBS, SERVER]

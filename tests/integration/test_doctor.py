@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from cnn_jobs.local_server import start_server, stop_server
-from tests.doctor import servers
+from tests.helpers import servers
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(300)]
 

@@ -21,8 +21,8 @@ import requests
 from cnn_jobs.doctor.examine import Subject, _of_mlflow, run
 from cnn_jobs.doctor.finding import Finding
 from cnn_jobs.tracking import probe
-from tests.doctor import servers
 from tests.fault_proxy import Fault, FaultProxy, Request, _Handler
+from tests.helpers import servers
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(300)]
 DOWNLOADS = "MLFLOW_ENABLE_PROXY_MULTIPART_DOWNLOAD"

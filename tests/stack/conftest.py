@@ -8,9 +8,9 @@ from collections.abc import Iterator
 import pytest
 
 from tests.conftest import free_port
-from tests.stack.manifests import STACK
-from tests.stack.mlflow_pod import Running, command, container_of, environment, run_container, serve
-from tests.stack.postgres_server import Database, has_postgres
+from tests.helpers.kustomize import STACK
+from tests.helpers.mlflow_pod import Running, command, container_of, environment, run_container, serve
+from tests.helpers.postgres_server import Database, has_postgres
 
 PASSWORD = "0123456789abcdef-of-a-test"
 

@@ -12,8 +12,8 @@ from pathlib import Path
 from cnn_jobs.cluster.manifests import documents
 from cnn_jobs.cluster.plans import choose
 from cnn_jobs.cluster.settings import Settings
-from tests.stack.manifests import STACK, Object, find
-from tests.stack.mlflow_pod import BIN
+from tests.helpers.kustomize import STACK, Object, find
+from tests.helpers.mlflow_pod import BIN
 from tests.stack.pod_network import PodNetwork, pod_network
 
 FIELDS = {"spec.nodeName": "the-node"}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tests.stack.manifests import STACK
+from tests.helpers.kustomize import STACK
 from tests.stack.network import Peer
 
 STORE, MONITORING = "k8s/overlays/in-cluster-store", "k8s/overlays/monitoring"

@@ -14,10 +14,10 @@ import boto3
 import pytest
 
 from tests.conftest import MLFLOW_WARNING, free_port
+from tests.helpers.kustomize import STACK
+from tests.helpers.mlflow_pod import POD_IP, Running, command, container_of, environment, run_container
+from tests.helpers.postgres_server import Database, has_postgres
 from tests.stack.conftest import PASSWORD
-from tests.stack.manifests import STACK
-from tests.stack.mlflow_pod import POD_IP, Running, command, container_of, environment, run_container
-from tests.stack.postgres_server import Database, has_postgres
 
 pytestmark = [pytest.mark.integration, pytest.mark.filterwarnings(MLFLOW_WARNING)]
 

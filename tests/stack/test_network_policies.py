@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import yaml
 
-from tests.stack.manifests import K8S, STACK, Pod, build, pods
+from tests.helpers.kustomize import K8S, STACK, Pod, build, pods
 from tests.stack.network import Peer, allowed, matches, passes
 from tests.stack.network_table import (
     DNS,

@@ -10,8 +10,8 @@ import kubernetes_validate  # type: ignore[import-untyped]
 import pytest
 import yaml
 
-from tests.cluster.pod_security import violations
-from tests.stack.manifests import CUSTOM, FOLDERS, K8S, ROOT, STACK, Pod, build, find, name_of, pods, strings
+from tests.helpers.kustomize import CUSTOM, FOLDERS, K8S, ROOT, STACK, Pod, build, find, name_of, pods, strings
+from tests.helpers.pod_security import violations
 
 VERSIONS = [f"1.{minor}" for minor in range(31, 38)]
 ALL_PODS = [pytest.param(pod, id=f"{folder}:{pod.owner}") for folder in FOLDERS for pod in pods(build(folder))]

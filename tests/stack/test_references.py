@@ -14,8 +14,8 @@ import pytest
 import yaml
 from kubernetes.utils.quantity import parse_quantity
 
-from tests.cluster.job_files import DOCUMENTS
-from tests.stack.manifests import (
+from tests.helpers.job_files import DOCUMENTS
+from tests.helpers.kustomize import (
     FOLDERS,
     K8S,
     PAGE,

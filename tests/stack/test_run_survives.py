@@ -25,11 +25,11 @@ from cnn_jobs.report.formats import FILE_NAMES
 from cnn_jobs.tracking.client import DIGEST_LENGTH, TrackingClient
 from cnn_jobs.tracking.records import DatasetInput
 from tests.conftest import MLFLOW_WARNING, striped_dataset, until
+from tests.helpers.mlflow_pod import Running
+from tests.helpers.postgres_server import Database, has_postgres
 from tests.integration.survival import Outcome, Tracked, compare
 from tests.stack import pod_network
 from tests.stack.job_pod import PATIENCE_S, JobPod
-from tests.stack.mlflow_pod import Running
-from tests.stack.postgres_server import Database, has_postgres
 
 pytestmark = [
     pytest.mark.integration,

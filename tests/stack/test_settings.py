@@ -16,7 +16,7 @@ import yaml
 from cnn_jobs import __version__
 from cnn_jobs.cli import cli
 from cnn_jobs.system.environment import POD_TRACKING_URI
-from tests.stack.manifests import FOLDERS, K8S, PAGE, STACK, Object, build, find, pods
+from tests.helpers.kustomize import FOLDERS, K8S, PAGE, STACK, Object, build, find, pods
 
 MLFLOW = find(STACK, "Deployment", "mlflow")["spec"]["template"]["spec"]["containers"][0]
 UNITS = {"": 1, "m": 1e-3, "Ki": 2**10, "Mi": 2**20, "Gi": 2**30}

@@ -10,7 +10,7 @@ import requests
 
 from cnn_jobs.tracking import probe
 from tests.conftest import MLFLOW_WARNING
-from tests.doctor import servers
+from tests.helpers import servers
 
 pytestmark = pytest.mark.filterwarnings(MLFLOW_WARNING)
 WAITS = {"connect_s": 2.0, "answer_s": 2.0}

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from http.client import HTTPConnection
 from pathlib import Path
 
-from tests.stack.manifests import Object, build, expand, pods
+from tests.helpers.kustomize import Object, build, expand, pods
 
 POD_IP = "10.244.3.17"
 READY_S = 120.0
