@@ -12,8 +12,9 @@ from cnn_jobs.distributed.rendezvous import Company
 from cnn_jobs.distributed.status_store import StatusStore, is_loopback, listen
 from cnn_jobs.distributed.world import World
 from cnn_jobs.errors import DivergedError, InterruptedRunError, PeerLostError, RendezvousError, UserError
+from cnn_jobs.local_server.server import free_port
 from cnn_jobs.system.signals import StopRequest
-from tests.conftest import free_port, until
+from tests.conftest import until
 
 
 @pytest.fixture(autouse=True)

@@ -14,7 +14,8 @@ import kubernetes_validate  # type: ignore[import-untyped]
 import pytest
 import yaml
 
-from tests.conftest import free_port, until
+from cnn_jobs.local_server.server import free_port
+from tests.conftest import until
 from tests.e2e import jobs, names, network, overlay
 from tests.e2e.kubectl import Cluster, Hopeless, refuse_what_cannot_start
 from tests.e2e.settings import VARIABLES, Settings, read, split_image, why_not

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
-from tests.conftest import free_port
+from cnn_jobs.local_server.server import free_port
 from tests.e2e.kubectl import Cluster, program
 
 EXPERIMENT = "cnn-jobs"  # of the stack's ConfigMap

@@ -12,7 +12,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from tests.conftest import free_port
+from cnn_jobs.local_server.server import free_port
 
 
 class Database:

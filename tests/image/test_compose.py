@@ -12,7 +12,8 @@ from pathlib import Path
 import boto3
 import pytest
 
-from tests.conftest import MLFLOW_WARNING, free_port
+from cnn_jobs.local_server.server import free_port
+from tests.conftest import MLFLOW_WARNING
 from tests.helpers.kustomize import STACK, build, pods
 from tests.helpers.mlflow_pod import Running, container_of, serve
 from tests.helpers.postgres_server import Database, has_postgres

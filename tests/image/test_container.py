@@ -18,7 +18,8 @@ from pathlib import Path
 import pytest
 
 from cnn_jobs import __version__
-from tests.conftest import free_port, until
+from cnn_jobs.local_server.server import free_port
+from tests.conftest import until
 from tests.helpers.kustomize import STACK
 from tests.helpers.mlflow_pod import command, container_of
 from tests.image.containers import BASE, BUILD_FLAGS, RUN, USER, build, call, copy_tree, inspect, layers, python, run

@@ -13,7 +13,8 @@ from urllib.request import urlopen
 
 import pytest
 
-from tests.conftest import free_port, until
+from cnn_jobs.local_server.server import free_port
+from tests.conftest import until
 from tests.image.containers import call
 from tests.image.locks import ROOT
 

@@ -15,7 +15,8 @@ import pytest
 import torch
 
 from cnn_jobs.data.prepared import write_prepared
-from tests.conftest import free_port, striped_dataset, until
+from cnn_jobs.local_server.server import free_port
+from tests.conftest import striped_dataset, until
 from tests.forkserver import Child, Ended
 from tests.integration.survival import Lab, Outcome, compare
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.conftest import free_port
+from cnn_jobs.local_server.server import free_port
 from tests.helpers.kustomize import STACK
 from tests.helpers.mlflow_pod import Running, command, container_of, environment, run_container, serve
 from tests.helpers.postgres_server import Database, has_postgres

@@ -13,7 +13,8 @@ from pathlib import Path
 import boto3
 import pytest
 
-from tests.conftest import MLFLOW_WARNING, free_port
+from cnn_jobs.local_server.server import free_port
+from tests.conftest import MLFLOW_WARNING
 from tests.helpers.kustomize import STACK
 from tests.helpers.mlflow_pod import POD_IP, Running, command, container_of, environment, run_container
 from tests.helpers.postgres_server import Database, has_postgres
