@@ -18,7 +18,7 @@ FIELDS = {"metadata.name", "metadata.namespace", "metadata.uid", "spec.nodeName"
 FIELDS |= {"status.hostIP", "status.podIP", "status.hostIPs", "status.podIPs"}
 KEYED_FIELD = re.compile(r"metadata\.(labels|annotations)\['([^']+)'\]")
 ACTIONS = ("FailJob", "FailIndex", "Ignore", "Count")
-UNITS = {"": 1, "m": 1e-3, "Mi": 2**20, "Gi": 2**30}
+UNITS = {"": 1, "m": 1e-3, "Ki": 2**10, "Mi": 2**20, "Gi": 2**30}
 
 
 def refusals(job: dict[str, Any]) -> list[str]:
