@@ -162,7 +162,7 @@ def test_a_run_with_its_pod_deleted_in_mid_run_resumes(stack: Stack, tmp_path: P
     check_resumed(stack, job, pod)
 
 
-def test_an_outage_of_mlflow_in_mid_run_nothing_is_lost(stack: Stack, tmp_path: Path) -> None:
+def test_an_outage_of_mlflow_in_mid_run_loses_nothing(stack: Stack, tmp_path: Path) -> None:
     job = task2(stack, tmp_path, "outage", epochs=stack.settings.long_epochs, backoffLimit=0)
     pod = in_mid_run(stack, "outage", uid(job))
     stack.scale_mlflow(0)
