@@ -19,7 +19,7 @@ from cnn_jobs.cluster import jobs as cluster_jobs
 from cnn_jobs.cluster.client import Cluster
 from cnn_jobs.cluster.logs import Follower, current_lines
 from cnn_jobs.cluster.settings import Settings
-from cnn_jobs.cluster.status import JobStatus, Row, find_job, rows_of, with_pods
+from cnn_jobs.cluster.status import JobStatus, PodStatus, find_job, with_pods
 from cnn_jobs.errors import TrackingError, UserError
 from cnn_jobs.system.environment import in_pod
 from cnn_jobs.tracking import names
@@ -70,11 +70,14 @@ def status(jobs: tuple[str, ...], namespace: str, context: str) -> None:
     for job, pods in found:
         if job.indexes:
             listing.add_row(Text(job.name), Text(job.state))
-        for row in rows_of(job, pods, runs):
-            first = (job.name, job.state) if row.index is None else (f"  index {row.index}", "")
-            pod = row.pods[-1].text if row.pods else "-"
-            listing.add_row(*map(Text, (*first, pod, _run_state(row.run), str(len(row.pods)), *_numbers(row.run))))
-            notes |= dict.fromkeys(_notes(row))
+        for index in job.run_indexes:
+            attempts = [each for each in pods if index is None or each.index == index]
+            # Pods that train one run together (DDP) have the Job's UID as key; it is shown in the first row.
+            run = runs.get(job.run_key(index)) or (runs.get(job.uid) if index in (None, 0) else None)
+            first = (job.name, job.state) if index is None else (f"  index {index}", "")
+            pod = attempts[-1].text if attempts else "-"
+            listing.add_row(*map(Text, (*first, pod, _run_state(run), str(len(attempts)), *_numbers(run))))
+            notes |= dict.fromkeys(_notes(job, index, attempts, run))
     out = console()
     out.print(listing)
     for text in notes:
@@ -129,19 +132,19 @@ def _numbers(run: RemoteRun | None) -> list[str]:
     return [step, *(f"{run.metrics[name]:.4f}" if name in run.metrics else "-" for name, _ in METRICS)]
 
 
-def _notes(row: Row) -> list[str]:
+def _notes(job: JobStatus, index: int | None, pods: Sequence[PodStatus], run: RemoteRun | None) -> list[str]:
     """Messages that do not fit into a cell, and the run's page."""
-    found = [f"{row.job.name}: {row.job.message}"] if row.job.message else []
-    if row.pods and row.pods[-1].message:
-        found.append(f"{row.pods[-1].name}: {row.pods[-1].message}")
-    if row.run:
+    sources: list[JobStatus | PodStatus] = [job, *pods[-1:]]
+    found = [f"{each.name}: {each.message}" for each in sources if each.message]
+    if run:
         from cnn_jobs.tracking.connection import run_url, tracking_uri
 
-        if row.run.status == "RUNNING" and row.job.over:
-            found.append(f"{row.title}: RUNNING in MLflow, but its Job is over; 'cnn-jobs reap' repairs that")
-        elif reason := row.run.tags.get(names.REASON):
-            found.append(f"{row.title}: {reason}")
-        found.append(f"{row.title}: {run_url(tracking_uri(), row.run.experiment_id, row.run.run_id)}")
+        title = job.name if index is None else f"{job.name} index {index}"
+        if run.status == "RUNNING" and job.over:
+            found.append(f"{title}: RUNNING in MLflow, but its Job is over; 'cnn-jobs reap' repairs that")
+        elif reason := run.tags.get(names.REASON):
+            found.append(f"{title}: {reason}")
+        found.append(f"{title}: {run_url(tracking_uri(), run.experiment_id, run.run_id)}")
     return found
 
 

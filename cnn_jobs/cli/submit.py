@@ -75,7 +75,7 @@ def submit(context: str, *, dry_run: bool, **given: Any) -> None:
     job = job_status(cluster_jobs.submit(Cluster(namespace, context), request))
     click.echo(f"Job {job.name} is created in namespace {namespace}")
     if job.records:
-        for index in range(job.indexes) or [None]:
+        for index in job.run_indexes:
             label = f"  {request.labels[index]}" if index is not None and request.labels else ""
             click.echo(f"Run key {job.run_key(index)}{label}")
     for name in ("status", "logs -f", "cancel"):

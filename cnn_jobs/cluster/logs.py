@@ -32,7 +32,7 @@ def current_lines(cluster: Cluster, job: JobStatus, index: int | None, *, all_at
     Raises ``ClusterError`` (exit 1) if no pod has a log yet.
     """
     pods: dict[int | None, list[PodStatus]] = defaultdict(list)
-    for pod in _pods(cluster, job, index):
+    for pod in pods_of(cluster, job, index):
         pods[pod.index].append(pod)
     ready = [each for attempts in pods.values() for each in attempts[0 if all_attempts else -1 :] if each.started]
     if not ready:
@@ -91,7 +91,7 @@ class Follower:
         try:
             # The Job first: no pod is created after it is over.
             found = self._cluster.job(self._job.name)
-            pods = _pods(self._cluster, self._job, self._index)
+            pods = pods_of(self._cluster, self._job, self._index)
         except ClusterError as error:
             self._notify_once(f"{error}; trying again")
             return False
@@ -213,7 +213,3 @@ def _parse(line: bytes) -> tuple[Stamp | None, str]:
     zone = found[3].decode().replace("Z", "+00:00")
     seconds = datetime.fromisoformat(found[1].decode() + zone).timestamp()
     return (int(seconds), int((found[2] or b"0").ljust(9, b"0"))), found[4].decode(errors="replace")
-
-
-def _pods(cluster: Cluster, job: JobStatus, index: int | None) -> list[PodStatus]:
-    return [pod for pod in pods_of(cluster, job) if index is None or pod.index == index]

@@ -6,15 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 from cnn_jobs import __version__
-from cnn_jobs.cluster.resources import (
-    INTERPRETATION,
-    REPORT,
-    SMALL_NETWORK,
-    STAGING,
-    Resources,
-    resources_of,
-    with_shared_memory,
-)
+from cnn_jobs.cluster.resources import INTERPRETATION, REPORT, SMALL_NETWORK, STAGING, Resources, resources_of
 from cnn_jobs.errors import UserError
 from cnn_jobs.tasks import INTERPRETATIONS, TASKS, Interpretation, Task
 
@@ -41,11 +33,10 @@ class Plan:
     name: str
     title: str
     component: str
-    container: str
     args: tuple[str, ...]
     resources: Resources
-    deadline_s: int
-    retries: int
+    deadline_s: int = HOUR_S
+    retries: int = 2
     task: str = ""
     uses_device: bool = False
     data: str = ""
@@ -59,6 +50,11 @@ class Plan:
     def file(self) -> str:
         """Name of the Job's file."""
         return f"{self.name}{SUFFIX}"
+
+    @property
+    def container(self) -> str:
+        """Name of the container."""
+        return {"training": "train", "data": "prepare"}.get(self.component, self.component)
 
     @property
     def trains(self) -> bool:
@@ -86,7 +82,6 @@ PREPARE_DATA = Plan(
     name="prepare-data",
     title="CIFAR-10 and ImageNet's weights of ResNet18, downloaded once to the data volume",
     component="data",
-    container="prepare",
     args=("data", "stage"),
     resources=STAGING,
     # The host of CIFAR-10 took 57 minutes in 2026 (pytorch/vision#9536), and a broken download starts over.
@@ -99,11 +94,9 @@ DOCTOR = Plan(
     name="doctor",
     title="What a training pod finds around it: data, weights, MLflow, GPU, disk",
     component="doctor",
-    container="doctor",
     # task4a needs the most: pretrained weights, too.
     args=("doctor", "--task", "task4a"),
     resources=SMALL_NETWORK,
-    deadline_s=HOUR_S,
     retries=0,
     uses_device=True,
     data="read",
@@ -113,11 +106,8 @@ COMPARISON = Plan(
     name="report",
     title="Comparison of all runs of the experiment, kept in MLflow",
     component="report",
-    container="report",
     args=("report", "--out", "/tmp/report", "--log"),
     resources=REPORT,
-    deadline_s=HOUR_S,
-    retries=2,
 )
 
 
@@ -153,7 +143,6 @@ def _training(task: Task) -> Plan:
         name=task.name,
         title=task.title,
         component="training",
-        container="train",
         args=("train", task.name),
         resources=resources_of(task),
         # A run takes minutes; a day leaves time to wait for a GPU, and for MLflow (up to an hour per attempt).
@@ -171,12 +160,15 @@ def _seeds(one: Plan) -> Plan:
 
 
 def _distributed(one: Plan) -> Plan:
+    # NCCL keeps buffers in /dev/shm, where a container has 64 MiB by default.
+    why = f"{one.resources.why} 1 GiB more for /dev/shm, which counts as memory."
+    memory_gib = one.resources.memory_gib + 1
     return replace(
         one,
         name=f"{one.name}-ddp",
         title=f"{one.title}: {PROCESSES} processes",
         args=(*one.args, "--world-size", str(PROCESSES)),
-        resources=with_shared_memory(one.resources),
+        resources=replace(one.resources, memory_gib=memory_gib, shared_gib=1, why=why),
         # For all pods together. A pod that fails by itself counts; one that lost a peer after progress does not.
         retries=2 * one.retries,
         processes=PROCESSES,
@@ -188,11 +180,8 @@ def _interpretation(shown: Interpretation) -> Plan:
         name=shown.name,
         title=shown.title,
         component="interpret",
-        container="interpret",
         args=("interpret", shown.name, "--out", f"/tmp/{shown.name}"),
         resources=INTERPRETATION,
-        deadline_s=HOUR_S,
-        retries=2,
         task=shown.name,
         data="read",
     )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from cnn_jobs.networks.spec import ResNet18
 from cnn_jobs.tasks import Task
@@ -53,9 +53,3 @@ STAGING = Resources(
 def resources_of(task: Task) -> Resources:
     """Resources of a training, by its network, so that a new task has an answer, too."""
     return RESNET if isinstance(task.network, ResNet18) else SMALL_NETWORK
-
-
-def with_shared_memory(resources: Resources, gib: int = 1) -> Resources:
-    """``resources`` for one of several processes: NCCL keeps buffers in /dev/shm, which is 64 MiB by default."""
-    why = f"{resources.why} {gib} GiB more for /dev/shm, which counts as memory."
-    return replace(resources, memory_gib=resources.memory_gib + gib, shared_gib=gib, why=why)

@@ -9,7 +9,6 @@ from typing import Any
 
 from cnn_jobs.cluster.client import SELECTOR, Cluster
 from cnn_jobs.errors import ClusterRefusalError
-from cnn_jobs.tracking.client import RemoteRun
 
 QUEUE_LABEL = "kueue.x-k8s.io/queue-name"
 UID_LABEL = "batch.kubernetes.io/controller-uid"
@@ -33,6 +32,11 @@ class JobStatus:
     def records(self) -> bool:
         """Whether its pods are attempts of runs in MLflow, whose key is the Job's UID."""
         return self.component == "training"
+
+    @property
+    def run_indexes(self) -> list[int | None]:
+        """The index of each of its runs; ``[None]`` for a Job of one pod at a time."""
+        return list(range(self.indexes)) if self.indexes else [None]
 
     def run_key(self, index: int | None) -> str:
         """Key of the run of an index, as ``environment.job_run_key`` makes it in the pod."""
@@ -146,36 +150,6 @@ def _pod_text(status: Mapping[str, Any], state: Mapping[str, Any], *, terminatin
     return (f"{phase}: {reason}" if reason else phase), str(message or "")
 
 
-@dataclass(frozen=True, kw_only=True)
-class Row:
-    """A Job, or one index of it, with its pods, oldest first, and its run if MLflow has one."""
-
-    job: JobStatus
-    index: int | None
-    pods: tuple[PodStatus, ...]
-    run: RemoteRun | None
-
-    @property
-    def title(self) -> str:
-        """Name of the Job, and the index."""
-        return self.job.name if self.index is None else f"{self.job.name} index {self.index}"
-
-
-def rows_of(job: JobStatus, pods: Sequence[PodStatus], runs: Mapping[str, RemoteRun]) -> list[Row]:
-    """One row, or one per index. ``runs`` are by run key."""
-    indexes: list[int | None] = list(range(job.indexes)) if job.indexes else [None]
-    return [
-        Row(
-            job=job,
-            index=index,
-            pods=tuple(each for each in pods if index is None or each.index == index),
-            # Pods that train one run together (DDP) have the Job's UID as key; it is shown in the first row.
-            run=runs.get(job.run_key(index)) or (runs.get(job.uid) if index in (None, 0) else None),
-        )
-        for index in indexes
-    ]
-
-
 def find_job(cluster: Cluster, name: str) -> JobStatus:
     """The Job of that name. Raises ``ClusterRefusalError`` (exit 2) if there is none."""
     found = cluster.job(name)
@@ -186,9 +160,10 @@ def find_job(cluster: Cluster, name: str) -> JobStatus:
     return job_status(found)
 
 
-def pods_of(cluster: Cluster, job: JobStatus) -> list[PodStatus]:
-    """All pods of a Job, oldest first."""
-    return [pod_status(each, job.container) for each in cluster.pods(f"{UID_LABEL}={job.uid}")]
+def pods_of(cluster: Cluster, job: JobStatus, index: int | None = None) -> list[PodStatus]:
+    """The pods of a Job, or of one index of it, oldest first."""
+    pods = [pod_status(each, job.container) for each in cluster.pods(f"{UID_LABEL}={job.uid}")]
+    return [pod for pod in pods if index is None or pod.index == index]
 
 
 def with_pods(cluster: Cluster, jobs: Sequence[JobStatus] | None) -> list[tuple[JobStatus, list[PodStatus]]]:

@@ -6,6 +6,7 @@ import contextlib
 import importlib
 import threading
 import time
+import traceback
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, wait
 from dataclasses import dataclass, replace
@@ -214,13 +215,9 @@ def _finding_of(check: Check) -> Finding:
     except ImportError as error:
         return failed(f"a package is missing or broken ({error})", "see the check 'versions', and install it again")
     except Exception as error:
-        trace = error.__traceback__
-        while trace and trace.tb_next:
-            trace = trace.tb_next
-        where = f"{Path(trace.tb_frame.f_code.co_filename).name}, line {trace.tb_lineno}" if trace else "nowhere"
-        return failed(
-            f"{type(error).__name__}: {error} ({where})", "this check itself has failed: please report this line"
-        )
+        raised = traceback.extract_tb(error.__traceback__)[-1]
+        found = f"{type(error).__name__}: {error} ({Path(raised.filename).name}, line {raised.lineno})"
+        return failed(found, "this check itself has failed: please report this line")
 
 
 class NoAnswerError(Exception):
