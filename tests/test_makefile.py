@@ -44,7 +44,7 @@ def test_local_run_defaults_come_from_the_makefile_and_not_from_the_environment(
 
 def test_local_run_reports_that_it_ignores_another_tracking_server() -> None:
     dry = make("--dry-run", "local-run")
-    assert "is left aside" in dry.stdout
+    assert "is ignored" in dry.stdout
     assert "MLFLOW_TRACKING_URI" in make("help").stdout
 
 
@@ -199,7 +199,7 @@ def test_variables_apply_to_the_image(tmp_path: Path) -> None:
     [
         (["VARIANT=rocm"], "VARIANT is 'rocm', but must be cuda or cpu"),
         (["DATA_FILE=../data.npz"], "DATA_FILE is '../data.npz', but must be a file beside the Makefile"),
-        (["DATA_FILE=none.npz"], "DATA_FILE: none.npz is not there; 'cnn-jobs data prepare SRC none.npz' makes it"),
+        (["DATA_FILE=none.npz"], "DATA_FILE: none.npz does not exist; 'cnn-jobs data prepare SRC none.npz' makes it"),
     ],
 )
 def test_invalid_settings_are_one_line_errors(settings: list[str], message: str) -> None:
@@ -215,7 +215,7 @@ def test_the_cpu_variant_needs_its_lock_and_has_its_own_tag(tmp_path: Path) -> N
     words = ["make", "--no-print-directory", "image", "VARIANT=cpu", "BUILDER=echo"]
     ran = subprocess.run(words, cwd=tmp_path, env=ENVIRONMENT, capture_output=True, text=True, timeout=60)
     assert ran.returncode != 0
-    assert ran.stderr.startswith("k8s/image/torch-cpu.txt: not there; 'make lock-cpu' writes it from https://")
+    assert ran.stderr.startswith("k8s/image/torch-cpu.txt does not exist; 'make lock-cpu' writes it from https://")
     (tmp_path / "k8s/image").mkdir(parents=True)
     (tmp_path / "k8s/image/torch-cpu.txt").touch()
     ran = subprocess.run(words, cwd=tmp_path, env=ENVIRONMENT, capture_output=True, text=True, timeout=60)
@@ -233,7 +233,7 @@ def test_both_images_are_tagged_and_pushed() -> None:
     assert ran.stdout.splitlines() == expected
     ran = make("image-push", "BUILDER=echo")
     assert (ran.returncode, ran.stdout) == (2, "")
-    assert ran.stderr.splitlines()[0] == "where to? say make image-push REGISTRY=registry.example/team"
+    assert ran.stderr.splitlines()[0] == "REGISTRY is not set: make image-push REGISTRY=registry.example/team"
 
 
 def test_help_lists_the_settings_of_the_images() -> None:
@@ -247,4 +247,4 @@ def test_the_suite_on_a_cluster_fails_without_its_settings(given: dict[str, str]
     environment = {name: given.get(name, "") for name in ("KUBECONFIG", "E2E_IMAGE")}
     ran = make("--assume-old=.venv/.installed-test", "e2e", **environment)
     assert ran.returncode != 0
-    assert ran.stderr.splitlines()[0] == "make e2e needs KUBECONFIG and E2E_IMAGE: docs/e2e.md says how to run it"
+    assert ran.stderr.splitlines()[0] == "make e2e needs KUBECONFIG and E2E_IMAGE: see docs/e2e.md"
