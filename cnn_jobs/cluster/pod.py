@@ -21,8 +21,8 @@ SHARED = "cnn-jobs"
 SOURCES = "cnn-jobs-sources"
 DATA, STATE, SCRATCH = "/data", "/state", "/tmp"
 GPU = "nvidia.com/gpu"
-UID_LABEL = "metadata.labels['batch.kubernetes.io/controller-uid']"
-INDEX_ANNOTATION = "metadata.annotations['batch.kubernetes.io/job-completion-index']"
+UID_FIELD = "metadata.labels['batch.kubernetes.io/controller-uid']"
+INDEX_FIELD = "metadata.annotations['batch.kubernetes.io/job-completion-index']"
 
 _GRACE = "GKE Spot grants 15 s."
 _ARGS = {
@@ -36,7 +36,7 @@ def pod_spec(plan: Plan, settings: Settings) -> Manifest:
     """``spec.template.spec`` of the Job."""
     volumes = _volumes(plan, settings)
     subdomain = Commented("Gives each pod a DNS name below the Service's: NAME-0 is rank 0.", plan.name)
-    gpu_taint = Commented(
+    tolerations = Commented(
         "GPU nodes often repel other pods by this taint.", [{"key": GPU, "operator": "Exists", "effect": "NoSchedule"}]
     )
     grace = (
@@ -66,7 +66,7 @@ def pod_spec(plan: Plan, settings: Settings) -> Manifest:
             },
         ),
         **({"subdomain": subdomain} if plan.distributed else {}),
-        **({"tolerations": gpu_taint} if _gpus(plan, settings) else {}),
+        **({"tolerations": tolerations} if _gpus(plan, settings) else {}),
         "containers": [_container(plan, settings, [mount for _, mount in volumes])],
         "volumes": [volume for volume, _ in volumes],
     }
@@ -140,9 +140,9 @@ def _env(plan: Plan, settings: Settings) -> list[Commented]:
     def value(name: str, text: str, comment: str = "") -> Commented:
         return Commented(comment, {"name": name, "value": text})
 
-    env = [field("CNN_JOBS_JOB_UID", UID_LABEL, _run_key_comment(plan))]
+    env = [field("CNN_JOBS_JOB_UID", UID_FIELD, _run_key_comment(plan))]
     if plan.indexes:
-        env.append(field(plan.index_variable, INDEX_ANNOTATION, "The index is the seed."))
+        env.append(field(plan.index_variable, INDEX_FIELD, "The index is the seed."))
     env += [
         field("CNN_JOBS_POD", "metadata.name"),
         field("CNN_JOBS_NODE", "spec.nodeName"),

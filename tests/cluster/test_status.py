@@ -100,6 +100,18 @@ def test_runs_are_found_by_the_uid_of_the_job_in_any_experiment(
     assert "task2-seeds index 1: RUNNING in MLflow, but its Job is over; 'cnn-jobs reap' repairs that" in shown
 
 
+def test_the_run_of_a_distributed_job_is_in_the_first_row(
+    api: FakeApi, mlflow_uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", mlflow_uri)
+    job = api.add_job(DOCUMENTS["task2-ddp-job.yaml"])
+    with recording(mlflow_uri, tmp_path, job["metadata"]["uid"]) as recorder:
+        assert finish(recorder)
+    done = status(monkeypatch)
+    assert row(done, "index 0")[1:3] == ["-", "FINISHED"]
+    assert row(done, "index 1")[1:3] == ["-", "-"]
+
+
 def test_without_mlflow_only_the_runs_are_missing(api: FakeApi, monkeypatch: pytest.MonkeyPatch) -> None:
     from cnn_jobs.cli import jobs as module
 
@@ -207,6 +219,7 @@ EVICTED = {"type": "DisruptionTarget", **TRUE, "reason": "EvictionByEvictionAPI"
         (pod("Running", {"running": {}}), "Running", "", True, False),
         (pod("Running", {"running": {}}, restarts=2), "Running, 2 restarts", "", True, False),
         (pod("Running", {"running": {}}, deleted=True), "Terminating", "", True, False),
+        (pod("Running", ended(75)), "Running: exit code 75", "", True, True),
         (pod("Succeeded", ended(0, "Completed")), "Succeeded: exit code 0", "", True, True),
         (pod("Failed", ended(1, message="one\nerror: disk full\n")),
          "Failed: exit code 1", "error: disk full", True, True),
