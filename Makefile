@@ -1,7 +1,7 @@
 # Everything runs in .venv, which is set up when a target first needs it, and again when setup.cfg changes.
 
 PYTHON ?= python3
-# '=' and not '?=': a DATA or TASK that happens to be in the environment is not meant.
+# '=' and not '?=': DATA and TASK of the environment must not apply.
 TASK = task2
 DATA = shapes
 ARGS =
@@ -36,27 +36,27 @@ help: ## this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' '$(firstword $(MAKEFILE_LIST))'
 	@echo
 	@echo "  make local-run TASK=task3e DATA=cifar10 ARGS='--epochs 1 --seed 3' trains something else;"
-	@echo "  it always records on the local server, whatever MLFLOW_TRACKING_URI says (PORT=$(PORT) or the next free one)."
+	@echo "  it always records on the local server and ignores MLFLOW_TRACKING_URI (PORT=$(PORT) or the next free one)."
 	@echo "  make PYTHON=/path/to/python3.12 setup uses another Python (3.11 or later)."
 	@echo
 	@echo "  Images: VARIANT=cuda or cpu, IMAGE=$(IMAGE), MLFLOW_IMAGE=$(MLFLOW_IMAGE), BASE=$(BASE),"
-	@echo "  DATA_FILE=prepared.npz is baked in, BUILDER=docker, podman or buildah (the first that answers),"
-	@echo "  BUILD_FLAGS= goes to it as it is, REGISTRY=registry.example/team is where image-push puts both; docs/image.md"
+	@echo "  DATA_FILE=prepared.npz is included, BUILDER=docker, podman or buildah (the first available),"
+	@echo "  BUILD_FLAGS= is passed to it, REGISTRY=registry.example/team is the destination of image-push; docs/image.md"
 
 setup: $(VENV)/.installed-run ## create .venv with the cnn-jobs command in it
 
 local-run: $(VENV)/.installed-run ## train TASK=task2 DATA=shapes ARGS= with an MLflow server on this machine
-	@[ -z "$$MLFLOW_TRACKING_URI" ] || echo "MLFLOW_TRACKING_URI=$$MLFLOW_TRACKING_URI is left aside: local-run records on the local server"
+	@[ -z "$$MLFLOW_TRACKING_URI" ] || echo "MLFLOW_TRACKING_URI=$$MLFLOW_TRACKING_URI is ignored: local-run records on the local server"
 	@$(SERVER) start --dir $(LOCAL) --port $(PORT)
 	@url=$$($(SERVER) url --dir $(LOCAL)) && \
 	MLFLOW_TRACKING_URI="$$url" CNN_JOBS_STATE_DIR=$(LOCAL)/state \
 	NO_PROXY="127.0.0.1$${NO_PROXY:+,$$NO_PROXY}" no_proxy="127.0.0.1$${no_proxy:+,$$no_proxy}" \
 	$(BIN)/cnn-jobs train '$(TASK)' --data '$(DATA)' $(ARGS)
 
-local-stop: ## end the local MLflow server (its data stays in .local)
+local-stop: ## stop the local MLflow server (its data stays in .local)
 	@if [ -f $(LOCAL)/server.json ]; then $(SERVER) stop --dir $(LOCAL); else echo "no local MLflow server runs"; fi
 
-local-status: ## say whether the local MLflow server runs, and where
+local-status: ## show whether the local MLflow server runs, and where
 	@if [ -f $(LOCAL)/server.json ]; then $(SERVER) status --dir $(LOCAL); else echo "no local MLflow server runs"; fi
 
 test: $(VENV)/.installed-test ## the fast tests (under 10 minutes)
@@ -69,21 +69,21 @@ test-all: $(VENV)/.installed-test ## the fast, slow and integration tests
 gpu-test: $(VENV)/.installed-test ## the tests that need a CUDA device (docs/cuda.md)
 	$(BIN)/python -m pytest --durations=10 -m gpu
 
-image-test: $(VENV)/.installed-test ## build both images and run what is in them (root, buildah, podman, debootstrap, 25 GB)
+image-test: $(VENV)/.installed-test ## build and run both images (root, buildah, podman, debootstrap, 25 GB)
 	$(BIN)/python -m pytest --durations=10 -m image
 
-# In order, one after another, and what they wait for is shown as it goes.
-e2e: $(VENV)/.installed-test ## the tests on the cluster that KUBECONFIG names, E2E_IMAGE=... (docs/e2e.md)
+# In order, one at a time, with their waits logged as they happen.
+e2e: $(VENV)/.installed-test ## the tests on the cluster of KUBECONFIG, E2E_IMAGE=... (docs/e2e.md)
 	@[ -n "$$KUBECONFIG" ] && [ -n "$$E2E_IMAGE" ] || \
-		{ echo "make e2e needs KUBECONFIG and E2E_IMAGE: docs/e2e.md says how to run it" >&2; exit 1; }
+		{ echo "make e2e needs KUBECONFIG and E2E_IMAGE: see docs/e2e.md" >&2; exit 1; }
 	$(BIN)/python -m pytest tests/e2e -m cluster --capture=no --durations=0 -p no:cacheprovider $(ARGS)
 
-lint: $(VENV)/.installed-test ## ruff and mypy, changing nothing
+lint: $(VENV)/.installed-test ## ruff and mypy, without changes
 	$(BIN)/python -m ruff check .
 	$(BIN)/python -m ruff format --check .
 	$(BIN)/python -m mypy
 
-format: $(VENV)/.installed-test ## format the code, and repair what ruff can
+format: $(VENV)/.installed-test ## format the code, and apply ruff's fixes
 	$(BIN)/python -m ruff check --fix .
 	$(BIN)/python -m ruff format .
 
@@ -96,10 +96,10 @@ manifests: $(VENV)/.installed-run ## write the Kubernetes Jobs in k8s/ from the 
 image: ## build the image of the jobs with docker, podman or buildah
 	@case '$(VARIANT)' in cuda|cpu) ;; *) echo "VARIANT is '$(VARIANT)', but must be cuda or cpu" >&2; exit 1;; esac
 	@[ -f 'k8s/image/torch-$(VARIANT).txt' ] || \
-		{ echo "k8s/image/torch-$(VARIANT).txt: not there; 'make lock-$(VARIANT)' writes it from $(TORCH_INDEX)" >&2; exit 1; }
+		{ echo "k8s/image/torch-$(VARIANT).txt does not exist; 'make lock-$(VARIANT)' writes it from $(TORCH_INDEX)" >&2; exit 1; }
 	@case '$(DATA_FILE)' in */*) echo "DATA_FILE is '$(DATA_FILE)', but must be a file beside the Makefile" >&2; exit 1;; esac
 	@[ -z '$(DATA_FILE)' ] || [ -f '$(DATA_FILE)' ] || \
-		{ echo "DATA_FILE: $(DATA_FILE) is not there; 'cnn-jobs data prepare SRC $(DATA_FILE)' makes it" >&2; exit 1; }
+		{ echo "DATA_FILE: $(DATA_FILE) does not exist; 'cnn-jobs data prepare SRC $(DATA_FILE)' makes it" >&2; exit 1; }
 	@$(find-builder); commit=$$(git rev-parse --verify --quiet HEAD) || commit=; dirty=; \
 	if [ -n "$$commit" ]; then if [ -n "$$(git status --porcelain)" ]; then dirty=1; else dirty=0; fi; fi; \
 	set -x; \
@@ -112,19 +112,19 @@ mlflow-image: ## build the image of the MLflow server
 	@$(find-builder); set -x; \
 	"$$builder" build $$layers --tag '$(MLFLOW_IMAGE)' --build-arg BASE='$(BASE)' $(BUILD_FLAGS) mlflow
 
-image-push: ## push both images, as they were built, to REGISTRY=
-	@[ -n '$(REGISTRY)' ] || { echo "where to? say make image-push REGISTRY=registry.example/team" >&2; exit 1; }
+image-push: ## push both images to REGISTRY=
+	@[ -n '$(REGISTRY)' ] || { echo "REGISTRY is not set: make image-push REGISTRY=registry.example/team" >&2; exit 1; }
 	@$(find-builder); set -x; \
 	for image in '$(IMAGE)' '$(MLFLOW_IMAGE)'; do \
 		"$$builder" tag "$$image" "$(REGISTRY)/$$image"; "$$builder" push "$(REGISTRY)/$$image"; \
 	done
 
-# Drawn once: PostgreSQL and the store keep what they were first started with.
+# Generated once: PostgreSQL and the store keep the passwords of their first start.
 mlflow/.env:
 	@umask 077 && '$(PYTHON)' -c 'import secrets; t = secrets.token_hex; print(f"POSTGRES_PASSWORD={t(24)}\nAWS_ACCESS_KEY_ID={t(10)}\nAWS_SECRET_ACCESS_KEY={t(20)}")' > $@
-	@echo "$@: passwords drawn for mlflow/compose.yaml; git ignores it"
+	@echo "$@: passwords generated for mlflow/compose.yaml; git ignores it"
 
-lock: $(VENV)/.installed-lock ## write the hashed locks of both images anew, with the newest versions that setup.cfg takes
+lock: $(VENV)/.installed-lock ## rewrite the hashed locks of both images, with the newest versions that setup.cfg allows
 	$(BIN)/python k8s/image/lock.py
 
 lock-cpu: $(VENV)/.installed-lock ## write k8s/image/torch-cpu.txt from PyTorch's own index (TORCH_INDEX=)
@@ -134,7 +134,7 @@ clean: ## remove caches and build output (.venv and .local stay)
 	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -not -path './.venv/*' -prune -exec rm -rf {} +
 
-# A stamp says that an install went through; it is made last, so that a failed one is tried again.
+# A stamp marks a complete install; it is written last, so that a failed install is repeated.
 
 $(VENV)/.installed-run: $(METADATA)
 	@$(create-venv)
@@ -156,7 +156,7 @@ $(VENV)/.installed-lock: $(METADATA)
 	$(PIP) install --editable '.[lock]'
 	@touch $(VENV)/.installed-run $@
 
-# docker answers only where its daemon does.
+# 'docker version' fails without its daemon.
 define find-builder
 set -e; builder='$(BUILDER)'; layers=; \
 if [ -z "$$builder" ]; then \
@@ -165,17 +165,17 @@ if [ -z "$$builder" ]; then \
 	done; \
 fi; \
 [ -n "$$builder" ] || \
-	{ echo "no docker whose daemon answers, no podman, no buildah: install one, or say BUILDER=/path/to/one" >&2; exit 1; }; \
+	{ echo "no docker whose daemon answers, no podman, no buildah: install one, or set BUILDER=/path/to/one" >&2; exit 1; }; \
 case "$$builder" in *buildah) layers=--layers;; esac
 endef
 
-# Keeps a .venv whose pip works, and replaces one that is half made or whose Python is gone.
+# Keeps a .venv with a working pip; replaces one that is incomplete or whose Python is gone.
 define create-venv
 set -e; \
 if ! $(BIN)/python -m pip --version >/dev/null 2>&1; then \
-	command -v '$(PYTHON)' >/dev/null || { echo "$(PYTHON): not found; install Python 3.11 or later, or say PYTHON=/path/to/python" >&2; exit 1; }; \
+	command -v '$(PYTHON)' >/dev/null || { echo "$(PYTHON): not found; install Python 3.11 or later, or set PYTHON=/path/to/python" >&2; exit 1; }; \
 	'$(PYTHON)' -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
-		{ echo "$(PYTHON) is $$('$(PYTHON)' --version 2>&1), 3.11 or later is needed; say PYTHON=/path/to/python" >&2; exit 1; }; \
+		{ echo "$(PYTHON) is $$('$(PYTHON)' --version 2>&1), 3.11 or later is needed; set PYTHON=/path/to/python" >&2; exit 1; }; \
 	'$(PYTHON)' -c 'import venv, ensurepip' 2>/dev/null || \
 		{ echo "$(PYTHON) cannot create virtual environments; on Debian and Ubuntu: apt install python3-venv" >&2; exit 1; }; \
 	echo "creating $(VENV) with $$('$(PYTHON)' --version)"; \

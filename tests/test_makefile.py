@@ -42,21 +42,21 @@ def test_local_run_defaults_come_from_the_makefile_and_not_from_the_environment(
     assert "train 'task2' --data 'shapes'" in dry.stdout
 
 
-def test_local_run_says_that_it_leaves_another_tracking_server_aside() -> None:
+def test_local_run_reports_that_it_ignores_another_tracking_server() -> None:
     dry = make("--dry-run", "local-run")
-    assert "is left aside" in dry.stdout
+    assert "is ignored" in dry.stdout
     assert "MLFLOW_TRACKING_URI" in make("help").stdout
 
 
 @pytest.mark.parametrize("target", ["test", "test-all"])
-def test_test_targets_leave_out_what_a_plain_machine_cannot_run(target: str) -> None:
+def test_test_targets_skip_what_needs_special_machines(target: str) -> None:
     dry = make("--dry-run", target)
     assert "not cluster and not gpu and not image" in dry.stdout
     assert ("not slow and not integration" in dry.stdout) == (target == "test")
 
 
 def sandbox(directory: Path, python: str) -> Path:
-    """A tree with only the Makefile, and a `python3` that is the given shell script."""
+    """A tree with only the Makefile, and a Python interpreter that is the given shell script."""
     (directory / "Makefile").write_text((ROOT / "Makefile").read_text())
     (directory / "setup.cfg").touch()
     (directory / "pyproject.toml").touch()
@@ -81,7 +81,7 @@ def setup_in(directory: Path, interpreter: Path) -> "subprocess.CompletedProcess
         ('case "$*" in *ensurepip*) exit 1;; esac', "apt install python3-venv"),
     ],
 )
-def test_setup_says_in_one_line_what_is_missing(tmp_path: Path, python: str, message: str) -> None:
+def test_setup_reports_what_is_missing(tmp_path: Path, python: str, message: str) -> None:
     done = setup_in(tmp_path, sandbox(tmp_path, python))
     assert done.returncode != 0
     first, *rest = done.stderr.splitlines()
@@ -90,14 +90,14 @@ def test_setup_says_in_one_line_what_is_missing(tmp_path: Path, python: str, mes
     assert not (tmp_path / ".venv").exists()
 
 
-def test_setup_says_that_python_is_missing(tmp_path: Path) -> None:
+def test_setup_reports_a_missing_python(tmp_path: Path) -> None:
     sandbox(tmp_path, "")
     done = setup_in(tmp_path, tmp_path / "no-such-python")
     assert done.returncode != 0
     assert "not found; install Python 3.11 or later" in done.stderr
 
 
-# A Python whose `-m venv DIR` puts a copy of itself there, and whose pip does what the file `pip-exit` says.
+# A Python whose `-m venv DIR` copies itself there, and whose pip exits with the code in the file `pip-exit`.
 VENV_MAKER = """
 case "$*" in
     "-m venv "*) mkdir -p .venv/bin; cp "$0" .venv/bin/python;;
@@ -107,7 +107,7 @@ esac
 """
 
 
-def test_a_failed_install_is_tried_again_and_a_good_one_is_kept(tmp_path: Path) -> None:
+def test_a_failed_install_is_repeated_and_a_successful_one_is_kept(tmp_path: Path) -> None:
     interpreter = sandbox(tmp_path, VENV_MAKER)
     (tmp_path / "pip-exit").write_text("1")
     assert setup_in(tmp_path, interpreter).returncode != 0
@@ -123,7 +123,7 @@ def test_a_failed_install_is_tried_again_and_a_good_one_is_kept(tmp_path: Path) 
     assert len((tmp_path / "installs").read_text().splitlines()) == 3
 
 
-def test_ci_script_is_a_bash_script_that_can_be_run() -> None:
+def test_the_ci_script_is_executable_bash() -> None:
     script = ROOT / ".ci" / "run"
     assert os.access(script, os.X_OK)
     checked = subprocess.run(["bash", "-n", script], capture_output=True, text=True)
@@ -133,14 +133,14 @@ def test_ci_script_is_a_bash_script_that_can_be_run() -> None:
 
 
 def fake(directory: Path, name: str, answers: bool = True) -> None:
-    """A builder that writes down what it is asked; one whose daemon does not answer knows no version."""
+    """A builder that prints its arguments; without a daemon that ``answers``, 'version' fails."""
     program = directory / name
     program.write_text(f'#!/bin/sh\n[ "$1" = version ] && exit {0 if answers else 1}\necho "{name} $*"\n')
     program.chmod(0o755)
 
 
 def plain_path(directory: Path) -> str:
-    """A PATH with nothing but what a recipe uses."""
+    """A PATH with only the programs that a recipe uses."""
     for name in ("sh", "git", "sed", "awk", "make"):
         found = shutil.which(name)
         assert found
@@ -156,7 +156,9 @@ def plain_path(directory: Path) -> str:
         ({"docker": False, "buildah": True}, "buildah build --layers"),
     ],
 )
-def test_the_image_is_built_with_what_is_there(tmp_path: Path, there: dict[str, bool], chosen: str) -> None:
+def test_the_image_is_built_with_the_first_available_builder(
+    tmp_path: Path, there: dict[str, bool], chosen: str
+) -> None:
     for name, answers in there.items():
         fake(tmp_path, name, answers)
     ran = make("image", "mlflow-image", PATH=plain_path(tmp_path))
@@ -171,7 +173,7 @@ def test_the_image_is_built_with_what_is_there(tmp_path: Path, there: dict[str, 
     assert second.endswith(" mlflow")
 
 
-def test_without_a_builder_one_line_says_what_to_install(tmp_path: Path) -> None:
+def test_without_a_builder_the_error_names_what_to_install(tmp_path: Path) -> None:
     fake(tmp_path, "docker", answers=False)
     path = plain_path(tmp_path)
     for target in ("image", "mlflow-image", "image-push"):
@@ -182,7 +184,7 @@ def test_without_a_builder_one_line_says_what_to_install(tmp_path: Path) -> None
         assert all(line.startswith("make: ***") for line in rest)
 
 
-def test_the_image_is_what_the_variables_say(tmp_path: Path) -> None:
+def test_variables_apply_to_the_image(tmp_path: Path) -> None:
     fake(tmp_path, "podman")
     (tmp_path / "odd name").mkdir()
     settings = ["IMAGE=x:1", "BASE=python@sha256:0", "BUILD_FLAGS=--secret id=pip,src=pip.conf", "BUILDER=podman"]
@@ -197,33 +199,33 @@ def test_the_image_is_what_the_variables_say(tmp_path: Path) -> None:
     [
         (["VARIANT=rocm"], "VARIANT is 'rocm', but must be cuda or cpu"),
         (["DATA_FILE=../data.npz"], "DATA_FILE is '../data.npz', but must be a file beside the Makefile"),
-        (["DATA_FILE=none.npz"], "DATA_FILE: none.npz is not there; 'cnn-jobs data prepare SRC none.npz' makes it"),
+        (["DATA_FILE=none.npz"], "DATA_FILE: none.npz does not exist; 'cnn-jobs data prepare SRC none.npz' makes it"),
     ],
 )
-def test_what_cannot_be_built_is_said_in_one_line(settings: list[str], message: str) -> None:
+def test_invalid_settings_are_one_line_errors(settings: list[str], message: str) -> None:
     ran = make("image", "BUILDER=echo", *settings)
     assert (ran.returncode, ran.stdout) == (2, "")
     assert ran.stderr.splitlines()[0] == message
 
 
-def test_the_cpu_variant_asks_for_its_lock_and_has_a_tag_of_its_own(tmp_path: Path) -> None:
+def test_the_cpu_variant_needs_its_lock_and_has_its_own_tag(tmp_path: Path) -> None:
     for name in ("Makefile", "cnn_jobs/__init__.py"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text((ROOT / name).read_text())
     words = ["make", "--no-print-directory", "image", "VARIANT=cpu", "BUILDER=echo"]
     ran = subprocess.run(words, cwd=tmp_path, env=ENVIRONMENT, capture_output=True, text=True, timeout=60)
     assert ran.returncode != 0
-    assert ran.stderr.startswith("k8s/image/torch-cpu.txt: not there; 'make lock-cpu' writes it from https://")
+    assert ran.stderr.startswith("k8s/image/torch-cpu.txt does not exist; 'make lock-cpu' writes it from https://")
     (tmp_path / "k8s/image").mkdir(parents=True)
     (tmp_path / "k8s/image/torch-cpu.txt").touch()
     ran = subprocess.run(words, cwd=tmp_path, env=ENVIRONMENT, capture_output=True, text=True, timeout=60)
     assert ran.returncode == 0, ran.stderr
     assert f"--tag cnn-jobs:{__version__}-cpu " in ran.stdout
-    # Not a checkout: nobody knows the commit, and so neither whether it was changed.
+    # Not a checkout: commit and changes are unknown.
     assert "GIT_COMMIT= --build-arg GIT_DIRTY= " in ran.stdout
 
 
-def test_both_images_are_pushed_as_they_were_built() -> None:
+def test_both_images_are_tagged_and_pushed() -> None:
     ran = make("image-push", "BUILDER=echo", "REGISTRY=registry.example/team")
     assert ran.returncode == 0, ran.stderr
     jobs, server = f"cnn-jobs:{__version__}", "cnn-jobs-mlflow:3.17.2-1"
@@ -231,18 +233,18 @@ def test_both_images_are_pushed_as_they_were_built() -> None:
     assert ran.stdout.splitlines() == expected
     ran = make("image-push", "BUILDER=echo")
     assert (ran.returncode, ran.stdout) == (2, "")
-    assert ran.stderr.splitlines()[0] == "where to? say make image-push REGISTRY=registry.example/team"
+    assert ran.stderr.splitlines()[0] == "REGISTRY is not set: make image-push REGISTRY=registry.example/team"
 
 
-def test_help_names_the_settings_of_the_images() -> None:
+def test_help_lists_the_settings_of_the_images() -> None:
     shown = make("help").stdout
     for name in ("VARIANT", "IMAGE", "MLFLOW_IMAGE", "BASE", "DATA_FILE", "BUILDER", "BUILD_FLAGS", "REGISTRY"):
         assert f"{name}=" in shown
 
 
 @pytest.mark.parametrize("given", [{}, {"KUBECONFIG": "/nowhere"}, {"E2E_IMAGE": "cnn-jobs:0.1.0"}])
-def test_the_suite_on_a_cluster_does_not_pass_by_running_nothing(given: dict[str, str]) -> None:
+def test_the_suite_on_a_cluster_fails_without_its_settings(given: dict[str, str]) -> None:
     environment = {name: given.get(name, "") for name in ("KUBECONFIG", "E2E_IMAGE")}
     ran = make("--assume-old=.venv/.installed-test", "e2e", **environment)
     assert ran.returncode != 0
-    assert ran.stderr.splitlines()[0] == "make e2e needs KUBECONFIG and E2E_IMAGE: docs/e2e.md says how to run it"
+    assert ran.stderr.splitlines()[0] == "make e2e needs KUBECONFIG and E2E_IMAGE: see docs/e2e.md"

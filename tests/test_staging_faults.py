@@ -23,7 +23,7 @@ from cnn_jobs.models import weights
 from cnn_jobs.models.staging import stage_cifar10, stage_imagenet
 from cnn_jobs.system.signals import StopRequest
 from tests.data.test_cifar10 import archive, members  # noqa: F401 - fixtures
-from tests.doctor.servers import speaking
+from tests.helpers.servers import speaking
 from tests.test_staging import cache_dir, hub, imagenets, in_a_pod  # noqa: F401 - fixtures
 
 

@@ -1,4 +1,4 @@
-"""``cnn-jobs doctor``: everything that a training needs, checked before it is missed."""
+"""``cnn-jobs doctor``: check everything that a training needs before it starts."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ COLOURS = {"ok": "green", "warning": "yellow", "failed": "bold red", "skipped": 
 
 @click.command(context_settings={"show_default": True})
 @option("data", default="cifar10", help="Data set, as for train.")
-@option("task", default="", show_default="none", help="Task to be trained: the weights that it begins with count, too.")
+@option("task", default="", show_default="none", help="Task to be trained, whose pretrained weights are checked, too.")
 @option("weights", default="", show_default="the task's", help="Pretrained weights, as for train.")
 @option("experiment", default="cnn-jobs", help="Experiment in MLflow.")
 @state_dir_option
@@ -36,19 +36,19 @@ def doctor(**given: Any) -> None:
     """Check data, weights, MLflow, S3, device, disk, clock and versions, and say what to do.
 
     \b
-    Takes the options and variables of train, and looks at what train would use.
-    Makes no run and no experiment, downloads nothing large, and deletes the files
-    by which it tries places out; decoded pictures stay in the cache, as for train.
-    Ends within 30 seconds, with exit code 0, or 2 where a check has failed.
+    Takes the options and variables of train, and checks what train would use.
+    Creates no run and no experiment, downloads nothing large, and deletes its
+    test files; decoded pictures stay in the cache, as for train. Ends within
+    30 seconds, with exit code 0, or 2 if a check has failed.
     """
     if given["task"]:
         get_task(given["task"])
-    from cnn_jobs.doctor.examine import Subject, examine
+    from cnn_jobs.doctor.examination import Subject, examine
     from cnn_jobs.tracking.connection import tracking_uri
 
-    # Taken now: torchvision's messages are kept from it by turning it, for the whole process, for a moment.
+    # Taken now: sys.stdout is replaced for a moment, in the whole process, to suppress torchvision's messages.
     out, as_json = sys.stdout, given.pop("json")
-    # What packages say of a fault, the findings say better.
+    # The findings replace the messages of packages.
     warnings.simplefilter("ignore")
     for name in ("mlflow", "alembic"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
@@ -64,9 +64,9 @@ def doctor(**given: Any) -> None:
 
 
 def show(findings: Sequence[Finding], out: TextIO) -> None:
-    """The table, and below it what to do. Where nobody looks at a terminal each check is one line, however long."""
+    """The findings, a table on a terminal, else one line each, however long; below it what to do."""
     if out.isatty():
-        _draw(findings, out)
+        _draw_table(findings, out)
     else:
         width = max(len(each.check) for each in findings)
         for each in findings:
@@ -76,21 +76,21 @@ def show(findings: Sequence[Finding], out: TextIO) -> None:
     if advised:
         click.echo("What to do:", file=out)
     for number, each in enumerate(advised, start=1):
-        # Not wrapped by us: a command can be copied out of it.
+        # Not wrapped, so that commands can be copied.
         click.echo(f" {number}. {each.check}: {each.advice}", file=out)
     counts = Counter(each.status for each in findings)
-    said = ", ".join(f"{counts[status]} {status}" for status in COLOURS if counts[status])
-    click.echo(f"{said}{'' if counts['failed'] else '; a training can start'}", file=out)
+    summary = ", ".join(f"{counts[status]} {status}" for status in COLOURS if counts[status])
+    click.echo(f"{summary}{'' if counts['failed'] else '; a training can start'}", file=out)
 
 
-def _draw(findings: Sequence[Finding], out: TextIO) -> None:
+def _draw_table(findings: Sequence[Finding], out: TextIO) -> None:
     from rich.console import Console
     from rich.text import Text
 
     from cnn_jobs.cli.console import table
 
     listing = table("Result", "Check", "Found", unbroken=2)
-    listing.columns[2].overflow = "fold"  # a long path goes on in the next line: nothing is cut off
+    listing.columns[2].overflow = "fold"  # long paths are wrapped, not cut off
     for each in findings:
         listing.add_row(Text(each.status, style=COLOURS[each.status]), each.check, Text(each.found))
     Console(file=out, highlight=False).print(listing)

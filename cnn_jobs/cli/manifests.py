@@ -1,4 +1,4 @@
-"""``cnn-jobs manifests``: the Kubernetes Jobs of the registry, written and compared."""
+"""``cnn-jobs manifests``: render the Kubernetes Jobs of the registry, and check the rendered files."""
 
 from __future__ import annotations
 
@@ -15,6 +15,16 @@ from cnn_jobs.errors import UserError
 
 Command = Callable[..., Any]
 
+namespace_option = option("namespace", default=Settings.namespace, help="Namespace of the Jobs.")
+# The variable of a pod's own image: the --image of 'interpret' is a picture.
+image_option = option(
+    "image",
+    variable="container_image",
+    default=Settings.image,
+    metavar="NAME:TAG",
+    help="Container image; 'latest' is refused.",
+)
+
 
 def data_volume_options(command: Command) -> Command:
     """Adds ``--data-claim`` and ``--no-data-volume``; ``data_claim_of`` reads them."""
@@ -25,42 +35,36 @@ def data_volume_options(command: Command) -> Command:
         metavar="NAME",
         help="PersistentVolumeClaim with data sets and weights.",
     )
-    none = no_option("data_volume", "Jobs without it: data that is in the image, in a bucket, or drawn (shapes).")
-    return claim(none(command))
+    return claim(
+        no_option("data_volume", "Jobs without it: data that is in the image, in a bucket, or generated (shapes).")(
+            command
+        )
+    )
 
 
-def image_option(command: Command) -> Command:
-    """Adds ``--image``, by the variable that holds a pod's own image: ``interpret`` has an image of another kind."""
-    return option(
-        "image",
-        variable="container_image",
-        default=Settings.image,
-        metavar="NAME:TAG",
-        help="Container image; 'latest' is refused.",
-    )(command)
+def data_claim_of(data_claim: str | None, *, no_data_volume: bool) -> str:
+    """The claim of the data volume, "" for none."""
+    if no_data_volume and data_claim:
+        raise UserError(f"--no-data-volume and --data-claim {data_claim} contradict each other; leave one of them out")
+    return "" if no_data_volume else data_claim or Settings.data_claim
 
 
 def rendering_options(command: Command) -> Command:
-    """Adds what decides the text of the files, and where they are."""
+    """Adds the options that decide the text of the files, and their folder."""
     for add in (
         no_option("gpu", "Jobs that train on CPUs; the same as --gpu 0."),
         option("gpu", type=click.IntRange(min=0), default=None, show_default="1", help="GPUs of a pod that trains."),
         option(
             "state_claim",
             default="",
-            show_default="none: a folder that goes with the pod",
+            show_default="none: a volume that is deleted with the pod",
             metavar="NAME",
             help="PersistentVolumeClaim for the state of trainings, which then outlives their pods.",
         ),
         data_volume_options,
-        option("namespace", default=Settings.namespace, help="Namespace of the Jobs."),
+        namespace_option,
         image_option,
-        option(
-            "out",
-            type=click.Path(path_type=Path, file_okay=False),
-            default="k8s",
-            help="Folder of the files.",
-        ),
+        option("out", type=click.Path(path_type=Path, file_okay=False), default="k8s", help="Folder of the files."),
     ):
         command = add(command)
     return command
@@ -68,18 +72,18 @@ def rendering_options(command: Command) -> Command:
 
 @click.group("manifests")
 def manifests() -> None:
-    """Write the Kubernetes Jobs from the registry of tasks, or check those that are there."""
+    """Render the Kubernetes Jobs from the registry of tasks, or check the rendered files."""
 
 
 @manifests.command("render", context_settings={"show_default": True})
 @click.argument("jobs", nargs=-1, metavar="[JOB]...")
 @rendering_options
 def render_command(jobs: tuple[str, ...], out: Path, **given: Any) -> None:
-    """Write JOB-job.yaml for each JOB, for all where none is named.
+    """Write JOB-job.yaml for each JOB, by default for all.
 
     \b
     A JOB is a task (task2: one run), a task and '-seeds' (task2-seeds: five runs
-    that differ in the seed), task2-ddp or task4a-ddp (one run, two processes),
+    with different seeds), task2-ddp or task4a-ddp (one run, two processes),
     prepare-data, doctor or report.
     """
     from cnn_jobs.cluster.manifests import write_files
@@ -93,11 +97,11 @@ def render_command(jobs: tuple[str, ...], out: Path, **given: Any) -> None:
 @manifests.command("check", context_settings={"show_default": True})
 @rendering_options
 def check_command(out: Path, **given: Any) -> None:
-    """Compare the files with what would be rendered: a line for each difference, and exit code 1 if there is one.
+    """Compare the files with their rendering: one line per difference, and exit code 1 if there is any.
 
     Takes the options with which they were rendered. Everything counts: fields, comments, missing and surplus files.
     """
-    from cnn_jobs.cluster.manifests import differences
+    from cnn_jobs.cluster.drift import differences
     from cnn_jobs.cluster.plans import choose
 
     settings = _settings(**given)
@@ -110,14 +114,7 @@ def check_command(out: Path, **given: Any) -> None:
 
 
 def _settings(*, gpu: int | None, no_gpu: bool, data_claim: str | None, no_data_volume: bool, **given: str) -> Settings:
-    given["data_claim"] = data_claim_of(data_claim, no_data_volume=no_data_volume)
     if no_gpu and gpu:
         raise UserError(f"--no-gpu and --gpu {gpu} contradict each other; leave one of them out")
-    return Settings(gpus=0 if no_gpu else Settings.gpus if gpu is None else gpu, **given)
-
-
-def data_claim_of(data_claim: str | None, *, no_data_volume: bool) -> str:
-    """The claim of the data volume, "" for none."""
-    if no_data_volume and data_claim:
-        raise UserError(f"--no-data-volume and --data-claim {data_claim} contradict each other; leave one of them out")
-    return "" if no_data_volume else data_claim or Settings.data_claim
+    gpus = 0 if no_gpu else Settings.gpus if gpu is None else gpu
+    return Settings(gpus=gpus, data_claim=data_claim_of(data_claim, no_data_volume=no_data_volume), **given)

@@ -1,1 +1,1 @@
-"""The Kubernetes Jobs: what they are, made from the registry; their files, written and compared."""
+"""Kubernetes Jobs: manifests rendered from the registry of tasks; submit, status, logs and cancel."""

@@ -1,4 +1,4 @@
-"""A Job's end before its time: told in MLflow first, so that its runs end as cancelled and no pod goes on with them."""
+"""Submit a Job under a name of its own, or cancel one: in MLflow first, so that no other pod resumes its runs."""
 
 from __future__ import annotations
 
@@ -8,49 +8,58 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
-from cnn_jobs.cluster.client import Cluster, NameTakenError, NoAnswerError, Object
+from cnn_jobs.cluster.client import Cluster, ConflictError, NoAnswerError, Object
 from cnn_jobs.cluster.manifests import documents
-from cnn_jobs.cluster.plans import SUFFIX, Plan, all_plans, choose
-from cnn_jobs.cluster.settings import Settings, check_name
-from cnn_jobs.cluster.status import JOB_UID, QUEUE_LABEL, JobFacts, job_facts, pod_facts
-from cnn_jobs.cluster.yaml_text import to_yaml
-from cnn_jobs.errors import ClusterError, ClusterRefusalError, CnnJobsError, TrackingError, UserError
+from cnn_jobs.cluster.plans import Plan, choose
+from cnn_jobs.cluster.settings import Settings
+from cnn_jobs.cluster.status import QUEUE_LABEL, JobStatus, pods_of
+from cnn_jobs.errors import ClusterError, ClusterRefusalError, TrackingError, UserError
 from cnn_jobs.recipe import Planned
 from cnn_jobs.tracking.cancellation import JobRuns, Settled
 
-# As Kubernetes' own random names: no vowels, no digits that look like letters.
+# The alphabet of Kubernetes' own random names: no vowels, no digits that resemble letters.
 ALPHABET = "bcdfghjklmnpqrstvwxz2456789"
 SUFFIX_LENGTH = 5
-# Of a Job's name, so that with '-', an index, '-' and five more characters its pods' names stay DNS labels.
+# Of a Job's name: with '-', an index, '-' and five more characters, names of its pods remain DNS labels.
 LONGEST_NAME = 50
-# Kubernetes takes 100,000 indexes, and of these at most 10,000 at a time.
+# Kubernetes allows 100,000 indexes, of which at most 10,000 run at a time.
 MOST_RUNS = 10_000
 KUEUE = "kueue.x-k8s.io"
-# The first whose schemas the manifests are held against. One of before drops a field that it does not know, in silence:
-# podFailurePolicy, podReplacementPolicy, completionMode.
+# The oldest version whose schemas the manifests are tested with. Earlier ones silently drop fields that they do not
+# know: podFailurePolicy, podReplacementPolicy, completionMode.
 OLDEST = (1, 31)
+ATTEMPTS = 3
+POLL_S = 1.0
 
 
 @dataclass(frozen=True, kw_only=True)
 class Request:
-    """What is to run. ``labels``: of a Job with indexes what each index is, as in ``lr0.001-seed2``."""
+    """A Job to submit. ``labels``: in a Job with indexes, the label of each index's run, as in ``lr0.001-seed2``."""
 
     plan: Plan
     settings: Settings
     queue: str = ""
     labels: tuple[str, ...] = ()
 
+    def manifest(self) -> Object:
+        """The Job, under a new random name."""
+        suffix = "".join(secrets.choice(ALPHABET) for _ in range(SUFFIX_LENGTH))
+        base = self.plan.name[: LONGEST_NAME - SUFFIX_LENGTH - 1].rstrip("-")
+        (job,) = documents(replace(self.plan, name=f"{base}-{suffix}"), self.settings)
+        if self.queue:
+            job["metadata"]["labels"][QUEUE_LABEL] = self.queue
+            # As in Kueue's page "Run A Kubernetes Job": Kueue resumes the Job when there is room.
+            job["spec"] = {"suspend": True, **job["spec"]}
+        return job
 
-def plan_for(name: str, settings: Settings) -> Plan:
-    """The plan of a Job of the registry. Raises ``UserError`` for none, and for one that is more than a Job."""
-    names = [plan.name for plan in all_plans()]
-    if name not in names:
-        raise UserError(f"'{name}' is nothing to submit; there are {', '.join(names)}")
+
+def plan_for(name: str) -> Plan:
+    """The plan of a Job of the registry. Raises ``UserError`` for an unknown one, and for one with other objects."""
     (plan,) = choose([name])
-    if len(documents(plan, settings)) > 1:
+    if plan.distributed:
         raise UserError(
-            f"'{name}' is a Job with a Service and a NetworkPolicy of its own, which 'submit' does not make; "
-            f"use kubectl apply -f k8s/{name}{SUFFIX}"
+            f"'{name}' is a Job with a Service and a NetworkPolicy, which 'submit' does not create; "
+            f"use kubectl apply -f k8s/{plan.file}"
         )
     return plan
 
@@ -58,112 +67,84 @@ def plan_for(name: str, settings: Settings) -> Plan:
 def with_runs(
     plan: Plan, options: Sequence[str], seeds: str, sweeps: Sequence[str], planned: Sequence[Planned]
 ) -> Plan:
-    """The plan with more ``options``; of several runs an index each: ``planned``, which 'train' plans just so.
+    """``plan`` with more ``options``. Several ``planned`` runs, which 'train' plans in the same way, get an index each.
 
-    Raises ``UserError`` for more runs than Kubernetes takes.
+    Raises ``UserError`` for more runs than Kubernetes allows.
     """
     if len(planned) > MOST_RUNS:
         raise UserError(f"--seeds and --sweep give {len(planned)} runs, but a Job has at most {MOST_RUNS}")
     plan = replace(plan, args=(*plan.args, *options))
     if len(planned) > 1 and not sweeps and [each.recipe.seed for each in planned] == list(range(len(planned))):
-        # As in k8s/*-seeds-job.yaml: the index is the seed, and more can be added while it runs.
+        # As in k8s/*-seeds-job.yaml: the index is the seed, and seeds can be added while the Job runs.
         return replace(plan, indexes=len(planned), index_variable="CNN_JOBS_SEED")
     series = [word for sweep in sweeps for word in ("--sweep", sweep)] + (["--seeds", seeds] if seeds else [])
     plan = replace(plan, args=(*plan.args, *series))
     return replace(plan, indexes=len(planned), index_variable="CNN_JOBS_POINT") if len(planned) > 1 else plan
 
 
-def manifest(request: Request) -> Object:
-    """The Job, under a name that nobody has."""
-    suffix = "".join(secrets.choice(ALPHABET) for _ in range(SUFFIX_LENGTH))
-    base = request.plan.name[: LONGEST_NAME - SUFFIX_LENGTH - 1].rstrip("-")
-    (job,) = documents(replace(request.plan, name=f"{base}-{suffix}"), request.settings)
-    if request.queue:
-        check_name("--queue", request.queue, "localqueues")
-        job["metadata"]["labels"] = {**job["metadata"]["labels"], QUEUE_LABEL: request.queue}
-        # As Kueue's page "Run A Kubernetes Job" wants it; Kueue resumes it when there is room.
-        job["spec"] = {"suspend": True, **job["spec"]}
-    return dict(job)
-
-
-def as_yaml(job: Object) -> str:
-    """For 'kubectl create -f -'."""
-    return to_yaml(job, {})
-
-
 def submit(cluster: Cluster, request: Request) -> Object:
-    """Makes the Job; returns it as the cluster has it. Raises as ``Cluster``."""
-    _check_version(cluster)
+    """Creates the Job; returns it as the cluster stores it. Raises as ``Cluster``."""
+    # Without the permission to read version and API groups, the user has to know them.
+    with contextlib.suppress(ClusterRefusalError):
+        _check_version(cluster)
     if request.queue:
-        _check_kueue(cluster)
-    for left in (2, 1, 0):
-        job = manifest(request)
+        with contextlib.suppress(ClusterRefusalError):
+            _check_kueue(cluster)
+    for attempt in range(1, ATTEMPTS + 1):
+        job = request.manifest()
         try:
             return cluster.create_job(job)
-        except NameTakenError:
-            if not left:
+        except ConflictError:
+            if attempt == ATTEMPTS:
                 raise
         except NoAnswerError as error:
             name = job["metadata"]["name"]
-            raise ClusterError(f"{error}; if it was made all the same, 'cnn-jobs status {name}' shows it") from error
+            raise ClusterError(f"{error}; if it was created all the same, 'cnn-jobs status {name}' shows it") from error
     raise AssertionError("not reached")
 
 
 def _check_version(cluster: Cluster) -> None:
-    """Else a run that can never work would be tried again, and two attempts of one run could train side by side."""
-    with contextlib.suppress(ClusterRefusalError):
-        version = cluster.version()
-        if version and version < OLDEST:
-            raise UserError(
-                f"the cluster is Kubernetes {version[0]}.{version[1]}, which drops what these Jobs rely on "
-                f"(podFailurePolicy, podReplacementPolicy); use one of {OLDEST[0]}.{OLDEST[1]} or later"
-            )
+    """On an old cluster, hopeless runs would be retried, and two attempts of a run could train at the same time."""
+    version = cluster.version()
+    if version and version < OLDEST:
+        raise UserError(
+            f"the cluster is Kubernetes {version[0]}.{version[1]}, which drops fields that these Jobs rely on "
+            f"(podFailurePolicy, podReplacementPolicy); use one of {OLDEST[0]}.{OLDEST[1]} or later"
+        )
 
 
 def _check_kueue(cluster: Cluster) -> None:
-    """Without Kueue nobody would ever resume the Job."""
-    # Whoever may not list what the cluster serves has to know it.
-    with contextlib.suppress(ClusterRefusalError):
-        if not cluster.has_group(KUEUE):
-            raise UserError(
-                "--queue: this cluster has no Kueue, and a Job that waits in a queue would never start; leave --queue "
-                "out, or install Kueue and apply k8s/overlays/kueue"
-            )
-
-
-POLL_S = 1.0
-Say = Callable[[str], object]
-
-
-def find_job(cluster: Cluster, name: str) -> JobFacts:
-    """The Job. Raises ``ClusterRefusalError`` (exit 2) where there is none of this name."""
-    found = cluster.job(name)
-    if found is None:
-        raise ClusterRefusalError(
-            f"no Job {name} in namespace {cluster.namespace}; 'cnn-jobs status' lists those that are there"
+    if not cluster.has_api_group(KUEUE):
+        raise UserError(
+            "--queue: this cluster has no Kueue, so a Job that waits in a queue would never start; leave --queue "
+            "out, or install Kueue and apply k8s/overlays/kueue"
         )
-    return job_facts(found)
 
 
 def cancel(
-    cluster: Cluster, job: JobFacts, runs: JobRuns | None, reason: str, timeout_s: float, say: Say
+    cluster: Cluster,
+    job: JobStatus,
+    runs: JobRuns | None,
+    reason: str,
+    timeout_s: float,
+    notify: Callable[[str], object],
 ) -> list[Settled]:
-    """Stops a Job that is not over; returns its runs as they are then. ``runs``: ``None`` of a Job that records none.
+    """Stops a Job that is not over; returns the final state of its runs. ``runs``: ``None`` if it records none.
 
-    Raises ``TrackingError`` (exit 1) before anything is stopped where MLflow cannot be told; ``ClusterError`` (exit 1)
-    where its pods are not gone in time.
+    Raises ``TrackingError`` (exit 1) before anything is stopped if MLflow cannot be notified, and ``ClusterError``
+    (exit 1) if its pods are not gone in time.
     """
     if runs:
         try:
-            told = runs.mark_cancelled(reason)
+            marked = len(runs.mark_cancelled(reason))
         except TrackingError as error:
             raise TrackingError(
                 f"{error}; nothing was stopped. 'kubectl -n {cluster.namespace} delete job {job.name}' stops it "
-                "without a word in MLflow"
+                "without recording that in MLflow"
             ) from error
-        say(f"{len(told)} runs are marked as cancelled" if len(told) != 1 else "its run is marked as cancelled")
+        notify("its run is marked as cancelled" if marked == 1 else f"{marked} runs are marked as cancelled")
     cluster.delete_job(job.name, job.uid)
-    say("the Job is deleted; waiting until its pods have saved their state and are gone")
+    notify("the Job is deleted; waiting until its pods have saved their state and are gone")
     _wait_until_gone(cluster, job, timeout_s)
     if not runs:
         return []
@@ -172,30 +153,24 @@ def cancel(
     except TrackingError as error:
         raise TrackingError(
             f"Job {job.name} and its pods are gone, but MLflow could not be asked how its runs ended ({error}); "
-            "'cnn-jobs reap' sets the status of one that was killed"
+            "'cnn-jobs reap' sets the status of a run that was killed"
         ) from error
 
 
-def _wait_until_gone(cluster: Cluster, job: JobFacts, timeout_s: float) -> None:
-    end = time.monotonic() + timeout_s
-    trouble = ""
+def _wait_until_gone(cluster: Cluster, job: JobStatus, timeout_s: float) -> None:
+    deadline = time.monotonic() + timeout_s
     while True:
         try:
-            pods = cluster.pods(f"{JOB_UID}={job.uid}")
-            there = cluster.job(job.name)
-            if not pods and (there is None or there["metadata"]["uid"] != job.uid):
+            pods = pods_of(cluster, job)
+            found = cluster.job(job.name)
+            if not pods and (found is None or found["metadata"]["uid"] != job.uid):
                 return
-            facts = [pod_facts(each, job.container) for each in pods]
-            trouble = ", ".join(f"pod {each.name} ({each.text})" for each in facts) or f"Job {job.name} itself"
-        except ClusterError as error:  # the cluster is away for a moment: what was begun goes on without us
-            trouble = str(error)
-        if time.monotonic() > end:
-            raise _late(job, trouble, timeout_s)
+            remaining = ", ".join(f"pod {each.name} ({each.text})" for each in pods) or f"Job {job.name} itself"
+        except ClusterError as error:  # temporarily unavailable; the deletion continues
+            remaining = str(error)
+        if time.monotonic() > deadline:
+            raise ClusterError(
+                f"Job {job.name} is deleted, but not gone after {timeout_s:.0f} s: {remaining}; its runs stay marked "
+                f"as cancelled. Run 'cnn-jobs cancel {job.name}' again to wait longer"
+            )
         time.sleep(POLL_S)
-
-
-def _late(job: JobFacts, trouble: str, timeout_s: float) -> CnnJobsError:
-    return ClusterError(
-        f"Job {job.name} is deleted, but not gone after {timeout_s:.0f} s: {trouble}; its runs keep the word "
-        f"'cancelled'. Call 'cnn-jobs cancel {job.name}' again to wait longer"
-    )

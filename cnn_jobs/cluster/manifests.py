@@ -1,191 +1,194 @@
-"""Whether the files in a folder are what the registry renders, and where not."""
+"""The manifest of a Job: its file, with everything that is applied together, each field with its comment."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from itertools import zip_longest
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from cnn_jobs.cluster.plans import SUFFIX, Plan, choose, labels_of
+from cnn_jobs.cluster.plans import Plan
 from cnn_jobs.cluster.pod import RENDEZVOUS, RENDEZVOUS_PORT, Manifest, pod_spec
 from cnn_jobs.cluster.settings import Settings
-from cnn_jobs.cluster.yaml_text import comments, comments_of, header, item_path, key_path, to_yaml
-from cnn_jobs.errors import CONTINUE, UserError, from_os_error
+from cnn_jobs.cluster.yaml_writer import Commented, plain, to_yaml
+from cnn_jobs.errors import CONTINUE, UserError
 from cnn_jobs.system.files import write_text
 
-
-def companions(plan: Plan, settings: Settings) -> list[Manifest]:
-    """The headless Service and the NetworkPolicy, under the Job's name."""
-    metadata = {"name": plan.name, "namespace": settings.namespace, "labels": labels_of(plan)}
-    # Kubernetes' own label: no manifest can forget it.
-    pods = {"batch.kubernetes.io/job-name": plan.name}
-    port = {"name": RENDEZVOUS, "port": RENDEZVOUS_PORT, "targetPort": RENDEZVOUS, "protocol": "TCP"}
-    service = {
-        "apiVersion": "v1",
-        "kind": "Service",
-        "metadata": metadata,
-        "spec": {"clusterIP": "None", "publishNotReadyAddresses": True, "selector": pods, "ports": [port]},
-    }
-    policy = {
-        "apiVersion": "networking.k8s.io/v1",
-        "kind": "NetworkPolicy",
-        "metadata": metadata,
-        "spec": {
-            "podSelector": {"matchLabels": pods},
-            "policyTypes": ["Ingress", "Egress"],
-            "ingress": [{"from": [{"podSelector": {"matchLabels": pods}}]}],
-            "egress": [{"to": [{"podSelector": {"matchLabels": pods}}]}],
-        },
-    }
-    return [service, policy]
-
-
-# A day in which its logs can be read.
+# A day, in which its logs can be read.
 TTL_S = 86400
+
+_NEVER = "2: the request can never work (bad option, missing or damaged data, diverged training)."
+_IGNORED = "75 asks for another pod, as in every Job."
+_CONTINUE_COMMENT = {
+    "training": "75: progress is saved, the next pod resumes. Not counted, however often: an attempt ends so only "
+    "after progress; activeDeadlineSeconds bounds all of them.",
+    "report": f"{_IGNORED} Records that MLflow did not take are lost with this pod, so it exits with 1 then, which "
+    "counts.",
+}
+_CONTINUE_COMMENT["interpret"] = _CONTINUE_COMMENT["report"]
 
 
 def documents(plan: Plan, settings: Settings) -> list[Manifest]:
-    """All objects of a file: the Job, and what its pods find each other by where they train together."""
-    return [job(plan, settings), *(companions(plan, settings) if plan.processes > 1 else [])]
+    """All objects of a file: the Job; for distributed training also its Service and NetworkPolicy."""
+    return [plain(each) for each in _commented(plan, settings)]
 
 
-def job(plan: Plan, settings: Settings) -> Manifest:
-    """The Job."""
-    labels = labels_of(plan)
+def text_of(plan: Plan, settings: Settings) -> str:
+    """The text of a Job's file; the same plan and settings give the same text."""
+    return _header(plan, settings) + "---\n".join(map(to_yaml, _commented(plan, settings)))
+
+
+def write_files(plans: Sequence[Plan], settings: Settings, folder: Path) -> list[Path]:
+    """Writes each plan's file to ``folder``, atomically; returns their paths.
+
+    Raises ``DiskFullError`` (exit 1) or ``StateDirError`` (exit 2) where a file cannot be written.
+    """
+    return [write_text(folder / plan.file, text_of(plan, settings)) for plan in plans]
+
+
+def _header(plan: Plan, settings: Settings) -> str:
+    """The first lines of a file: what it is, and how it is used."""
+    kubectl = f"kubectl -n {settings.namespace}"
+    several = plan.indexes or plan.distributed
+    pods = f"-l batch.kubernetes.io/job-name={plan.name} --prefix" if several else f"job/{plan.name}"
+    untested = "Training on several GPUs has not been run yet: docs/distributed.md."
+    lines = [
+        f"{plan.title}.",
+        "",
+        *([untested, ""] if plan.distributed else []),
+        "Rendered by 'cnn-jobs manifests render' from the registry of tasks; do not edit: 'cnn-jobs manifests check'",
+        "reports any difference. docs/kubernetes-jobs.md lists what can be set without editing.",
+        "",
+        f"  kubectl apply -f {plan.file}",
+        f"  {kubectl} logs -f {pods}",
+        "",
+        f"A Job runs once: '{kubectl} delete job {plan.name}' before it is applied again.",
+    ]
+    return "".join(f"# {line}".rstrip() + "\n" for line in lines)
+
+
+def _commented(plan: Plan, settings: Settings) -> list[Manifest]:
+    return [_job(plan, settings), *(_ddp_objects(plan, settings) if plan.distributed else [])]
+
+
+def _job(plan: Plan, settings: Settings) -> Manifest:
+    rest = "The volume stays." if plan.component == "data" else "Results are in MLflow."
     return {
         "apiVersion": "batch/v1",
         "kind": "Job",
-        "metadata": {"name": plan.name, "namespace": settings.namespace, "labels": labels},
+        "metadata": {"name": plan.name, "namespace": settings.namespace, "labels": plan.labels},
         "spec": {
             **_counts(plan),
-            "podReplacementPolicy": "Failed",
-            "podFailurePolicy": {"rules": _rules(plan)},
-            "activeDeadlineSeconds": plan.deadline_s,
-            "ttlSecondsAfterFinished": TTL_S,
-            "template": {"metadata": {"labels": labels}, "spec": pod_spec(plan, settings)},
+            "podReplacementPolicy": Commented(
+                "The next pod starts after the previous one has ended, never beside it: a run has one attempt at a "
+                "time. With a podFailurePolicy this is the only valid value.",
+                "Failed",
+            ),
+            "podFailurePolicy": Commented(
+                "The first matching rule decides. A failure that matches none counts: exit code 1, out of memory "
+                "(137), eviction for exceeding its own limits.",
+                {"rules": _failure_rules(plan)},
+            ),
+            "activeDeadlineSeconds": Commented(
+                "For the whole Job, including the wait for a node: nothing runs or waits forever.", plan.deadline_s
+            ),
+            "ttlSecondsAfterFinished": Commented(f"A day to read the logs; then the Job is deleted. {rest}", TTL_S),
+            "template": {
+                "metadata": {
+                    "labels": Commented(
+                        "Network policies, and the PodMonitor of training pods, select by these.", plan.labels
+                    )
+                },
+                "spec": pod_spec(plan, settings),
+            },
         },
     }
 
 
 def _counts(plan: Plan) -> Manifest:
-    if plan.processes > 1:
+    if plan.distributed:
         return {
             "completionMode": "Indexed",
-            "completions": plan.processes,
+            "completions": Commented(
+                "One process per pod; all train one run and share its batch. completions, parallelism and --world-size "
+                "are the same number.",
+                plan.processes,
+            ),
             "parallelism": plan.processes,
-            "successPolicy": {"rules": [{"succeededIndexes": "0"}]},
-            "backoffLimit": plan.retries,
+            "successPolicy": Commented(
+                "Rank 0 records the run and exits with 0 when it is finished; the other pods are not needed then.",
+                {"rules": [{"succeededIndexes": "0"}]},
+            ),
+            "backoffLimit": Commented(
+                "For all pods together. A pod that lost a peer after progress exits with 75, which does not count.",
+                plan.retries,
+            ),
         }
     if not plan.indexes:
         return {"backoffLimit": plan.retries}
     return {
         "completionMode": "Indexed",
-        "completions": plan.indexes,
+        "completions": Commented(
+            "One index per seed: index 3 trains with seed 3, as a run of its own. For more seeds raise completions and "
+            "parallelism together; for fewer at a time lower parallelism: both with 'kubectl patch', also while the "
+            "Job runs.",
+            plan.indexes,
+        ),
         "parallelism": plan.indexes,
-        "backoffLimitPerIndex": plan.retries,
+        "backoffLimitPerIndex": Commented(
+            "For each seed by itself. No backoffLimit and no maxFailedIndexes: no seed ends because others failed.",
+            plan.retries,
+        ),
     }
 
 
-def _rules(plan: Plan) -> list[Manifest]:
+def _failure_rules(plan: Plan) -> list[Commented]:
     def exit_code(code: int) -> Manifest:
         return {"containerName": plan.container, "operator": "In", "values": [code]}
 
+    if plan.indexes:
+        action = "FailIndex"
+        never = (
+            f"{_NEVER} FailIndex, not FailJob: if one seed diverges, the others continue; an error that all share ends "
+            "each at its first attempt."
+        )
+    else:
+        action = "FailJob"
+        never = f"{_NEVER} First, so that a disruption at the same moment does not retry it."
     return [
-        {"action": "FailIndex" if plan.indexes else "FailJob", "onExitCodes": exit_code(UserError.exit_code)},
-        {"action": "Ignore", "onPodConditions": [{"type": "DisruptionTarget", "status": "True"}]},
-        {"action": "Ignore", "onExitCodes": exit_code(CONTINUE)},
+        Commented(never, {"action": action, "onExitCodes": exit_code(UserError.exit_code)}),
+        Commented(
+            "Preempted, evicted, or its node drained or lost: not the run's fault.",
+            {"action": "Ignore", "onPodConditions": [{"type": "DisruptionTarget", "status": "True"}]},
+        ),
+        Commented(
+            _CONTINUE_COMMENT.get(plan.component, _IGNORED), {"action": "Ignore", "onExitCodes": exit_code(CONTINUE)}
+        ),
     ]
 
 
-def text_of(plan: Plan, settings: Settings) -> str:
-    """A file, whole: the same plan and settings give the same text."""
-    # The Job is the first of them, and has the comments.
-    first, *others = documents(plan, settings)
-    parts = [to_yaml(first, comments(plan, settings))]
-    parts += [to_yaml(each, comments_of(each["kind"])) for each in others]
-    return header(plan, settings) + "---\n".join(parts)
-
-
-def write_files(plans: Sequence[Plan], settings: Settings, folder: Path) -> list[Path]:
-    """Writes each plan's file to ``folder``, whole; returns their paths.
-
-    Raises ``DiskFullError`` (exit 1) or ``StateDirError`` (exit 2) for what the disk refuses.
-    """
-    return [write_text(folder / plan.file, text_of(plan, settings)) for plan in plans]
-
-
-AGAIN = "'cnn-jobs manifests render' writes it anew"
-_ABSENT = object()
-
-
-def differences(folder: Path, settings: Settings) -> list[str]:
-    """A line for each field, file or comment that is not as it would be rendered; none for no drift.
-
-    Raises ``UserError`` (exit 2) where there is no such folder.
-    """
-    if not folder.is_dir():
-        raise UserError(
-            f"{folder}: no such folder; give that of the files by --out, or run 'cnn-jobs manifests render'"
-        )
-    plans = {plan.file: plan for plan in choose([], data_volume=bool(settings.data_claim))}
-    found = []
-    for name, plan in plans.items():
-        path = folder / name
-        if not path.is_file():
-            found.append(f"{path}: missing, expected Job {plan.name}; {AGAIN}")
-            continue
-        found += compare(path, text_of(plan, settings), documents(plan, settings))
-    surplus = sorted(each for each in folder.glob(f"*{SUFFIX}") if each.name not in plans)
-    return found + [f"{path}: no Job of the registry has this file; delete it" for path in surplus]
-
-
-def compare(path: Path, expected_text: str, expected: list[dict[str, Any]]) -> list[str]:
-    """The differences of one file."""
-    import yaml
-
-    try:
-        text = path.read_bytes().decode()
-    except OSError as error:
-        raise from_os_error(error, path, "read") from error
-    except UnicodeDecodeError:
-        return [f"{path}: is no text in UTF-8, expected a Job; {AGAIN}"]
-    if text == expected_text:
-        return []
-    try:
-        # libyaml's, where PyYAML was built with it: ten times as fast.
-        contents = list(yaml.load_all(text, getattr(yaml, "CSafeLoader", yaml.SafeLoader)))
-    except (yaml.YAMLError, ValueError) as error:  # ValueError: a date that is none
-        return [f"{path}: cannot be read as YAML ({' '.join(str(error).split())[:200]}); {AGAIN}"]
-    if len(contents) != len(expected):
-        return [f"{path}: holds {len(contents)} documents, expected {len(expected)}; {AGAIN}"]
-    found = []
-    for number, (theirs, ours) in enumerate(zip(contents, expected, strict=True)):
-        found += [f"{path}: {line}; {AGAIN}" for line in _fields(f"[{number}]" if number else "", theirs, ours)]
-    return found or [f"{path}: {_first_line(text, expected_text)}; {AGAIN}"]
-
-
-def _fields(path: str, found: Any, expected: Any) -> Iterator[str]:
-    if isinstance(found, Mapping) and isinstance(expected, Mapping):
-        for key in dict.fromkeys([*expected, *found]):
-            yield from _fields(key_path(path, str(key)), found.get(key, _ABSENT), expected.get(key, _ABSENT))
-    elif isinstance(found, list) and isinstance(expected, list) and len(found) == len(expected):
-        for index, (theirs, ours) in enumerate(zip(found, expected, strict=True)):
-            yield from _fields(item_path(path, index, ours), theirs, ours)
-    # Compared with their types: true is not 1, and "1" is not 1.
-    elif type(found) is not type(expected) or found != expected:
-        yield f"{path or 'the document'}: expected {_shown(expected)}, found {_shown(found)}"
-
-
-def _shown(value: Any) -> str:
-    if value is _ABSENT:
-        return "nothing"
-    text = " ".join(repr(value).split())
-    return text if len(text) <= 100 else f"{text[:100]}..."
-
-
-def _first_line(text: str, expected: str) -> str:
-    """Where two texts with the same fields first differ: a comment, an order, a quote, the end of a line."""
-    lines = zip_longest(text.splitlines(keepends=True), expected.splitlines(keepends=True), fillvalue="")
-    number, theirs, ours = next((number, *pair) for number, pair in enumerate(lines, start=1) if pair[0] != pair[1])
-    return f"line {number}: the fields are the same, its text is not: expected {_shown(ours)}, found {_shown(theirs)}"
+def _ddp_objects(plan: Plan, settings: Settings) -> list[Manifest]:
+    """The headless Service and the NetworkPolicy of distributed training, under the Job's name."""
+    metadata = {"name": plan.name, "namespace": settings.namespace, "labels": plan.labels}
+    # Kubernetes sets this label itself, so that no manifest can omit it.
+    pods = {"batch.kubernetes.io/job-name": plan.name}
+    same_job = [{"podSelector": {"matchLabels": pods}}]
+    port = {"name": RENDEZVOUS, "port": RENDEZVOUS_PORT, "targetPort": RENDEZVOUS, "protocol": "TCP"}
+    service: dict[str, Any] = {
+        "clusterIP": Commented("Headless: DNS names of pods, no address of its own.", "None"),
+        "publishNotReadyAddresses": Commented("The pods look each other up before any of them is ready.", True),
+        "selector": pods,
+        "ports": [port],
+    }
+    policy: dict[str, Any] = {
+        "podSelector": {"matchLabels": pods},
+        "policyTypes": ["Ingress", "Egress"],
+        "ingress": Commented(
+            "gloo and NCCL use ports that are not known in advance: all, among the pods of this Job.",
+            [{"from": same_job}],
+        ),
+        "egress": [{"to": same_job}],
+    }
+    return [
+        {"apiVersion": "v1", "kind": "Service", "metadata": metadata, "spec": service},
+        {"apiVersion": "networking.k8s.io/v1", "kind": "NetworkPolicy", "metadata": metadata, "spec": policy},
+    ]

@@ -1,4 +1,4 @@
-"""The Jobs that there are, in words of this project: every task of the registry, its seeds, and what goes with them."""
+"""The list of Jobs: every task of the registry, its seeds, and the Jobs around them, each as a ``Plan``."""
 
 from __future__ import annotations
 
@@ -6,21 +6,14 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 from cnn_jobs import __version__
-from cnn_jobs.cluster.settings import (
-    INTERPRETATION,
-    REPORT,
-    SMALL_NETWORK,
-    STAGING,
-    Needs,
-    needs_of,
-    with_shared_memory,
-)
+from cnn_jobs.cluster.resources import INTERPRETATION, REPORT, SMALL_NETWORK, STAGING, Resources, resources_of
 from cnn_jobs.errors import UserError
-from cnn_jobs.tasks import INTERPRETATIONS, TASKS
+from cnn_jobs.tasks import INTERPRETATIONS, TASKS, Interpretation, Task
 
 SUFFIX = "-job.yaml"
 SEEDS = 5
-# Trained by several processes, a pod each: one without BatchNorm, which gloo can do, and the largest.
+# Tasks that also get a Job of several processes, one pod each: the one without BatchNorm, which gloo can train, and the
+# largest.
 DISTRIBUTED = ("task2", "task4a")
 PROCESSES = 2
 HOUR_S = 3600
@@ -28,22 +21,22 @@ HOUR_S = 3600
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """One Job. ``name`` is the Job's and the file's; ``args`` are those of ``cnn-jobs``.
+    """One Job. ``name`` is that of the Job and its file; ``args`` are the arguments of ``cnn-jobs``.
 
-    ``component`` is training, report, data, doctor or interpret; ``task`` goes into a label. ``uses_device``: it takes
-    ``--device`` and the GPUs that training has. ``data``: how the data volume is mounted, "" (not), read or write.
-    ``indexes``: above 0 an Indexed Job with ``index_variable`` set to each pod's index. ``processes``: above 1 an
-    Indexed Job whose pods train one run together. ``deadline_s``: of the whole Job, waiting for nodes included.
+    ``component`` is training, report, data, doctor or interpret. ``task`` becomes a label. ``uses_device``: takes
+    ``--device`` and the GPUs of a training. ``data``: how the data volume is mounted: "" (not at all), read or write.
+    ``indexes``: above 0, an Indexed Job with one run per index, whose pods get their index in ``index_variable``.
+    ``processes``: above 1, an Indexed Job whose pods train one run together (DDP). ``deadline_s`` is for the whole Job,
+    including the time its pods wait for nodes.
     """
 
     name: str
     title: str
     component: str
-    container: str
     args: tuple[str, ...]
-    needs: Needs
-    deadline_s: int
-    retries: int
+    resources: Resources
+    deadline_s: int = HOUR_S
+    retries: int = 2
     task: str = ""
     uses_device: bool = False
     data: str = ""
@@ -55,23 +48,87 @@ class Plan:
 
     @property
     def file(self) -> str:
-        """Name of its file."""
+        """Name of the Job's file."""
         return f"{self.name}{SUFFIX}"
+
+    @property
+    def container(self) -> str:
+        """Name of the container."""
+        return {"training": "train", "data": "prepare"}.get(self.component, self.component)
+
+    @property
+    def trains(self) -> bool:
+        """Whether the pods are attempts of training runs."""
+        return self.component == "training"
+
+    @property
+    def distributed(self) -> bool:
+        """Whether several pods train one run."""
+        return self.processes > 1
+
+    @property
+    def labels(self) -> dict[str, str]:
+        """Labels of the Job, of its pods, and of its Service and NetworkPolicy."""
+        return {
+            "app.kubernetes.io/name": "cnn-jobs",
+            "app.kubernetes.io/part-of": "cnn-jobs",
+            "app.kubernetes.io/component": self.component,
+            "app.kubernetes.io/version": __version__,
+            **({"cnn-jobs/task": self.task} if self.task else {}),
+        }
+
+
+PREPARE_DATA = Plan(
+    name="prepare-data",
+    title="CIFAR-10 and ImageNet's weights of ResNet18, downloaded once to the data volume",
+    component="data",
+    args=("data", "stage"),
+    resources=STAGING,
+    # The host of CIFAR-10 took 57 minutes in 2026 (pytorch/vision#9536), and a broken download starts over.
+    deadline_s=6 * HOUR_S,
+    retries=5,
+    data="write",
+    keeps_state=False,
+)
+DOCTOR = Plan(
+    name="doctor",
+    title="What a training pod finds around it: data, weights, MLflow, GPU, disk",
+    component="doctor",
+    # task4a needs the most: pretrained weights, too.
+    args=("doctor", "--task", "task4a"),
+    resources=SMALL_NETWORK,
+    retries=0,
+    uses_device=True,
+    data="read",
+    env=(("CNN_JOBS_LOG_FORMAT", "text"),),
+)
+COMPARISON = Plan(
+    name="report",
+    title="Comparison of all runs of the experiment, kept in MLflow",
+    component="report",
+    args=("report", "--out", "/tmp/report", "--log"),
+    resources=REPORT,
+)
 
 
 def all_plans() -> list[Plan]:
     """Every Job, in the order in which a user meets them."""
-    singles = [_training(name) for name in TASKS]
-    seeds = [_seeds(name) for name in TASKS]
-    shown = [_interpretation(name) for name in INTERPRETATIONS]
-    together = [_distributed(name) for name in DISTRIBUTED]
-    return [_prepare_data(), _doctor(), *singles, *seeds, *together, *shown, _report()]
+    trainings = {name: _training(task) for name, task in TASKS.items()}
+    return [
+        PREPARE_DATA,
+        DOCTOR,
+        *trainings.values(),
+        *map(_seeds, trainings.values()),
+        *(_distributed(trainings[name]) for name in DISTRIBUTED),
+        *map(_interpretation, INTERPRETATIONS.values()),
+        COMPARISON,
+    ]
 
 
 def choose(names: Iterable[str], *, data_volume: bool = True) -> list[Plan]:
-    """The Jobs of these names, all for none; without ``data_volume`` there is none that fills it.
+    """The Jobs of these names, all of them for none. Without ``data_volume`` there is no Job that fills it.
 
-    Raises ``UserError`` that lists the valid ones.
+    Raises ``UserError`` that lists the valid names.
     """
     plans = {plan.name: plan for plan in all_plans() if data_volume or plan.data != "write"}
     wanted = list(names) or list(plans)
@@ -81,110 +138,50 @@ def choose(names: Iterable[str], *, data_volume: bool = True) -> list[Plan]:
     return [plans[name] for name in wanted]
 
 
-def _training(task: str) -> Plan:
-    # A run takes minutes; the day is for waiting: for a GPU, and for MLflow (an hour an attempt).
+def _training(task: Task) -> Plan:
     return Plan(
-        name=task,
-        title=TASKS[task].title,
+        name=task.name,
+        title=task.title,
         component="training",
-        container="train",
-        args=("train", task),
-        needs=needs_of(TASKS[task]),
+        args=("train", task.name),
+        resources=resources_of(task),
+        # A run takes minutes; a day leaves time to wait for a GPU, and for MLflow (up to an hour per attempt).
         deadline_s=24 * HOUR_S,
         retries=3,
-        task=task,
+        task=task.name,
         uses_device=True,
         data="read",
     )
 
 
-def _seeds(task: str) -> Plan:
-    one = _training(task)
+def _seeds(one: Plan) -> Plan:
     title = f"{one.title}: seeds 0 to {SEEDS - 1}"
-    return replace(one, name=f"{task}-seeds", title=title, indexes=SEEDS, index_variable="CNN_JOBS_SEED")
+    return replace(one, name=f"{one.name}-seeds", title=title, indexes=SEEDS, index_variable="CNN_JOBS_SEED")
 
 
-def _distributed(task: str) -> Plan:
-    one = _training(task)
+def _distributed(one: Plan) -> Plan:
+    # NCCL keeps buffers in /dev/shm, where a container has 64 MiB by default.
+    why = f"{one.resources.why} 1 GiB more for /dev/shm, which counts as memory."
+    memory_gib = one.resources.memory_gib + 1
     return replace(
         one,
-        name=f"{task}-ddp",
+        name=f"{one.name}-ddp",
         title=f"{one.title}: {PROCESSES} processes",
         args=(*one.args, "--world-size", str(PROCESSES)),
-        needs=with_shared_memory(one.needs),
-        # Of all pods together: one that fails by itself counts, one that lost another does not once it has progress.
+        resources=replace(one.resources, memory_gib=memory_gib, shared_gib=1, why=why),
+        # For all pods together. A pod that fails by itself counts; one that lost a peer after progress does not.
         retries=2 * one.retries,
         processes=PROCESSES,
     )
 
 
-def _interpretation(name: str) -> Plan:
+def _interpretation(shown: Interpretation) -> Plan:
     return Plan(
-        name=name,
-        title=INTERPRETATIONS[name].title,
+        name=shown.name,
+        title=shown.title,
         component="interpret",
-        container="interpret",
-        args=("interpret", name, "--out", f"/tmp/{name}"),
-        needs=INTERPRETATION,
-        deadline_s=HOUR_S,
-        retries=2,
-        task=name,
+        args=("interpret", shown.name, "--out", f"/tmp/{shown.name}"),
+        resources=INTERPRETATION,
+        task=shown.name,
         data="read",
     )
-
-
-def _report() -> Plan:
-    return Plan(
-        name="report",
-        title="Comparison of all runs of the experiment, kept in MLflow",
-        component="report",
-        container="report",
-        args=("report", "--out", "/tmp/report", "--log"),
-        needs=REPORT,
-        deadline_s=HOUR_S,
-        retries=2,
-    )
-
-
-def _prepare_data() -> Plan:
-    # The host of CIFAR-10 took 57 minutes in 2026 (pytorch/vision#9536), and what is half downloaded begins again.
-    return Plan(
-        name="prepare-data",
-        title="CIFAR-10 and ImageNet's weights of ResNet18, downloaded once to the data volume",
-        component="data",
-        container="prepare",
-        args=("data", "stage"),
-        needs=STAGING,
-        deadline_s=6 * HOUR_S,
-        retries=5,
-        data="write",
-        keeps_state=False,
-    )
-
-
-def _doctor() -> Plan:
-    # Of task4a, which needs the most: the weights, too.
-    return Plan(
-        name="doctor",
-        title="What a training pod finds around it: data, weights, MLflow, GPU, disk",
-        component="doctor",
-        container="doctor",
-        args=("doctor", "--task", "task4a"),
-        needs=SMALL_NETWORK,
-        deadline_s=HOUR_S,
-        retries=0,
-        uses_device=True,
-        data="read",
-        env=(("CNN_JOBS_LOG_FORMAT", "text"),),
-    )
-
-
-def labels_of(plan: Plan) -> dict[str, str]:
-    """Of the Job and of its pods."""
-    return {
-        "app.kubernetes.io/name": "cnn-jobs",
-        "app.kubernetes.io/part-of": "cnn-jobs",
-        "app.kubernetes.io/component": plan.component,
-        "app.kubernetes.io/version": __version__,
-        **({"cnn-jobs/task": plan.task} if plan.task else {}),
-    }

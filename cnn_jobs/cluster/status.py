@@ -1,4 +1,4 @@
-"""Jobs, their pods and their runs in MLflow, brought together."""
+"""Status of Jobs and their pods in a few words, beside their runs in MLflow."""
 
 from __future__ import annotations
 
@@ -7,21 +7,20 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from cnn_jobs.cluster.client import OURS, Cluster
-from cnn_jobs.tracking.client import RemoteRun
+from cnn_jobs.cluster.client import SELECTOR, Cluster
+from cnn_jobs.errors import ClusterRefusalError
 
 QUEUE_LABEL = "kueue.x-k8s.io/queue-name"
-JOB_NAME, JOB_UID = "batch.kubernetes.io/job-name", "batch.kubernetes.io/controller-uid"
+UID_LABEL = "batch.kubernetes.io/controller-uid"
 INDEX = "batch.kubernetes.io/job-completion-index"
 
 
 @dataclass(frozen=True, kw_only=True)
-class JobFacts:
-    """``state`` in words; ``over``: nothing of it will run again; ``indexes``: 0 for a Job of one pod at a time."""
+class JobStatus:
+    """``state`` is a short text; ``over``: no pod will run again; ``indexes``: 0 for a Job of one pod at a time."""
 
     name: str
     uid: str
-    task: str
     component: str
     container: str
     state: str
@@ -34,20 +33,24 @@ class JobFacts:
         """Whether its pods are attempts of runs in MLflow, whose key is the Job's UID."""
         return self.component == "training"
 
+    @property
+    def run_indexes(self) -> list[int | None]:
+        """The index of each of its runs; ``[None]`` for a Job of one pod at a time."""
+        return list(range(self.indexes)) if self.indexes else [None]
+
     def run_key(self, index: int | None) -> str:
-        """Of the run of an index, as ``environment.job_run_key`` makes it in the pod."""
+        """Key of the run of an index, as ``environment.job_run_key`` makes it in the pod."""
         return self.uid if index is None else f"{self.uid}-{index}"
 
 
 @dataclass(frozen=True, kw_only=True)
-class PodFacts:
-    """One attempt. ``text``: phase, reason and exit code in a few words; ``message``: why, where Kubernetes says it.
+class PodStatus:
+    """One attempt. ``text``: phase, reason and exit code; ``message``: why, if Kubernetes reports it.
 
-    ``started``: there is, or was, a container whose log can be read; ``ended``: there will be no more of it.
+    ``started``: its container has, or had, a log; ``ended``: the log is complete.
     """
 
     name: str
-    job_uid: str
     index: int | None
     text: str
     message: str
@@ -55,27 +58,28 @@ class PodFacts:
     ended: bool
 
 
-def job_facts(job: Mapping[str, Any]) -> JobFacts:
-    """Of an object of the API."""
+def job_status(job: Mapping[str, Any]) -> JobStatus:
+    """The status of a Job as the API returns it."""
     metadata, spec = job["metadata"], job["spec"]
-    labels = metadata.get("labels") or {}
-    state, message, over = _state(job)
-    containers = spec["template"]["spec"]["containers"]
-    return JobFacts(
+    state, message, over = _job_state(job)
+    return JobStatus(
         name=metadata["name"],
         uid=metadata["uid"],
-        task=labels.get("cnn-jobs/task", ""),
-        component=labels.get("app.kubernetes.io/component", ""),
-        container=containers[0]["name"],
+        component=(metadata.get("labels") or {}).get("app.kubernetes.io/component", ""),
+        container=spec["template"]["spec"]["containers"][0]["name"],
         state=state,
         message=message,
         over=over,
-        indexes=int(spec.get("completions") or 0) if spec.get("completionMode") == "Indexed" else 0,
+        indexes=_indexes(spec),
     )
 
 
-def _state(job: Mapping[str, Any]) -> tuple[str, str, bool]:
-    """State, message and whether it is over."""
+def _indexes(spec: Mapping[str, Any]) -> int:
+    return int(spec.get("completions") or 0) if spec.get("completionMode") == "Indexed" else 0
+
+
+def _job_state(job: Mapping[str, Any]) -> tuple[str, str, bool]:
+    """State, message and whether the Job is over."""
     metadata, spec, status = job["metadata"], job["spec"], job.get("status") or {}
     conditions = {each["type"]: each for each in status.get("conditions") or () if each["status"] == "True"}
     if metadata.get("deletionTimestamp"):
@@ -89,109 +93,86 @@ def _state(job: Mapping[str, Any]) -> tuple[str, str, bool]:
     if spec.get("suspend"):
         queue = (metadata.get("labels") or {}).get(QUEUE_LABEL, "")
         return (f"waits in queue {queue}" if queue else "suspended"), "", False
-    done = f", {status.get('succeeded') or 0} of {spec.get('completions')} done" if _many(spec) else ""
-    # Without a word on it (Kubernetes before 1.24) what is active counts as ready.
+    done = f", {status.get('succeeded') or 0} of {spec.get('completions')} done" if _indexes(spec) > 1 else ""
+    # Kubernetes before 1.24 does not report 'ready': an active pod counts as ready then.
     if status.get("ready", status.get("active")):
         return f"running{done}", "", False
     return (f"starting{done}" if status.get("active") else f"waiting{done}"), "", False
 
 
-def _many(spec: Mapping[str, Any]) -> bool:
-    return spec.get("completionMode") == "Indexed" and int(spec.get("completions") or 0) > 1
-
-
-def pod_facts(pod: Mapping[str, Any], container: str) -> PodFacts:
-    """Of an object of the API; ``container``: the one that does the work."""
+def pod_status(pod: Mapping[str, Any], container: str) -> PodStatus:
+    """The status of a pod as the API returns it; ``container``: the one that does the work."""
     metadata, status = pod["metadata"], pod.get("status") or {}
-    labels, annotations = metadata.get("labels") or {}, metadata.get("annotations") or {}
-    index = annotations.get(INDEX, labels.get(INDEX))
-    states = [each for each in status.get("containerStatuses") or () if each["name"] == container]
-    state: Mapping[str, Any] = (states[0].get("state") or {}) if states else {}
-    ended = state.get("terminated")
-    text, message = _text(status, state, terminating="deletionTimestamp" in metadata)
-    if states and (restarts := states[0].get("restartCount")):
+    index = (metadata.get("annotations") or {}).get(INDEX, (metadata.get("labels") or {}).get(INDEX))
+    containers = [each for each in status.get("containerStatuses") or () if each["name"] == container]
+    state: Mapping[str, Any] = (containers[0].get("state") or {}) if containers else {}
+    text, message = _pod_text(status, state, terminating="deletionTimestamp" in metadata)
+    if containers and (restarts := containers[0].get("restartCount")):
         text += f", {restarts} restarts"
-    return PodFacts(
+    return PodStatus(
         name=metadata["name"],
-        job_uid=labels.get(JOB_UID, ""),
         index=None if index is None else int(index),
         text=text,
         message=" ".join(message.split()),
-        started=bool(ended) or "running" in state,
-        ended=bool(ended) or status.get("phase") in ("Succeeded", "Failed"),
+        started="terminated" in state or "running" in state,
+        ended="terminated" in state or status.get("phase") in ("Succeeded", "Failed"),
     )
 
 
-def _text(status: Mapping[str, Any], state: Mapping[str, Any], *, terminating: bool) -> tuple[str, str]:
+def _pod_text(status: Mapping[str, Any], state: Mapping[str, Any], *, terminating: bool) -> tuple[str, str]:
+    """Phase with reasons and exit code, and the message."""
     phase = str(status.get("phase", "Unknown"))
     conditions = {each["type"]: each for each in status.get("conditions") or ()}
-    reason, message = str(status.get("reason") or ""), str(status.get("message") or "")
+    scheduled, disrupted = conditions.get("PodScheduled", {}), conditions.get("DisruptionTarget", {})
+    source: Mapping[str, Any] = status
+    reasons: list[Any] = []
     if ended := state.get("terminated"):
         code = int(ended.get("exitCode", 0))
-        # 'Error' says no more than the code does.
-        own = "" if ended.get("reason") in ("Error", "Completed", None) else str(ended["reason"])
-        reason = ", ".join(each for each in (reason, own, f"exit code {code}") if each)
-        if code:
-            message = message or _last_line(str(ended.get("message") or ""))
-    elif waiting := state.get("waiting"):
-        reason, message = str(waiting.get("reason") or ""), str(waiting.get("message") or "")
-    else:
-        scheduled = conditions.get("PodScheduled", {})
-        if phase == "Pending" and scheduled.get("status") == "False":
-            reason, message = str(scheduled.get("reason") or ""), str(scheduled.get("message") or "")
-    disruption = conditions.get("DisruptionTarget", {})
-    if disruption.get("status") == "True":
-        reason = ", ".join(each for each in (reason, str(disruption.get("reason") or "")) if each)
-        message = message or str(disruption.get("message") or "")
+        # 'Error' and 'Completed' repeat what the exit code says.
+        own = ended.get("reason") if ended.get("reason") not in ("Error", "Completed") else None
+        reasons = [own, f"exit code {code}"]
+        if code and not status.get("message"):
+            # terminationMessagePolicy FallbackToLogsOnError: the end of the log, whose last line is the error.
+            last_line = (str(ended.get("message") or "").strip().splitlines() or [""])[-1]
+            source = {**status, "message": last_line}
+    elif state.get("waiting"):
+        source = state["waiting"]
+    elif phase == "Pending" and scheduled.get("status") == "False":
+        source = scheduled
+    reasons.insert(0, source.get("reason"))
+    message = source.get("message")
+    if disrupted.get("status") == "True":
+        reasons.append(disrupted.get("reason"))
+        message = message or disrupted.get("message")
     if terminating and phase == "Running":
         phase = "Terminating"
-    return (f"{phase}: {reason}" if reason else phase), message
+    reason = ", ".join(str(each) for each in reasons if each)
+    return (f"{phase}: {reason}" if reason else phase), str(message or "")
 
 
-def _last_line(text: str) -> str:
-    """terminationMessagePolicy FallbackToLogsOnError: the end of the log, whose last line is the error."""
-    lines = text.strip().splitlines()
-    return lines[-1] if lines else ""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Line:
-    """A Job, or one index of it: its pods, the oldest first, and its run where MLflow has one."""
-
-    job: JobFacts
-    index: int | None
-    pods: tuple[PodFacts, ...]
-    run: RemoteRun | None
-
-    @property
-    def title(self) -> str:
-        """Name of the Job, and the index."""
-        return self.job.name if self.index is None else f"{self.job.name} index {self.index}"
-
-
-def jobs_and_pods(cluster: Cluster, jobs: Sequence[JobFacts] | None) -> list[tuple[JobFacts, list[PodFacts]]]:
-    """These Jobs, or all of this program, the newest first, each with its pods."""
-    selector = OURS if jobs is None else f"{JOB_UID} in ({','.join(each.uid for each in jobs)})"
-    if jobs is None:
-        jobs = [job_facts(each) for each in cluster.jobs()]
-    containers = {each.uid: each.container for each in jobs}
-    pods: dict[str, list[PodFacts]] = defaultdict(list)
-    for each in cluster.pods(selector) if jobs else []:
-        uid = (each["metadata"].get("labels") or {}).get(JOB_UID, "")
-        pods[uid].append(pod_facts(each, containers.get(uid, "")))
-    return [(job, pods[job.uid]) for job in jobs]
-
-
-def lines_of(job: JobFacts, pods: Sequence[PodFacts], runs: Mapping[str, RemoteRun]) -> list[Line]:
-    """A line, or one for each index. ``runs``: by key."""
-    indexes: list[int | None] = list(range(job.indexes)) if job.indexes else [None]
-    return [
-        Line(
-            job=job,
-            index=index,
-            pods=tuple(each for each in pods if index is None or each.index == index),
-            # Where all pods are one run (DDP), the key is the Job's and its line the first.
-            run=runs.get(job.run_key(index)) or (runs.get(job.uid) if index in (None, 0) else None),
+def find_job(cluster: Cluster, name: str) -> JobStatus:
+    """The Job of that name. Raises ``ClusterRefusalError`` (exit 2) if there is none."""
+    found = cluster.job(name)
+    if found is None:
+        raise ClusterRefusalError(
+            f"no Job {name} in namespace {cluster.namespace}; 'cnn-jobs status' lists those that are there"
         )
-        for index in indexes
-    ]
+    return job_status(found)
+
+
+def pods_of(cluster: Cluster, job: JobStatus, index: int | None = None) -> list[PodStatus]:
+    """The pods of a Job, or of one index of it, oldest first."""
+    pods = [pod_status(each, job.container) for each in cluster.pods(f"{UID_LABEL}={job.uid}")]
+    return [pod for pod in pods if index is None or pod.index == index]
+
+
+def with_pods(cluster: Cluster, jobs: Sequence[JobStatus] | None) -> list[tuple[JobStatus, list[PodStatus]]]:
+    """These Jobs, or all of cnn-jobs, newest first, each with its pods."""
+    if jobs is None:
+        jobs, selector = [job_status(each) for each in cluster.jobs()], SELECTOR
+    else:
+        selector = f"{UID_LABEL} in ({','.join(each.uid for each in jobs)})"
+    pods: dict[str, list[Mapping[str, Any]]] = defaultdict(list)
+    for pod in cluster.pods(selector) if jobs else []:
+        pods[(pod["metadata"].get("labels") or {}).get(UID_LABEL, "")].append(pod)
+    return [(job, [pod_status(each, job.container) for each in pods[job.uid]]) for job in jobs]

@@ -1,1 +1,1 @@
-"""What a training needs besides itself - data, MLflow, keys, device, disk -, checked, and what to do where it lacks."""
+"""Checks of what a training needs: data, MLflow, keys, device, disk; each finding says what to do."""

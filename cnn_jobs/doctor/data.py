@@ -1,4 +1,4 @@
-"""The data set and the pretrained weights: there, whole, and of the right digest. Downloads nothing large."""
+"""Data set and pretrained weights: present, complete, and with the expected digest. Downloads nothing large."""
 
 from __future__ import annotations
 
@@ -12,28 +12,25 @@ from cnn_jobs.system.environment import STAGE_IN_CLUSTER, in_pod, may_download
 
 if TYPE_CHECKING:
     from cnn_jobs.data.dataset import Dataset
-    from cnn_jobs.doctor.artifacts import Looked
+    from cnn_jobs.doctor.object_store import StoredObject
 
-SCHEME = "s3://"
-# What is fetched from S3 to be checked; more would take a doctor's time.
+# Only smaller objects are downloaded from S3 to be checked: larger ones take too long.
 SMALL_BYTES = 8_000_000
 STAGE = (
     "run 'cnn-jobs data prepare cifar10 FOLDER' on a machine with internet and give the file that it makes by --data"
 )
 
 
-def check_data(uri: str, stored: Looked | None) -> Finding:
-    """The data set opens; ``stored``: what S3 has of it, for ``s3://`` alone."""
+def check_data(uri: str, stored: StoredObject | None) -> Finding:
+    """The data set can be opened. ``stored``: its object in S3, ``None`` for other URIs."""
     from cnn_jobs.data import cifar10
     from cnn_jobs.data.sources import open_dataset
 
     if stored is not None:
-        if not stored.there:
-            return skipped("S3 does not let it be read")
+        if not stored.readable:
+            return skipped("it cannot be read from S3")
         if stored.size > SMALL_BYTES:
-            digest = (
-                f"sha256 {stored.digest[:12]} by what is stored beside it" if stored.digest else "no digest beside it"
-            )
+            digest = f"sha256 {stored.digest[:12]} by its metadata" if stored.digest else "no digest in its metadata"
             return ok(f"{uri}: {stored.size / 1e6:.1f} MB, {digest}; train downloads and checks it")
     try:
         return _check_cifar10() if uri == cifar10.NAME else ok(_describe(open_dataset(uri)))
@@ -41,23 +38,19 @@ def check_data(uri: str, stored: Looked | None) -> Finding:
         return from_error(error, "see 'cnn-jobs data --help'")
 
 
-def check_weights(source: str, stored: Looked | None) -> Finding:
-    """Pretrained weights, "" for a task that has none; of ImageNet's, by their digest."""
+def check_weights(source: str, stored: StoredObject | None) -> Finding:
+    """The pretrained weights can be opened; ImageNet's have their digest. ``source`` is "" for a task without any."""
     from cnn_jobs.models import weights
 
     if source in ("", NO_WEIGHTS):
-        return skipped("none are asked for" if source else "no --task or --weights asks for any")
+        return skipped("none are requested" if source else "no --task or --weights requests any")
     if stored is not None:
-        if not stored.there:
-            return skipped("S3 does not let them be read")
+        if not stored.readable:
+            return skipped("they cannot be read from S3")
         if stored.size > SMALL_BYTES:
             return ok(f"{source}: {stored.size / 1e6:.1f} MB; train downloads and checks them")
-    if source == weights.IMAGENET:
-        path = weights.imagenet_path()
-        if not path.exists():
-            return _to_be_downloaded(
-                f"{path} is not there", weights.IMAGENET_URL, STAGE_IN_CLUSTER if in_pod() else weights.HOW
-            )
+    if source == weights.IMAGENET and not (path := weights.imagenet_path()).exists():
+        return _missing(f"{path} does not exist", weights.IMAGENET_URL, weights.HOW)
     try:
         found = weights.open_weights(source)
     except CnnJobsError as error:
@@ -67,7 +60,7 @@ def check_weights(source: str, stored: Looked | None) -> Finding:
 
 
 def _check_cifar10() -> Finding:
-    """In the order in which training looks; damage is told, where training would delete and download again."""
+    """In the order in which training looks. Reports damage, where training would delete and download again."""
     from torchvision.datasets import CIFAR10
 
     from cnn_jobs.data.cifar10 import is_archive, is_unpacked, prepared_file
@@ -86,18 +79,16 @@ def _check_cifar10() -> Finding:
         return failed(f"{archive} is not the original archive (its MD5 is not {CIFAR10.tgz_md5})", "delete it")
     if unpacked.exists():
         return failed(f"{unpacked} is not what the original archive holds (an MD5 differs)", "delete the folder")
-    return _to_be_downloaded(
-        f"cifar10 is not on this disk (looked for {prepared}, {unpacked} and {archive})",
-        CIFAR10.url,
-        STAGE_IN_CLUSTER if in_pod() else STAGE,
-    )
+    places = f"{prepared}, {unpacked} and {archive}"
+    return _missing(f"cifar10 is not on this disk (looked for {places})", CIFAR10.url, STAGE)
 
 
-def _to_be_downloaded(found: str, url: str, otherwise: str) -> Finding:
+def _missing(found: str, url: str, otherwise: str) -> Finding:
+    """Something that training would download from ``url``; ``otherwise``: how to get it without, outside of pods."""
+    otherwise = STAGE_IN_CLUSTER if in_pod() else otherwise
     if not may_download():
         return failed(f"{found}, and nothing is downloaded here", otherwise)
-    why_not = network.reach(url)
-    if why_not:
+    if why_not := network.reach(url):
         return failed(f"{found}, and cannot be downloaded: {why_not}", otherwise)
     return warning(
         f"{found}; {network.shown(url)} can be reached",

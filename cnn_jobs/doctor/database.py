@@ -1,4 +1,4 @@
-"""MLflow without a server: a database of this machine or of the network, asked directly."""
+"""MLflow without a server: a database on this machine or in the network."""
 
 from __future__ import annotations
 
@@ -7,13 +7,14 @@ import time
 from pathlib import Path
 
 from cnn_jobs.doctor.finding import Finding, failed, ok, presentable
+from cnn_jobs.system.environment import version_of
 
 NO_SERVER = "MLFLOW_TRACKING_URI names a database, no server"
 LOCK_S = 3.0
 
 
 def check_opens(uri: str) -> Finding:
-    """The database opens and has the tables of this MLflow, or none yet. Makes nothing."""
+    """The database opens and has this MLflow's tables, or none yet. Creates nothing."""
     from sqlalchemy.exc import SQLAlchemyError
 
     from cnn_jobs.tracking import probe
@@ -27,7 +28,7 @@ def check_opens(uri: str) -> Finding:
             )
         if not path.exists():
             return _check_folder(path)
-        if (fault := _check_file(path)) is not None:
+        if fault := _check_file(path):
             return fault
     try:
         found = probe.schema(uri)
@@ -36,12 +37,12 @@ def check_opens(uri: str) -> Finding:
     except SQLAlchemyError as error:
         reason = getattr(error, "orig", None) or error
         return failed(f"{shown} cannot be opened ({reason})", "check the URI, and whether the database runs")
+    mlflow = f"MLflow {version_of('mlflow')}"
     if found.tables == 0:
-        return ok(f"{shown} is empty: the first run makes its tables")
+        return ok(f"{shown} is empty: the first run creates its tables")
     if found.found == found.expected:
-        return ok(f"{shown}, tables as MLflow {probe.client_version()} wants them")
-    wanted = f"MLflow {probe.client_version()} wants {found.expected}"
-    what = f"{shown} has tables of revision {found.found or 'none'}, {wanted}"
+        return ok(f"{shown}, tables as {mlflow} expects them")
+    what = f"{shown} has tables of revision {found.found or 'none'}, {mlflow} expects {found.expected}"
     if found.found is None:
         return failed(f"{what}: not a database of MLflow", "name another database")
     if found.known:
@@ -50,48 +51,47 @@ def check_opens(uri: str) -> Finding:
 
 
 def check_search(uri: str) -> Finding:
-    """A search of experiments, as training does it; only of a database that is there, for MLflow would make one."""
+    """A search of experiments, as in training; only for an existing database, since MLflow would create one."""
     from cnn_jobs.tracking import probe
     from cnn_jobs.tracking.connection import explain
 
-    began = time.monotonic()
+    start = time.monotonic()
     try:
         probe.search(uri)
-    except Exception as error:  # whatever the database's driver raises
+    except Exception as error:  # of the database's driver
         return failed(explain(error, uri), "check the database")
-    return ok(f"a search of experiments takes {1000 * (time.monotonic() - began):.0f} ms")
+    return ok(f"a search of experiments takes {1000 * (time.monotonic() - start):.0f} ms")
 
 
-def is_there(uri: str) -> bool:
+def has_tables(uri: str) -> bool:
     """Whether the database has tables already; one that cannot be opened has none."""
     from cnn_jobs.tracking import probe
 
     try:
         path = probe.database_file(uri) if uri.startswith("sqlite") else None
         return (path is None or path.exists()) and probe.schema(uri).tables > 0
-    except Exception:  # said by ``check_opens``
+    except Exception:  # reported by ``check_opens``
         return False
 
 
 def _check_folder(path: Path) -> Finding:
-    """Of a file that the first run makes: MLflow makes missing folders, too."""
+    """For a file that the first run creates; MLflow creates missing folders, too."""
     folder = next((each for each in path.absolute().parents if each.exists()), Path("/"))
     if not folder.is_dir() or not os.access(folder, os.W_OK | os.X_OK):
-        return failed(f"{path} cannot be made: {folder} cannot be written", "name a file in a folder that you own")
-    return ok(f"{path} is not there yet: the first run makes it")
+        return failed(f"{path} cannot be created: {folder} is not writable", "name a file in a folder that you own")
+    return ok(f"{path} does not exist yet: the first run creates it")
 
 
 def _check_file(path: Path) -> Finding | None:
-    """What keeps sqlite from reading and writing the file, ``None`` where nothing does."""
+    """Why sqlite cannot read and write the file; ``None`` if it can."""
     import sqlite3
 
+    uri = f"{path.absolute().as_uri()}?mode=rw"
     try:
-        connection = sqlite3.connect(
-            f"{path.absolute().as_uri()}?mode=rw", uri=True, timeout=LOCK_S, isolation_level=None
-        )
+        connection = sqlite3.connect(uri, uri=True, timeout=LOCK_S, isolation_level=None)
         try:
             connection.execute("BEGIN IMMEDIATE")
-            # Only what writes meets a read-only disk; the number is for programs, and MLflow leaves it alone.
+            # Only a write detects a read-only disk. user_version is for applications, and MLflow does not use it.
             number = connection.execute("PRAGMA user_version").fetchone()[0]
             connection.execute(f"PRAGMA user_version = {number + 1}")
             connection.execute("ROLLBACK")
@@ -105,5 +105,5 @@ def _check_file(path: Path) -> Finding | None:
             )
         return failed(f"{path} cannot be opened for writing ({error})", "check its owner, its mode and the disk")
     except sqlite3.DatabaseError as error:
-        return failed(f"{path} is damaged, or no database ({error})", "put a copy in its place, or name another file")
+        return failed(f"{path} is damaged, or no database ({error})", "restore a copy of it, or name another file")
     return None

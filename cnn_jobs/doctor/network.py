@@ -1,4 +1,4 @@
-"""Why a server cannot be reached: told apart by the errors below an error."""
+"""Reasons why a server cannot be reached, from the errors below a library's error."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ PORTS = {"http": 80, "https": 443}
 
 
 def address(url: str) -> tuple[str, int]:
-    """Host and port of a URL; the port is its scheme's where it names none."""
+    """Host and port of a URL; without a port, that of its scheme."""
     parts = urlsplit(url)
     return parts.hostname or "", parts.port or PORTS.get(parts.scheme, 0)
 
 
-def is_this_machine(url: str) -> bool:
-    """Whether the host of a URL is a loopback address. What listens there may still lead elsewhere."""
+def is_loopback(url: str) -> bool:
+    """Whether the host of a URL is this machine; what listens there may still forward to another."""
     host = address(url)[0]
     with contextlib.suppress(ValueError):
         return ipaddress.ip_address(host).is_loopback
@@ -32,14 +32,13 @@ def is_this_machine(url: str) -> bool:
 
 
 def shown(url: str) -> str:
-    """``host:port`` of a URL, as people write it."""
+    """``host:port`` of a URL, for messages."""
     host, port = address(url)
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
 def reach(url: str, limit_s: float = CONNECT_S) -> str:
-    """ "" where a connection to the server of ``url`` can be opened, by the proxy that the environment names for it,
-    else why not."""
+    """Why no connection to the server of ``url``, or to its proxy, can be opened; "" if it can."""
     host, port = address(url)
     proxy = getproxies().get(urlsplit(url).scheme, "")
     if proxy and not proxy_bypass(host):
@@ -52,38 +51,56 @@ def reach(url: str, limit_s: float = CONNECT_S) -> str:
 
 
 def diagnose(error: BaseException, url: str) -> tuple[str, str]:
-    """What kept a request to ``url`` from its answer, and what to do."""
-    below, where, host = list(_below(error)), shown(url), address(url)[0]
-
-    def is_one_of(*kinds: type[BaseException]) -> bool:
-        return any(isinstance(each, kinds) for each in below)
-
+    """Why a request to ``url`` got no answer, and what to do."""
     from urllib3 import exceptions as urllib3
 
-    if is_one_of(urllib3.ProxyError):
+    chain, where, host = list(_chain(error)), shown(url), address(url)[0]
+
+    def has(*kinds: type[BaseException]) -> bool:
+        return any(isinstance(each, kinds) for each in chain)
+
+    if has(urllib3.ProxyError):
         proxies = ", ".join(sorted(name for name in os.environ if name.lower() in ("http_proxy", "https_proxy")))
         return (
-            f"the proxy of {proxies or 'this machine'} does not lead to {where} ({_last(below)})",
+            f"the proxy of {proxies or 'this machine'} does not lead to {where} ({_innermost(chain)})",
             f"if {host} is inside your network, add it to NO_PROXY; else correct the proxy's address",
         )
-    if is_one_of(socket.gaierror, urllib3.NameResolutionError, UnicodeError):
+    if has(socket.gaierror, urllib3.NameResolutionError, UnicodeError):
         return (
-            f"the name '{host}' cannot be resolved ({_last(below)})",
+            f"the name '{host}' cannot be resolved ({_innermost(chain)})",
             f"check the spelling of '{host}' and this machine's DNS; in a pod, a Service of another namespace is "
             "called NAME.NAMESPACE.svc",
         )
-    if is_one_of(ssl.SSLError):
-        return _tls(below, where)
-    if is_one_of(ConnectionRefusedError):
+    for each in chain:
+        if isinstance(each, ssl.SSLError):
+            return _tls(each, where)
+    if has(ConnectionRefusedError):
         return (
             f"{where} refuses the connection: nothing listens on that port",
             "start the server, or correct host and port",
         )
-    return _silence(below, where)
+    if has(urllib3.ReadTimeoutError):
+        return (
+            f"{where} accepts connections, but sends no answer within {ANSWER_S:.0f} s",
+            "look at the server's log: it hangs, is overloaded, or something else listens on that port",
+        )
+    system = next((each for each in chain if isinstance(each, OSError) and each.errno is not None), None)
+    if system is None and has(TimeoutError, urllib3.ConnectTimeoutError):
+        return (
+            f"{where} does not accept a connection within {CONNECT_S:.0f} s",
+            "a firewall or a NetworkPolicy drops the packets, or the machine is off: check both, and the address",
+        )
+    reset = system is not None and system.errno in (errno.ECONNRESET, errno.EPIPE)
+    if reset or (system is None and has(urllib3.ProtocolError)):
+        return (
+            f"{where} closes the connection without an answer",
+            "if it speaks TLS, use https:// in place of http://; else look at the server's log",
+        )
+    reason = (system.strerror or system) if system is not None else _innermost(chain)
+    return f"{where} cannot be reached ({reason})", "check the address and the network"
 
 
-def _tls(below: list[BaseException], where: str) -> tuple[str, str]:
-    error = next(each for each in below if isinstance(each, ssl.SSLError))
+def _tls(error: ssl.SSLError, where: str) -> tuple[str, str]:
     why = getattr(error, "verify_message", "") or error.reason or str(error)
     if isinstance(error, ssl.SSLCertVerificationError):
         return (
@@ -94,39 +111,8 @@ def _tls(below: list[BaseException], where: str) -> tuple[str, str]:
     return f"{where} does not speak TLS ({why})", "use http:// in place of https://, or correct the port"
 
 
-def _silence(below: list[BaseException], where: str) -> tuple[str, str]:
-    from urllib3 import exceptions as urllib3
-
-    if any(isinstance(each, urllib3.ReadTimeoutError) for each in below):
-        return (
-            f"{where} accepts connections, but sends no answer within {ANSWER_S:.0f} s",
-            "look at the server's log: it hangs, is overloaded, or something else listens on that port",
-        )
-    reasons = (each for each in below if isinstance(each, OSError) and each.errno is not None)
-    reason = next(reasons, None)
-    if reason is not None and reason.errno in (errno.ECONNRESET, errno.EPIPE):
-        return _closed(where)
-    if any(isinstance(each, TimeoutError | urllib3.ConnectTimeoutError) for each in below) and reason is None:
-        return (
-            f"{where} does not accept a connection within {CONNECT_S:.0f} s",
-            "a firewall or a NetworkPolicy drops what goes there, or the machine is off: check both, and the address",
-        )
-    if reason is not None:
-        return f"{where} cannot be reached ({reason.strerror or reason})", "check the address and the network"
-    if any(isinstance(each, urllib3.ProtocolError) for each in below):
-        return _closed(where)
-    return f"{where} cannot be asked ({_last(below)})", "check the address and the network"
-
-
-def _closed(where: str) -> tuple[str, str]:
-    return (
-        f"{where} closes the connection without an answer",
-        "if it speaks TLS, use https:// in place of http://; else look at the server's log",
-    )
-
-
-def _below(error: BaseException) -> Iterator[BaseException]:
-    """``error`` and all that it was made of: causes, urllib3's reasons, botocore's and requests' inner errors."""
+def _chain(error: BaseException) -> Iterator[BaseException]:
+    """``error`` and everything it was raised from: causes, urllib3's reasons, inner errors of botocore and requests."""
     waiting, seen = [error], set()
     while waiting:
         each = waiting.pop(0)
@@ -141,7 +127,7 @@ def _below(error: BaseException) -> Iterator[BaseException]:
         waiting += [one for one in inner if isinstance(one, BaseException)]
 
 
-def _last(below: list[BaseException]) -> str:
-    """The words of the innermost error that has some."""
-    texts = [getattr(each, "strerror", None) or str(each) for each in below]
-    return next((" ".join(text.split())[:200] for text in reversed(texts) if text.strip()), type(below[0]).__name__)
+def _innermost(chain: list[BaseException]) -> str:
+    """The text of the innermost error that has one."""
+    texts = [getattr(each, "strerror", None) or str(each) for each in chain]
+    return next((" ".join(text.split())[:200] for text in reversed(texts) if text.strip()), type(chain[0]).__name__)

@@ -1,10 +1,9 @@
-"""An MLflow server on this machine, one per directory: what ``make local-run`` and the tests record on.
+"""An MLflow server on this machine, one per directory, for ``make local-run`` and the tests.
 
-The directory holds the database, the artifacts, ``server.log`` and ``server.json``, the record of who serves.
-MLflow itself is not imported: that takes seconds, and all that is needed here is HTTP and a process.
+The directory holds the database, the artifacts, ``server.log`` and ``server.json``, which identifies the server.
+MLflow itself is not imported, since that takes seconds: HTTP and processes are enough.
 """
 
-from cnn_jobs.local_server.process import Server, running_server
-from cnn_jobs.local_server.server import start_server, stop_server
+from cnn_jobs.local_server.server import Server, running_server, start_server, stop_server
 
 __all__ = ["Server", "running_server", "start_server", "stop_server"]

@@ -1,23 +1,15 @@
-"""``python -m cnn_jobs.local_server start|stop|status|url``: what the Makefile calls."""
+"""``python -m cnn_jobs.local_server start|stop|status|url``, for the Makefile."""
 
 from __future__ import annotations
 
-import contextlib
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import click
 
 from cnn_jobs.errors import CnnJobsError
 from cnn_jobs.local_server import running_server, start_server, stop_server
-
-
-@click.group()
-def main() -> None:
-    """An MLflow server on this machine, on sqlite and a local folder."""
-
 
 _dir_option = click.option(
     "--dir",
@@ -27,6 +19,11 @@ _dir_option = click.option(
     show_default=True,
     help="Database, artifacts, log and record of the server.",
 )
+
+
+@click.group()
+def main() -> None:
+    """An MLflow server on this machine, with sqlite and a local folder."""
 
 
 @main.command()
@@ -39,25 +36,23 @@ _dir_option = click.option(
     help="First port to try; 0: any free one.",
 )
 def start(directory: Path, port: int) -> None:
-    """Start the server, or find the one that runs; returns when it answers."""
+    """Start the server, or find the running one; returns when it answers."""
     began = time.monotonic()
-    with _one_line_errors():
-        server = start_server(directory, port, say=click.echo)
+    server = start_server(directory, port, notify=click.echo)
     click.echo(f"MLflow answers at {server.url} ({time.monotonic() - began:.1f} s)")
 
 
 @main.command()
 @_dir_option
 def stop(directory: Path) -> None:
-    """End the server and its workers."""
-    with _one_line_errors():
-        stop_server(directory, say=click.echo)
+    """Stop the server and its workers."""
+    stop_server(directory, notify=click.echo)
 
 
 @main.command()
 @_dir_option
 def status(directory: Path) -> None:
-    """Say whether the server runs and answers."""
+    """Show whether the server runs and answers."""
     server = running_server(directory)
     if server is None:
         click.echo(f"no MLflow server runs in {directory}")
@@ -69,7 +64,7 @@ def status(directory: Path) -> None:
 @main.command()
 @_dir_option
 def url(directory: Path) -> None:
-    """Print the server's URL and nothing else; exit 1 if none runs."""
+    """Print only the server's URL; exit with 1 if none runs."""
     server = running_server(directory)
     if server is None:
         click.echo(f"no MLflow server runs in {directory}; start one with 'make local-run'", err=True)
@@ -77,14 +72,9 @@ def url(directory: Path) -> None:
     click.echo(server.url)
 
 
-@contextlib.contextmanager
-def _one_line_errors() -> Iterator[None]:
+if __name__ == "__main__":
     try:
-        yield
+        main(prog_name="python -m cnn_jobs.local_server")
     except CnnJobsError as error:
         click.echo(f"error: {error}", err=True)
         sys.exit(error.exit_code)
-
-
-if __name__ == "__main__":
-    main(prog_name="python -m cnn_jobs.local_server")

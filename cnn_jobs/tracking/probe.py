@@ -1,4 +1,4 @@
-"""Questions to MLflow that change nothing in it: what answers there, which database, whether artifacts come back."""
+"""Requests to MLflow that change nothing: what answers there, which database, whether artifacts can be read back."""
 
 from __future__ import annotations
 
@@ -6,9 +6,8 @@ import os
 import tempfile
 import time
 import uuid
-from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
@@ -18,28 +17,37 @@ from cnn_jobs.tracking.connection import configure_client
 if TYPE_CHECKING:
     from mlflow.store.artifact.artifact_repo import ArtifactRepository
 
-# Of a whole call: a process that only asks need not be patient.
-SHORT_WAITS = {"MLFLOW_HTTP_REQUEST_TIMEOUT": "5", "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0"}
-MOST_CHARACTERS = 1 << 16  # of an answer: whatever listens there may send without end
+# MLflow's timeouts for a whole call: a mere check need not wait longer.
+SHORT_TIMEOUTS = {"MLFLOW_HTTP_REQUEST_TIMEOUT": "5", "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0"}
+# Of a response: an unknown server may send data without end.
+MOST_CHARACTERS = 1 << 16
 FILE = "probe.txt"
 
 
 @dataclass(frozen=True)
 class Answer:
-    """An answer by HTTP. ``sent_s`` and ``received_s``: this machine's clock, in seconds since 1970."""
+    """An HTTP response; status 0 if there is none, ``text`` is the reason then.
+
+    ``sent_s`` and ``received_s``: this machine's clock, in seconds since 1970.
+    """
 
     status: int
     text: str
-    content_type: str
-    date: str
-    sent_s: float
-    received_s: float
+    content_type: str = ""
+    date: str = ""
+    sent_s: float = 0.0
+    received_s: float = 0.0
+
+    @property
+    def milliseconds(self) -> float:
+        """Time from the request to the response."""
+        return 1000 * (self.received_s - self.sent_s)
 
 
 @dataclass(frozen=True)
 class Schema:
-    """The revision of a database's tables, ``found`` and ``expected`` by this MLflow; ``known``: whether this MLflow
-    has heard of the one found; ``tables``: how many there are."""
+    """Number of ``tables`` of a database and their revision, ``found`` and ``expected`` by this MLflow; ``known``:
+    whether this MLflow knows the one found."""
 
     found: str | None
     expected: str
@@ -47,25 +55,16 @@ class Schema:
     tables: int
 
 
-@dataclass(frozen=True)
-class Presigned:
-    """Where a client of the server would fetch a file by itself; ``url`` holds a signature, and is "" where the
-    server hands out none."""
-
-    url: str
-    headers: dict[str, str]
-
-
 def prepare() -> None:
-    """Imports MLflow as training has it set up, but with short waits, whatever the user has set."""
+    """Imports MLflow with the settings of training, but with short timeouts, whatever the user has set."""
     configure_client()
-    os.environ.update(SHORT_WAITS)
+    os.environ.update(SHORT_TIMEOUTS)
     import mlflow.store.artifact.artifact_repository_registry
     import mlflow.tracking  # noqa: F401
 
 
 def ask(uri: str, method: str, endpoint: str, *, connect_s: float, answer_s: float, **arguments: Any) -> Answer:
-    """One request, with the login and certificates of MLflow's variables. Raises what ``requests`` raises."""
+    """One request, with the login and certificates of MLflow's variables. Raises the errors of ``requests``."""
     from mlflow.exceptions import MlflowException
     from mlflow.utils.credentials import get_default_host_creds
     from mlflow.utils.rest_utils import http_request
@@ -83,7 +82,7 @@ def ask(uri: str, method: str, endpoint: str, *, connect_s: float, answer_s: flo
             **arguments,
         )
     except MlflowException as error:
-        raise error.__context__ or error from None  # MLflow's own words no longer tell what it was
+        raise error.__context__ or error from None  # MLflow's own error does not tell the kinds apart
     with response:
         received = time.time()
         text = next(response.iter_content(MOST_CHARACTERS), b"").decode(errors="replace")
@@ -91,15 +90,8 @@ def ask(uri: str, method: str, endpoint: str, *, connect_s: float, answer_s: flo
         return Answer(response.status_code, text, kind, date, sent, received)
 
 
-def client_version() -> str:
-    """Of the MLflow in this process."""
-    from mlflow.version import VERSION
-
-    return VERSION
-
-
 def database_file(uri: str) -> Path | None:
-    """The file of an ``sqlite:`` URI; ``None`` for one in memory."""
+    """The file of an ``sqlite:`` URI; ``None`` for a database in memory."""
     from sqlalchemy.engine import make_url
 
     name = make_url(uri).database
@@ -107,7 +99,7 @@ def database_file(uri: str) -> Path | None:
 
 
 def schema(uri: str) -> Schema:
-    """What tables a database has. Raises what SQLAlchemy and the database's driver raise."""
+    """The tables of a database. Raises the errors of SQLAlchemy and of the database's driver."""
     import sqlalchemy
     from alembic.script import ScriptDirectory
     from alembic.util import CommandError
@@ -129,14 +121,14 @@ def schema(uri: str) -> Schema:
 
 
 def search(uri: str) -> None:
-    """One search of experiments, by MLflow's client. Raises what that raises; makes a database that is not there."""
+    """One search of experiments, by MLflow's client, with its errors. Creates a missing database."""
     from mlflow import MlflowClient
 
     MlflowClient(uri).search_experiments(max_results=1)
 
 
 def artifact_location(uri: str, experiment: str) -> tuple[str, bool]:
-    """Where the artifacts of an experiment go, and whether it exists; else those of MLflow's first, "" without one."""
+    """Artifact location of an experiment, and whether it exists; else that of MLflow's default one, "" without."""
     from mlflow import MlflowClient
 
     client = MlflowClient(uri)
@@ -148,7 +140,11 @@ def artifact_location(uri: str, experiment: str) -> tuple[str, bool]:
 
 
 class ProbeFile:
-    """A small file in a folder of its own at an artifact location; leaving removes it."""
+    """A small file in a folder of its own at an artifact location.
+
+    Calls raise the errors of MLflow's client for that kind of store. For S3 they use its boto3 client, and downloads
+    its single-file function: MLflow's parallel transfers use threads that would delay the exit of this process.
+    """
 
     def __init__(self, uri: str, location: str) -> None:
         from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
@@ -158,62 +154,62 @@ class ProbeFile:
         self.content = f"written by cnn-jobs doctor, to be read back and deleted: {self.folder}\n".encode()
 
     def write(self) -> None:
-        """Raises what MLflow's client of that kind of store raises, as the other calls do."""
+        """Uploads the file."""
+        if self._s3 is not None:
+            self._s3.put_object(**self._key, Body=self.content)
+            return
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / FILE
             path.write_bytes(self.content)
-            if (client := self._s3()) is not None:
-                client.put_object(**self._key(), Body=self.content)
-            else:
-                self.repository.log_artifact(str(path), self.folder)  # type: ignore[no-untyped-call]
+            self.repository.log_artifact(str(path), self.folder)  # type: ignore[no-untyped-call]
 
     def read(self) -> bytes:
-        """What comes back; where artifacts are proxied, through the server, whatever the environment says."""
+        """Downloads the file; proxied artifacts through the server, whatever the environment says."""
+        from mlflow.store.artifact.http_artifact_repo import HttpArtifactRepository
+
+        if self._s3 is not None:
+            content: bytes = self._s3.get_object(**self._key)["Body"].read()
+            return content
+        # A subclass of the HTTP repository may bypass the server.
+        proxied = isinstance(self.repository, HttpArtifactRepository)
+        download = (HttpArtifactRepository if proxied else type(self.repository))._download_file
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / FILE
-            if (client := self._s3()) is not None:
-                content: bytes = client.get_object(**self._key())["Body"].read()
-                return content
-            # Not ``download_artifacts``: the threads that it starts would hold up the exit of this process.
-            self._download()(f"{self.folder}/{FILE}", str(path))
+            download(self.repository, f"{self.folder}/{FILE}", str(path))  # type: ignore[no-untyped-call]
             return path.read_bytes()
 
-    def presigned(self) -> Presigned:
-        """Raises ``requests.HTTPError`` where the server refuses; no URL where it knows no such thing."""
+    def presigned(self) -> tuple[str, dict[str, str]]:
+        """URL with a signature, and headers, with which clients bypass the server; "" if it issues none.
+
+        Raises ``requests.HTTPError`` if the server refuses.
+        """
         from requests import HTTPError
 
         try:
             found = self.repository._get_presigned_download_url(f"{self.folder}/{FILE}")  # type: ignore[attr-defined]
         except HTTPError as error:
             if error.response is not None and error.response.status_code in (404, 501):
-                return Presigned("", {})
+                return "", {}
             raise
-        return Presigned(found.url, dict(found.headers or {}))
+        return found.url, dict(found.headers or {})
 
     def delete(self) -> None:
-        """Removes the folder."""
-        if (client := self._s3()) is not None:
-            client.delete_object(**self._key())
+        """Deletes the folder."""
+        if self._s3 is not None:
+            self._s3.delete_object(**self._key)
         else:
             self.repository.delete_artifacts(self.folder)  # type: ignore[no-untyped-call]
 
-    def _download(self) -> Callable[[str, str], None]:
-        from mlflow.store.artifact.http_artifact_repo import HttpArtifactRepository
-
-        if isinstance(self.repository, HttpArtifactRepository):
-            # That of the class below it may leave the server aside.
-            return partial(HttpArtifactRepository._download_file, self.repository)
-        return self.repository._download_file
-
+    @cached_property
     def _s3(self) -> Any:
-        """MLflow's client of boto3 for a location that is not proxied, else ``None``: its own transfers use threads
-        that would hold up the exit of this process."""
+        """MLflow's boto3 client for an S3 location that is not proxied, else ``None``."""
         from mlflow.store.artifact.s3_artifact_repo import S3ArtifactRepository
 
         if not isinstance(self.repository, S3ArtifactRepository):
             return None
         return self.repository._get_s3_client()  # type: ignore[no-untyped-call]
 
+    @property
     def _key(self) -> dict[str, str]:
         place = urlsplit(self.repository.artifact_uri)
         return {"Bucket": place.netloc, "Key": f"{place.path.strip('/')}/{self.folder}/{FILE}".lstrip("/")}

@@ -1,4 +1,4 @@
-"""A cluster for tests: the fake API server, and the file that names it."""
+"""A fake Kubernetes API server for each test."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from tests.cluster.fake_api import FakeApi, fake_api
+from tests.helpers.kubernetes_api import FakeApi, fake_api
 
 
 @pytest.fixture
 def api(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeApi]:
-    """The server; ``KUBECONFIG`` names it."""
+    """The server that ``KUBECONFIG`` names."""
     monkeypatch.delenv("KUBERNETES_SERVICE_HOST", raising=False)
     with fake_api() as server:
         monkeypatch.setenv("KUBECONFIG", str(server.kubeconfig(tmp_path / "kubeconfig")))

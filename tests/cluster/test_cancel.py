@@ -1,4 +1,4 @@
-"""``cnn-jobs cancel``: MLflow first, then the Job, then what came of it."""
+"""``cnn-jobs cancel``: MLflow is notified, then the Job is deleted, then the final states are printed."""
 
 from __future__ import annotations
 
@@ -12,11 +12,12 @@ import pytest
 from cnn_jobs.cluster import jobs as module
 from cnn_jobs.errors import InterruptedRunError
 from cnn_jobs.tracking import run_status
-from tests.cluster.calls import Called, call
-from tests.cluster.fake_api import FakeApi
-from tests.cluster.job_files import DOCUMENTS
-from tests.helpers.tracking import client, recording, unused_address
-from tests.stack.manifests import STACK, find
+from tests.helpers.calls import Called, call
+from tests.helpers.job_files import DOCUMENTS
+from tests.helpers.kubernetes_api import FakeApi
+from tests.helpers.kustomize import STACK, find
+from tests.helpers.servers import unused
+from tests.helpers.tracking import client, recording
 
 
 @pytest.fixture(autouse=True)
@@ -33,7 +34,7 @@ def state(uri: str, run_id: str) -> tuple[str, str]:
     return run.info.status, run.data.tags["cnn_jobs.state"]
 
 
-def test_mlflow_is_told_before_the_job_is_deleted_and_asked_after_its_pods_are_gone(
+def test_mlflow_is_notified_before_the_deletion_and_read_after_the_pods_are_gone(
     api: FakeApi, mlflow_uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", mlflow_uri)
@@ -48,7 +49,7 @@ def test_mlflow_is_told_before_the_job_is_deleted_and_asked_after_its_pods_are_g
             ending = run_status.status_after(InterruptedRunError("stopped by SIGTERM"))
             assert ending
             recorder.finish(ending, 30)
-            api._forget(deleted)
+            api.remove(deleted)
 
         api.on_delete = stop
         done = cancel(monkeypatch, "task2")
@@ -56,13 +57,13 @@ def test_mlflow_is_told_before_the_job_is_deleted_and_asked_after_its_pods_are_g
     assert seen == [("RUNNING", "cancelled")]
     assert state(mlflow_uri, recorder.run_id) == ("KILLED", "cancelled")
     assert api.delete_options[0]["preconditions"] == {"uid": job["metadata"]["uid"]}
-    first, told, url = done.stdout.splitlines()
+    first, run, url = done.stdout.splitlines()
     assert first == "Job task2 is gone"
-    assert told.startswith(f"run a run ({job['metadata']['uid']}): KILLED, cancelled; no checkpoint of it")
+    assert run.startswith(f"run a run ({job['metadata']['uid']}): KILLED, cancelled; no checkpoint of it")
     assert recorder.run_id in url
 
 
-def test_a_job_that_never_began_and_one_that_is_over(
+def test_a_job_without_pods_a_missing_job_and_one_that_is_over(
     api: FakeApi, mlflow_uri: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", mlflow_uri)
@@ -80,22 +81,22 @@ def test_a_job_that_never_began_and_one_that_is_over(
     assert "task2" in api.jobs
 
 
-@pytest.mark.parametrize(("uri", "code", "told"), [
-    ("", 2, "MLFLOW_TRACKING_URI is not set, and MLflow has to hear of it: kubectl -n cnn-jobs port-forward"),
-    ("away", 1, "nothing was stopped. 'kubectl -n cnn-jobs delete job task2' stops it without a word"),
+@pytest.mark.parametrize(("uri", "code", "error"), [
+    ("", 2, "MLFLOW_TRACKING_URI is not set, and MLflow must be notified: kubectl -n cnn-jobs port-forward"),
+    ("away", 1, "nothing was stopped. 'kubectl -n cnn-jobs delete job task2' stops it without recording that"),
 ])  # fmt: skip
-def test_nothing_is_stopped_that_mlflow_could_not_hear_of(
-    uri: str, code: int, told: str, api: FakeApi, monkeypatch: pytest.MonkeyPatch
+def test_nothing_is_stopped_if_mlflow_cannot_be_notified(
+    uri: str, code: int, error: str, api: FakeApi, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from cnn_jobs.tracking.cancellation import JobRuns
 
     monkeypatch.setattr(JobRuns.__init__, "__defaults__", (0.5,))
     if uri:
-        monkeypatch.setenv("MLFLOW_TRACKING_URI", unused_address())
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://{unused()}")
     api.run_pod(api.add_job(DOCUMENTS["task2-job.yaml"]))
     done = cancel(monkeypatch, "task2")
     assert (done.code, done.stdout) == (code, "")
-    assert told in done.error
+    assert error in done.error
     assert ("delete", "jobs") not in api.calls
 
 
@@ -105,34 +106,34 @@ def test_a_job_without_runs_needs_no_mlflow(api: FakeApi, monkeypatch: pytest.Mo
     assert (done.code, done.stdout, api.jobs) == (0, "Job report is gone\n", {})
 
 
-def test_pods_that_do_not_go_are_named_when_the_time_is_up(api: FakeApi, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_pods_that_remain_after_the_timeout_are_named(api: FakeApi, monkeypatch: pytest.MonkeyPatch) -> None:
     pod = api.run_pod(api.add_job(DOCUMENTS["report-job.yaml"]))
     api.on_delete = lambda job: None
     done = cancel(monkeypatch, "report", "--timeout", "0.3")
     assert (done.code, done.stdout) == (1, "")
     assert f"not gone after 0 s: pod {pod} (Running)" in done.stderr
-    # Called again it waits for the rest of the same deletion.
-    threading.Timer(0.3, lambda: api._forget(api.jobs["report"])).start()
+    # A second call waits for the same deletion.
+    threading.Timer(0.3, lambda: api.remove(api.jobs["report"])).start()
     assert cancel(monkeypatch, "report", "--timeout", "20").code == 0
 
 
-def test_an_api_server_that_is_away_for_a_moment_is_waited_for(api: FakeApi, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_temporarily_unavailable_api_server_is_tolerated(api: FakeApi, monkeypatch: pytest.MonkeyPatch) -> None:
     api.run_pod(api.add_job(DOCUMENTS["report-job.yaml"]))
 
     def stop(deleted: dict[str, Any]) -> None:
         api.fail("GET", "/pods", 503, "apiserver not ready", times=3)
-        api._forget(deleted)
+        api.remove(deleted)
 
     api.on_delete = stop
     assert cancel(monkeypatch, "report", "--timeout", "20").code == 0
     assert not api.faults
 
 
-def test_a_new_job_of_the_same_name_is_not_touched(api: FakeApi, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_new_job_of_the_same_name_is_not_deleted(api: FakeApi, monkeypatch: pytest.MonkeyPatch) -> None:
     api.add_job(DOCUMENTS["report-job.yaml"])
 
     def replace(deleted: dict[str, Any]) -> None:
-        api._forget(deleted)
+        api.remove(deleted)
         api.add_job(DOCUMENTS["report-job.yaml"])
 
     api.on_delete = replace
@@ -143,7 +144,7 @@ def test_a_new_job_of_the_same_name_is_not_touched(api: FakeApi, monkeypatch: py
     assert "deletionTimestamp" not in api.jobs["report"]["metadata"]
 
 
-def test_the_role_allows_what_the_four_commands_do_and_nothing_else(
+def test_the_role_allows_exactly_what_the_four_commands_do(
     api: FakeApi, mlflow_uri: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", mlflow_uri)

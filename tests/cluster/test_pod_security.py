@@ -1,4 +1,4 @@
-"""Every pod is one that Pod Security 'restricted' admits; and the test knows what it refuses."""
+"""Pod Security 'restricted' admits every pod of a Job; violations of each of its rules are detected."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from tests.cluster.job_files import DOCUMENTS, container_of, pod_of
-from tests.cluster.pod_security import SYSCTLS, VOLUMES, violations
+from tests.helpers.job_files import DOCUMENTS, container_of, pod_of
+from tests.helpers.pod_security import SYSCTLS, VOLUMES, violations
 
 Change = Callable[[dict[str, Any]], object]
 
@@ -69,29 +69,29 @@ REFUSED: dict[str, tuple[Change, str]] = {
 
 
 @pytest.mark.parametrize("name", DOCUMENTS)
-def test_a_pod_is_admitted(name: str) -> None:
+def test_pods_are_admitted(name: str) -> None:
     assert violations(DOCUMENTS[name]["spec"]["template"]) == []
 
 
 @pytest.mark.parametrize("name", DOCUMENTS)
-def test_a_pod_is_stricter_than_restricted_demands(name: str) -> None:
+def test_pods_are_stricter_than_restricted_requires(name: str) -> None:
     pod, container = pod_of(DOCUMENTS[name]), container_of(DOCUMENTS[name])
     assert pod["automountServiceAccountToken"] is False
     assert container["securityContext"]["readOnlyRootFilesystem"] is True
-    # A number, and not root's: of the user, the group and the volumes' group.
+    # Numeric and not root: user, group and the group of volumes.
     assert [pod["securityContext"][each] for each in ("runAsUser", "runAsGroup", "fsGroup")] == [10001] * 3
     assert container["securityContext"]["capabilities"] == {"drop": ["ALL"]}
 
 
 @pytest.mark.parametrize("what", REFUSED)
-def test_what_is_refused_is_found(what: str) -> None:
+def test_each_violation_is_detected(what: str) -> None:
     template = copy.deepcopy(DOCUMENTS["task2-job.yaml"]["spec"]["template"])
     change, expected = REFUSED[what]
     change(template["spec"])
     assert expected in violations(template)
 
 
-def test_a_container_that_is_bad_is_found_among_the_initial_and_the_ephemeral_ones() -> None:
+def test_violations_in_init_and_ephemeral_containers_are_detected() -> None:
     template = copy.deepcopy(DOCUMENTS["task2-job.yaml"]["spec"]["template"])
     bad = {"name": "bad", "securityContext": {"privileged": True}}
     for kind in ("initContainers", "ephemeralContainers"):
@@ -101,7 +101,7 @@ def test_a_container_that_is_bad_is_found_among_the_initial_and_the_ephemeral_on
     assert violations(template) == []
 
 
-def test_an_annotation_for_apparmor_counts() -> None:
+def test_the_apparmor_annotation_is_checked() -> None:
     template = copy.deepcopy(DOCUMENTS["task2-job.yaml"]["spec"]["template"])
     name = "container.apparmor.security.beta.kubernetes.io/train"
     for value, found in {"runtime/default": [], "localhost/x": [], "unconfined": ["AppArmor annotation"]}.items():
@@ -109,7 +109,7 @@ def test_an_annotation_for_apparmor_counts() -> None:
         assert violations(template) == found
 
 
-def test_what_is_allowed_is_not_refused() -> None:
+def test_allowed_fields_are_not_reported() -> None:
     template = copy.deepcopy(DOCUMENTS["task2-job.yaml"]["spec"]["template"])
     spec = template["spec"]
     spec["volumes"] = [{"name": kind.lower(), kind: {}} for kind in VOLUMES]

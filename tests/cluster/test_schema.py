@@ -1,4 +1,4 @@
-"""The files are valid by Kubernetes' own schemas, of each version, and by what its API server checks beyond them."""
+"""The files are valid by the schemas of each Kubernetes version, and by the API server's further rules."""
 
 from __future__ import annotations
 
@@ -13,14 +13,13 @@ import yaml
 from cnn_jobs.cluster.manifests import text_of
 from cnn_jobs.cluster.plans import all_plans
 from cnn_jobs.cluster.settings import Settings
-from tests.cluster.job_files import DOCUMENTS, PATHS
-from tests.cluster.job_rules import refusals
+from tests.helpers.job_files import DOCUMENTS, PATHS, VERSIONS
+from tests.helpers.job_rules import refusals
 
-VERSIONS = ("1.31", "1.32", "1.33", "1.34", "1.35", "1.36", "1.37")
 OTHER_SETTINGS = {
     "on CPUs": Settings(gpus=0),
     "elsewhere": Settings(image="registry.example:5000/team/cnn-jobs:0.1.0-cuda", namespace="team-a", gpus=2),
-    "state that stays": Settings(state_claim="runs"),
+    "durable state": Settings(state_claim="runs"),
     "no data volume": Settings(data_claim=""),
 }
 
@@ -31,13 +30,13 @@ def rendered(settings: Settings) -> list[dict[str, Any]]:
 
 @pytest.mark.parametrize("version", VERSIONS)
 @pytest.mark.parametrize("path", PATHS, ids=lambda path: path.name)
-def test_a_file_is_valid_by_the_strict_schema(path: Any, version: str) -> None:
+def test_files_are_valid_by_the_strict_schemas(path: Any, version: str) -> None:
     for document in yaml.safe_load_all(path.read_text()):
         kubernetes_validate.validate(document, version, strict=True)
 
 
 @pytest.mark.parametrize("version", VERSIONS)
-def test_the_schema_refuses_what_is_wrong(version: str) -> None:
+def test_the_schemas_detect_errors(version: str) -> None:
     for change in (
         lambda job: job["spec"].update(backoffLimits=3),
         lambda job: job["spec"].update(backoffLimit="3"),
@@ -52,12 +51,12 @@ def test_the_schema_refuses_what_is_wrong(version: str) -> None:
 
 
 @pytest.mark.parametrize("name", DOCUMENTS)
-def test_the_api_server_would_take_a_file(name: str) -> None:
+def test_files_satisfy_the_rules_of_the_api_server(name: str) -> None:
     assert refusals(DOCUMENTS[name]) == []
 
 
 @pytest.mark.parametrize("which", OTHER_SETTINGS)
-def test_what_other_settings_render_is_valid_too(which: str) -> None:
+def test_files_rendered_with_other_settings_are_valid(which: str) -> None:
     for document in rendered(OTHER_SETTINGS[which]):
         if document["kind"] == "Job":
             assert refusals(document) == []
@@ -66,7 +65,7 @@ def test_what_other_settings_render_is_valid_too(which: str) -> None:
 
 
 Change = Callable[[dict[str, Any], dict[str, Any], dict[str, Any]], object]
-# Job's spec, pod's spec, container.
+# Arguments: the Job's spec, the pod's spec, the container.
 REFUSED: dict[str, Change] = {
     "FailIndex without backoffLimitPerIndex": lambda job, pod, box: job["podFailurePolicy"]["rules"][0].update(
         action="FailIndex"
@@ -123,7 +122,7 @@ REFUSED: dict[str, Change] = {
 
 
 @pytest.mark.parametrize("why", REFUSED)
-def test_what_the_api_server_refuses_is_found(why: str) -> None:
+def test_each_violation_is_detected(why: str) -> None:
     job = copy.deepcopy(DOCUMENTS["task2-job.yaml"])
     pod = job["spec"]["template"]["spec"]
     REFUSED[why](job["spec"], pod, pod["containers"][0])
@@ -131,13 +130,13 @@ def test_what_the_api_server_refuses_is_found(why: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["Task2", "task_2", "-task", "t" * 64])
-def test_a_name_that_is_none_is_found(name: str) -> None:
+def test_an_invalid_name_is_detected(name: str) -> None:
     job = copy.deepcopy(DOCUMENTS["task2-job.yaml"])
     job["metadata"]["name"] = name
     assert refusals(job) == ["metadata.name"]
 
 
-def test_a_name_that_leaves_no_room_for_an_index_is_found() -> None:
+def test_a_name_without_room_for_an_index_is_detected() -> None:
     job = copy.deepcopy(DOCUMENTS["task2-seeds-job.yaml"])
     job["metadata"]["name"] = "t" * 62
     assert refusals(job) == ["the host name of the last index is too long"]

@@ -1,15 +1,11 @@
 from __future__ import annotations
 
-import dataclasses
-
 import pytest
 
 from cnn_jobs import __version__
-from cnn_jobs.cluster import plans
 from cnn_jobs.cluster.settings import Settings
 from cnn_jobs.errors import UserError
-from cnn_jobs.tasks import TASKS
-from tests.cluster.job_rules import LABEL
+from tests.helpers.job_rules import LABEL
 
 DIGEST = "sha256:" + "0123456789abcdef" * 4
 
@@ -25,7 +21,7 @@ DIGEST = "sha256:" + "0123456789abcdef" * 4
         "cnn-jobs:latest-1",
     ],
 )
-def test_an_image_with_a_tag_is_taken(image: str) -> None:
+def test_images_with_a_tag_are_valid(image: str) -> None:
     assert Settings(image=image).image == image
 
 
@@ -49,7 +45,7 @@ def test_an_image_with_a_tag_is_taken(image: str) -> None:
         ("cnn-jobs:é", "must be NAME:TAG"),
     ],
 )
-def test_an_image_without_a_tag_that_stays_is_refused(image: str, why: str) -> None:
+def test_images_without_a_fixed_tag_are_refused(image: str, why: str) -> None:
     with pytest.raises(UserError, match=why) as error:
         Settings(image=image)
     assert str(error.value).startswith(f"--image is '{image}', ")
@@ -57,7 +53,7 @@ def test_an_image_without_a_tag_that_stays_is_refused(image: str, why: str) -> N
 
 
 @pytest.mark.parametrize("name", ["", "Cnn", "a_b", "-a", "a-", "a" * 64, "a.b"])
-def test_a_name_that_is_none_is_refused(name: str) -> None:
+def test_invalid_names_are_refused(name: str) -> None:
     with pytest.raises(UserError, match=f"--namespace is '{name}', but must be"):
         Settings(namespace=name)
     if name:
@@ -65,30 +61,15 @@ def test_a_name_that_is_none_is_refused(name: str) -> None:
             Settings(state_claim=name)
 
 
-def test_a_name_at_the_limits_is_taken() -> None:
+def test_the_shortest_and_longest_names_are_valid() -> None:
     assert Settings(namespace="a", state_claim="a" * 63).state_claim == "a" * 63
 
 
-def test_fewer_gpus_than_none_are_refused() -> None:
+def test_a_negative_number_of_gpus_is_refused() -> None:
     with pytest.raises(UserError, match="--gpu is -1"):
         Settings(gpus=-1)
 
 
-def test_the_version_can_be_a_label_and_a_tag() -> None:
+def test_the_version_is_a_valid_label_and_tag() -> None:
     assert LABEL.fullmatch(__version__)
     assert Settings().image == f"cnn-jobs:{__version__}"
-
-
-def test_a_new_task_has_its_jobs_without_further_ado(monkeypatch: pytest.MonkeyPatch) -> None:
-    new = dataclasses.replace(TASKS["task3e"], name="task5", title="A new one")
-    monkeypatch.setitem(TASKS, "task5", new)
-    before = {plan.name for plan in plans.all_plans()}
-    monkeypatch.delitem(TASKS, "task5")
-    assert before - {plan.name for plan in plans.all_plans()} == {"task5", "task5-seeds"}
-
-
-def test_jobs_are_chosen_by_name() -> None:
-    assert [plan.name for plan in plans.choose(["report", "task2-seeds"])] == ["report", "task2-seeds"]
-    assert plans.choose([]) == plans.all_plans()
-    with pytest.raises(UserError, match=r"'task9' is no Job; the Jobs are prepare-data, doctor, task2, .*report$"):
-        plans.choose(["task2", "task9"])

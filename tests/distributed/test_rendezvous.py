@@ -23,8 +23,9 @@ from cnn_jobs.errors import (
     RendezvousError,
     UserError,
 )
+from cnn_jobs.local_server.server import free_port
 from cnn_jobs.system.signals import StopRequest
-from tests.conftest import free_port, until
+from tests.conftest import until
 
 
 @pytest.fixture(autouse=True)

@@ -1,4 +1,4 @@
-"""File systems that are small, and an environment without the machine's proxies."""
+"""Small file systems, and an environment without the machine's proxies."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def _no_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def mounted(tmp_path: Path) -> Iterator[Callable[[str], Path]]:
-    """Mounts a file system in memory with these options (``size=1m,nr_inodes=50``)."""
+    """Mounts a tmpfs with options such as ``size=1m,nr_inodes=50``."""
     folders: list[Path] = []
 
     def mount(options: str) -> Path:

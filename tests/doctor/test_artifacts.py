@@ -1,4 +1,4 @@
-"""Artifacts of a database without a server, and what an exchange with a server means. With servers: integration."""
+"""Artifacts of a database, and findings from exchanges; servers are tested in tests/integration/test_doctor_mlflow."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def _mlflow() -> None:
 
 @pytest.fixture
 def experiment(mlflow_uri: str, tmp_path: Path) -> Callable[[str], str]:
-    """Makes the experiment 'ours' with its artifacts there; returns the database's URI."""
+    """Creates the experiment 'ours' with this artifact location; returns the database's URI."""
     from mlflow import MlflowClient
 
     def make(location: str) -> str:
@@ -46,17 +46,17 @@ def test_a_folder_of_this_machine(experiment: Callable[[str], str], tmp_path: Pa
     assert check_presigned(done).status == "skipped"
 
 
-def test_an_experiment_that_is_not_made_yet_is_not_made(mlflow_uri: str) -> None:
+def test_a_missing_experiment_is_not_created(mlflow_uri: str) -> None:
     from mlflow import MlflowClient
 
     done = exchange(mlflow_uri, "new")
     assert not done.exists
     finding = check_artifacts(done, mlflow_uri, "new")
-    assert (finding.status, "(of 'Default': 'new' is not made yet)" in finding.found) == ("ok", True)
+    assert (finding.status, "(of 'Default': 'new' does not exist yet)" in finding.found) == ("ok", True)
     assert MlflowClient(mlflow_uri).get_experiment_by_name("new") is None
 
 
-def test_a_folder_that_cannot_be_written(experiment: Callable[[str], str], mounted: Callable[[str], Path]) -> None:
+def test_a_read_only_folder(experiment: Callable[[str], str], mounted: Callable[[str], Path]) -> None:
     folder = mounted("size=1m")
     subprocess.run(["mount", "-o", "remount,ro", str(folder)], check=True)
     uri = experiment(str(folder / "artifacts"))
@@ -66,7 +66,7 @@ def test_a_folder_that_cannot_be_written(experiment: Callable[[str], str], mount
     assert "writable" in finding.advice
 
 
-def test_a_folder_without_room(experiment: Callable[[str], str], mounted: Callable[[str], Path]) -> None:
+def test_a_full_folder(experiment: Callable[[str], str], mounted: Callable[[str], Path]) -> None:
     folder = mounted("size=64k")
     uri = experiment(str(folder))
     (folder / "full").write_bytes(b"x" * 65536)
@@ -74,20 +74,20 @@ def test_a_folder_without_room(experiment: Callable[[str], str], mounted: Callab
     assert (finding.status, "No space left" in finding.found) == ("failed", True)
 
 
-def test_artifacts_behind_a_server_cannot_be_had_from_its_database(experiment: Callable[[str], str]) -> None:
+def test_proxied_artifacts_need_the_server(experiment: Callable[[str], str]) -> None:
     uri = experiment("mlflow-artifacts:/1")
     finding = check_artifacts(exchange(uri, "ours"), uri, "ours")
     assert finding.status == "failed"
     assert "http" in finding.found
 
 
-def test_a_place_that_mlflow_cannot_reach(experiment: Callable[[str], str]) -> None:
+def test_an_unknown_kind_of_location(experiment: Callable[[str], str]) -> None:
     uri = experiment("nowhere://x")
     finding = check_artifacts(exchange(uri, "ours"), uri, "ours")
     assert (finding.status, "nowhere://x" in finding.found) == ("failed", True)
 
 
-def test_a_database_that_fails_is_a_finding(mlflow_uri: str, tmp_path: Path) -> None:
+def test_a_damaged_database_is_a_finding(mlflow_uri: str, tmp_path: Path) -> None:
     (tmp_path / "mlflow.db").write_bytes(b"damaged" * 1000)
     done = exchange(mlflow_uri, "ours")
     assert check_artifacts(done, mlflow_uri, "ours").status == "failed"
@@ -109,7 +109,7 @@ def test_a_database_that_fails_is_a_finding(mlflow_uri: str, tmp_path: Path) -> 
         (Exchange("", False), SERVER, "skipped", ""),
     ],
 )
-def test_what_an_exchange_means(done: Exchange, uri: str, status: str, words: str) -> None:
+def test_the_finding_of_an_exchange(done: Exchange, uri: str, status: str, words: str) -> None:
     finding = check_artifacts(done, uri, "ours")
     assert (finding.status, words in finding.found) == (status, True), finding
     assert bool(finding.advice) == (status in ("warning", "failed"))
@@ -124,15 +124,15 @@ def test_a_pod_should_hold_no_keys(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     ("on", "store", "direct", "status", "words"),
     [
-        ("", "", "", "ok", "hands out no addresses"),
-        ("true", "", "", "ok", "hands out no addresses"),
+        ("", "", "", "ok", "issues no addresses"),
+        ("true", "", "", "ok", "issues no addresses"),
         ("", "http://minio:9000", "it is silent", "ok", "off: files go through the server"),
         ("false", "http://minio:9000", "", "ok", "off: files go through the server"),
-        ("true", "http://minio:9000", "", "ok", "on: files come straight from http://minio:9000"),
+        ("true", "http://minio:9000", "", "ok", "on: files come directly from http://minio:9000"),
         ("true", "http://minio:9000", "it is silent", "failed", "sends clients to http://minio:9000"),
     ],
 )
-def test_downloads_past_the_server(
+def test_presigned_downloads(
     monkeypatch: pytest.MonkeyPatch, on: str, store: str, direct: str, status: str, words: str
 ) -> None:
     if on:

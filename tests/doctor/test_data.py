@@ -1,4 +1,4 @@
-"""Data sets and weights that are missing, damaged or elsewhere; nothing is downloaded."""
+"""Data sets and weights that are complete, missing, damaged or in a bucket; nothing is downloaded."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from cnn_jobs.data.dataset import Dataset
 from cnn_jobs.data.prepared import write_prepared
 from cnn_jobs.data.sources import default_cache_dir
 from cnn_jobs.doctor import data
-from cnn_jobs.doctor.artifacts import Looked
 from cnn_jobs.doctor.finding import failed, ok
+from cnn_jobs.doctor.object_store import StoredObject
 from cnn_jobs.models import weights
 from tests.data.test_cifar10 import archive, members
-from tests.doctor import servers
+from tests.helpers import servers
 
 __all__ = ["archive", "members"]
 
@@ -44,11 +44,11 @@ def test_a_prepared_file(prepared: Path, tiny_dataset: Dataset) -> None:
     assert finding.found == (f"{prepared}: 40 + 12 images of 16x16 in 3 classes, sha256 {tiny_dataset.digest[:12]}")
 
 
-def test_what_is_drawn_is_called_synthetic() -> None:
+def test_generated_data_is_called_synthetic() -> None:
     assert "synthetic" in data.check_data("shapes", None).found
 
 
-def test_a_damaged_file_says_what_the_data_module_says(prepared: Path) -> None:
+def test_a_damaged_file(prepared: Path) -> None:
     content = bytearray(prepared.read_bytes())
     content[len(content) // 3] ^= 4
     prepared.write_bytes(content)
@@ -58,14 +58,14 @@ def test_a_damaged_file_says_what_the_data_module_says(prepared: Path) -> None:
     assert finding.advice == "delete it and run 'cnn-jobs data prepare'"
 
 
-def test_a_file_that_is_not_there(tmp_path: Path) -> None:
+def test_a_missing_file(tmp_path: Path) -> None:
     finding = data.check_data(str(tmp_path / "none.npz"), None)
     assert finding.status == "failed"
     assert finding.found.endswith("no such file or directory")
     assert "--data takes" in finding.advice
 
 
-def test_cifar10_that_is_not_here_and_cannot_be_downloaded(offline: None, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_cifar10_that_cannot_be_downloaded(offline: None, monkeypatch: pytest.MonkeyPatch) -> None:
     finding = data.check_data("cifar10", None)
     assert finding.status == "failed"
     for name in ("cifar10.npz", "cifar-10-batches-py", "cifar-10-python.tar.gz"):
@@ -77,7 +77,7 @@ def test_cifar10_that_is_not_here_and_cannot_be_downloaded(offline: None, monkey
     assert "kubectl apply -f k8s/prepare-data-job.yaml" in data.check_data("cifar10", None).advice
 
 
-def test_cifar10_that_can_be_downloaded_is_not(cache_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_cifar10_is_not_downloaded(cache_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with servers.silent() as where:
         monkeypatch.setattr(CIFAR10, "url", f"https://{where}/cifar-10-python.tar.gz")
         finding = data.check_data("cifar10", None)
@@ -117,28 +117,28 @@ def test_cifar10_unpacked_and_prepared(archive: Path, cache_dir: Path) -> None:
     assert (found.status, found.advice) == ("failed", "delete the folder")
 
 
-def test_what_lies_in_a_bucket_is_downloaded_only_where_it_is_small() -> None:
-    there = Looked(ok("there"), 170_000_000, "ab" * 32)
+def test_large_objects_in_a_bucket_are_not_downloaded() -> None:
+    there = StoredObject(ok("there"), 170_000_000, "ab" * 32)
     finding = data.check_data("s3://bucket/x.npz", there)
     assert (finding.status, "170.0 MB, sha256 abababababab" in finding.found) == ("ok", True)
-    assert "no digest" in data.check_data("s3://bucket/x.zip", Looked(ok("there"), 170_000_000)).found
-    assert data.check_data("s3://bucket/x.npz", Looked(failed("no", "do"))).status == "skipped"
-    assert data.check_weights("s3://bucket/x.pth", Looked(failed("no", "do"))).status == "skipped"
-    assert "44.7 MB" in data.check_weights("s3://bucket/x.pth", Looked(ok("there"), 44_700_000)).found
+    assert "no digest" in data.check_data("s3://bucket/x.zip", StoredObject(ok("there"), 170_000_000)).found
+    assert data.check_data("s3://bucket/x.npz", StoredObject(failed("no", "do"))).status == "skipped"
+    assert data.check_weights("s3://bucket/x.pth", StoredObject(failed("no", "do"))).status == "skipped"
+    assert "44.7 MB" in data.check_weights("s3://bucket/x.pth", StoredObject(ok("there"), 44_700_000)).found
 
 
-def test_no_weights_are_wanted() -> None:
+def test_no_weights_are_requested() -> None:
     assert data.check_weights("", None).status == "skipped"
-    assert data.check_weights("none", None).found == "none are asked for"
+    assert data.check_weights("none", None).found == "none are requested"
 
 
-def test_a_file_of_weights(resnet18_file: Path) -> None:
+def test_a_weights_file(resnet18_file: Path) -> None:
     digest = hashlib.sha256(resnet18_file.read_bytes()).hexdigest()
     finding = data.check_weights(str(resnet18_file), None)
     assert (finding.status, f"sha256 {digest[:12]}" in finding.found) == ("ok", True)
 
 
-def test_weights_that_are_missing_or_none(tmp_path: Path) -> None:
+def test_missing_or_invalid_weights(tmp_path: Path) -> None:
     (tmp_path / "text.pth").write_text("not weights")
     finding = data.check_weights(str(tmp_path / "text.pth"), None)
     assert (finding.status, "is no file of weights" in finding.found) == ("failed", True)
@@ -152,10 +152,10 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "torch" / "hub" / "checkpoints" / weights.IMAGENET_FILE
 
 
-def test_imagenets_weights_that_are_not_here(hub: Path, offline: None, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_imagenet_weights(hub: Path, offline: None, monkeypatch: pytest.MonkeyPatch) -> None:
     finding = data.check_weights("imagenet", None)
     assert finding.status == "failed"
-    assert finding.found.startswith(f"{hub} is not there, and cannot be downloaded: ")
+    assert finding.found.startswith(f"{hub} does not exist, and cannot be downloaded: ")
     assert "--weights PATH" in finding.advice
     with servers.silent() as where:
         monkeypatch.setenv("HTTPS_PROXY", f"http://{where}")
@@ -164,7 +164,7 @@ def test_imagenets_weights_that_are_not_here(hub: Path, offline: None, monkeypat
     assert not hub.parent.exists()
 
 
-def test_imagenets_weights_by_their_digest(hub: Path, resnet18_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_digest_of_imagenet_weights(hub: Path, resnet18_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     hub.parent.mkdir(parents=True)
     hub.write_bytes(resnet18_file.read_bytes())
     digest = hashlib.sha256(hub.read_bytes()).hexdigest()
@@ -176,7 +176,7 @@ def test_imagenets_weights_by_their_digest(hub: Path, resnet18_file: Path, monke
     assert data.check_weights("imagenet", None).found == f"imagenet: imagenet, sha256 {digest[:12]}, of a ResNet18"
 
 
-def test_a_uri_of_another_kind_does_not_show_its_password() -> None:
+def test_an_invalid_uri_does_not_show_its_password() -> None:
     finding = data.check_data("ftp://user:hunter2@host/x", None)
     assert finding.status == "failed"
     assert "hunter2" not in finding.found

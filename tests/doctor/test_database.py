@@ -1,5 +1,3 @@
-"""A database in place of a server: each fault in a real file."""
-
 from __future__ import annotations
 
 import shutil
@@ -11,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from cnn_jobs.doctor import database
+from cnn_jobs.system.environment import version_of
 from cnn_jobs.tracking import probe
 from tests.conftest import MLFLOW_WARNING
 
@@ -34,22 +33,22 @@ def set_revision(file: Path, revision: str) -> None:
     connection.close()
 
 
-def test_a_database_of_this_mlflow_is_fine_and_not_changed(file: Path) -> None:
+def test_a_database_of_this_mlflow_is_ok_and_unchanged(file: Path) -> None:
     before = file.read_bytes()
     uri = f"sqlite:///{file}"
     finding = database.check_opens(uri)
     assert finding.status == "ok"
-    assert f"tables as MLflow {probe.client_version()} wants them" in finding.found
-    assert database.is_there(uri)
+    assert f"tables as MLflow {version_of('mlflow')} expects them" in finding.found
+    assert database.has_tables(uri)
     assert database.check_search(uri).status == "ok"
     assert file.read_bytes() == before
 
 
-def test_one_that_is_not_there_yet_is_not_made(tmp_path: Path) -> None:
+def test_a_missing_database_is_not_created(tmp_path: Path) -> None:
     uri = f"sqlite:///{tmp_path / 'deep' / 'new.db'}"
     finding = database.check_opens(uri)
-    assert (finding.status, "is not there yet: the first run makes it" in finding.found) == ("ok", True)
-    assert not database.is_there(uri)
+    assert (finding.status, "does not exist yet: the first run creates it" in finding.found) == ("ok", True)
+    assert not database.has_tables(uri)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -60,10 +59,10 @@ def test_an_empty_file_is_a_new_database(tmp_path: Path) -> None:
     assert (tmp_path / "empty.db").stat().st_size == 0
 
 
-def test_one_that_cannot_be_made(tmp_path: Path) -> None:
+def test_a_database_that_cannot_be_created(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
     finding = database.check_opens(f"sqlite:///{tmp_path / 'file' / 'x.db'}")
-    assert (finding.status, "cannot be made" in finding.found) == ("failed", True)
+    assert (finding.status, "cannot be created" in finding.found) == ("failed", True)
 
 
 def test_a_damaged_file(file: Path) -> None:
@@ -71,10 +70,10 @@ def test_a_damaged_file(file: Path) -> None:
     finding = database.check_opens(f"sqlite:///{file}")
     assert finding.status == "failed"
     assert f"{file} is damaged, or no database (file is not a database)" in finding.found
-    assert not database.is_there(f"sqlite:///{file}")
+    assert not database.has_tables(f"sqlite:///{file}")
 
 
-def test_a_file_that_another_process_has_locked(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_locked_file(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(database, "LOCK_S", 0.2)
     holder = sqlite3.connect(file, isolation_level=None)
     holder.execute("BEGIN IMMEDIATE")
@@ -86,7 +85,7 @@ def test_a_file_that_another_process_has_locked(file: Path, monkeypatch: pytest.
     assert f"fuser -v '{file}'" in finding.advice
 
 
-def test_a_file_that_cannot_be_written(file: Path, mounted: Callable[[str], Path]) -> None:
+def test_a_read_only_file(file: Path, mounted: Callable[[str], Path]) -> None:
     disk = mounted("size=8m")
     shutil.copy(file, disk)
     subprocess.run(["mount", "-o", "remount,ro", str(disk)], check=True)
@@ -102,7 +101,7 @@ def test_tables_of_an_older_mlflow(file: Path) -> None:
     set_revision(file, revisions[1].revision)
     finding = database.check_opens(f"sqlite:///{file}")
     assert finding.status == "failed"
-    assert f"revision {revisions[1].revision}, MLflow {probe.client_version()} wants {revisions[0].revision}" in (
+    assert f"revision {revisions[1].revision}, MLflow {version_of('mlflow')} expects {revisions[0].revision}" in (
         finding.found
     )
     assert f"mlflow db upgrade 'sqlite:///{file}'" in finding.advice
@@ -126,13 +125,13 @@ def test_a_database_in_memory() -> None:
     assert database.check_opens("sqlite://").status == "failed"
 
 
-def test_a_driver_that_is_missing_and_no_password() -> None:
+def test_a_missing_driver_and_no_password_shown() -> None:
     finding = database.check_opens("mssql+pymssql://user:secret@127.0.0.1/base")
     assert (finding.status, "the driver of" in finding.found) == ("failed", True)
     assert "secret" not in finding.found
 
 
-def test_a_search_that_fails_says_why(file: Path) -> None:
+def test_a_failing_search(file: Path) -> None:
     connection = sqlite3.connect(file)
     connection.execute("DROP TABLE experiments")
     connection.commit()

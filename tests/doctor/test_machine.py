@@ -33,15 +33,15 @@ def cgroup(folder: Path, quota: str) -> Path:
 
 
 @no_gpu
-def test_a_machine_without_a_gpu(nowhere: Path) -> None:
+def test_no_gpu(nowhere: Path) -> None:
     finding = machine.check_device("auto", nowhere, nowhere / "none")
     assert finding.status == "ok"
     assert finding.found.startswith(f"cpu, no GPU here (torch {torch.__version__}, ")
-    assert machine.check_device("cpu", nowhere).found.startswith("cpu, as asked for")
+    assert machine.check_device("cpu", nowhere).found.startswith("cpu, as requested")
 
 
 @no_gpu
-def test_cuda_that_is_asked_for_and_is_not_here(nowhere: Path) -> None:
+def test_a_requested_gpu_that_is_missing(nowhere: Path) -> None:
     finding = machine.check_device("cuda", nowhere, nowhere / "none")
     assert (finding.status, finding.found) == ("failed", "device is cuda, but torch finds no CUDA device")
     assert "--device cpu" in finding.advice
@@ -73,7 +73,7 @@ def test_a_gpu_that_torch_cannot_use(nowhere: Path) -> None:
         ("NVIDIA_VISIBLE_DEVICES", "void", "ok"),
     ],
 )
-def test_a_gpu_that_was_granted_by_a_variable(
+def test_a_gpu_granted_by_a_variable(
     nowhere: Path, monkeypatch: pytest.MonkeyPatch, name: str, value: str, status: str
 ) -> None:
     monkeypatch.setenv(name, value)
@@ -83,37 +83,37 @@ def test_a_gpu_that_was_granted_by_a_variable(
 
 
 @no_gpu
-def test_what_nvidia_smi_says_is_repeated(nowhere: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_error_of_nvidia_smi_is_repeated(nowhere: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     program = nowhere / "nvidia-smi"
     program.write_text("#!/bin/sh\necho 'Failed to initialize NVML: Driver/library version mismatch'\nexit 18\n")
     program.chmod(0o755)
     (nowhere / "nvidia0").touch()
     monkeypatch.setenv("PATH", f"{nowhere}:{os.environ['PATH']}")
     found = machine.check_device("auto", nowhere, nowhere / "none").found
-    assert "nvidia-smi says Failed to initialize NVML: Driver/library version mismatch" in found
+    assert "nvidia-smi: Failed to initialize NVML: Driver/library version mismatch" in found
 
 
 @pytest.mark.gpu
-def test_a_gpu_that_works() -> None:
+def test_a_working_gpu() -> None:
     finding = machine.check_device("auto")
     assert finding.status == "ok"
     assert torch.cuda.get_device_name(0) in finding.found
 
 
-def test_threads_within_the_limit(tmp_path: Path) -> None:
+def test_default_threads(tmp_path: Path) -> None:
     finding = machine.check_threads(0, cgroup(tmp_path / "c", "100000"))
     assert finding.status == "ok"
     assert finding.found.startswith("1 threads for 1 CPUs")
 
 
-def test_more_threads_than_the_cgroup_grants(tmp_path: Path) -> None:
+def test_more_threads_than_cpus(tmp_path: Path) -> None:
     finding = machine.check_threads(8, cgroup(tmp_path / "c", "150000" if os.cpu_count() != 1 else "100000"))
     assert finding.status == "warning"
     assert finding.found.startswith("8 threads for ")
     assert "--threads " in finding.advice
 
 
-def test_a_quota_is_named_beside_the_cpus(tmp_path: Path) -> None:
+def test_a_quota_is_reported(tmp_path: Path) -> None:
     cpus = len(os.sched_getaffinity(0))
     if cpus == 1:
         pytest.skip("a quota below one CPU is rounded up")
@@ -121,20 +121,20 @@ def test_a_quota_is_named_beside_the_cpus(tmp_path: Path) -> None:
     assert found == f"1 threads for 1 CPUs by the cgroup's quota, of {cpus}"
 
 
-def test_a_variable_of_openmp_does_not_count(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_omp_num_threads_does_not_count(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OMP_NUM_THREADS", "64")
     finding = machine.check_threads(0, cgroup(tmp_path / "c", "max"))
     assert (finding.status, "OMP_NUM_THREADS=64 does not count" in finding.found) == ("ok", True)
 
 
-def test_shared_memory_that_is_large_enough(mounted: Mount) -> None:
+def test_enough_shared_memory(mounted: Mount) -> None:
     folder = mounted("size=64m")
     finding = machine.check_shared_memory(folder)
     assert (finding.status, finding.found) == ("ok", f"{folder}: 64 MiB free of 64")
     assert list(folder.iterdir()) == []
 
 
-def test_shared_memory_that_is_small_or_taken(mounted: Mount) -> None:
+def test_small_or_used_shared_memory(mounted: Mount) -> None:
     assert machine.check_shared_memory(mounted("size=16m")).status == "warning"
     folder = mounted("size=128m")
     (folder / "taken").write_bytes(b"x" * (100 << 20))
@@ -143,7 +143,7 @@ def test_shared_memory_that_is_small_or_taken(mounted: Mount) -> None:
     assert "--shm-size" in finding.advice
 
 
-def test_shared_memory_that_cannot_be_written(mounted: Mount) -> None:
+def test_read_only_shared_memory(mounted: Mount) -> None:
     folder = mounted("size=128m")
     subprocess.run(["mount", "-o", "remount,ro", str(folder)], check=True)
     finding = machine.check_shared_memory(folder)
@@ -152,4 +152,76 @@ def test_shared_memory_that_cannot_be_written(mounted: Mount) -> None:
 
 def test_no_shared_memory(tmp_path: Path) -> None:
     finding = machine.check_shared_memory(tmp_path / "none")
-    assert (finding.status, finding.found) == ("failed", f"{tmp_path / 'none'} is not there")
+    assert (finding.status, finding.found) == ("failed", f"{tmp_path / 'none'} does not exist")
+
+
+def test_a_disk_with_room(mounted: Mount) -> None:
+    folder = mounted("size=3g,nr_inodes=5000")
+    finding = machine.check_disk(folder)
+    assert finding.status == "ok"
+    assert finding.found.startswith(f"{folder}: 3.2 GB and 4,9")
+
+
+def test_a_missing_folder_is_created_and_removed_again(tmp_path: Path) -> None:
+    folder = tmp_path / "a" / "b"
+    assert str(folder) in machine.check_disk(folder).found
+    assert list(tmp_path.iterdir()) == []
+    (tmp_path / "a").mkdir()
+    machine.check_disk(folder)
+    assert [each.name for each in tmp_path.rglob("*")] == ["a"]
+
+
+def test_a_disk_with_little_room(mounted: Mount) -> None:
+    finding = machine.check_disk(mounted("size=1g"))
+    assert finding.status == "warning"
+    assert "1.1 GB and" in finding.found
+    assert "--state-dir" in finding.advice
+
+
+def test_a_disk_with_too_little_room(mounted: Mount) -> None:
+    finding = machine.check_disk(mounted("size=50m"))
+    assert (finding.status, "52.4 MB and" in finding.found) == ("failed", True)
+
+
+def test_a_full_disk(mounted: Mount) -> None:
+    folder = mounted("size=64k")
+    (folder / "full").write_bytes(b"x" * 65536)
+    finding = machine.check_disk(folder / "state")
+    assert (finding.status, "no space left on the device" in finding.found) == ("failed", True)
+    assert [each.name for each in folder.iterdir()] == ["full"]
+
+
+@pytest.mark.parametrize(("inodes", "status"), [(20, "failed"), (500, "warning")])
+def test_few_inodes(mounted: Mount, inodes: int, status: str) -> None:
+    finding = machine.check_disk(mounted(f"size=3g,nr_inodes={inodes}"))
+    assert finding.status == status
+    assert f"{inodes - 1} inodes free" in finding.found  # one is the folder's own
+
+
+def test_no_inode_left(mounted: Mount) -> None:
+    folder = mounted("size=3g,nr_inodes=3")
+    for name in ("a", "b"):
+        (folder / name).touch()
+    finding = machine.check_disk(folder)
+    assert (finding.status, "no space left" in finding.found) == ("failed", True)
+
+
+def test_a_file_system_without_inode_limit(mounted: Mount) -> None:
+    folder = mounted("size=3g,nr_inodes=0")
+    assert os.statvfs(folder).f_files == 0
+    finding = machine.check_disk(folder)
+    assert (finding.status, "any number of inodes" in finding.found) == ("ok", True)
+
+
+def test_a_read_only_disk(mounted: Mount) -> None:
+    folder = mounted("size=3g")
+    subprocess.run(["mount", "-o", "remount,ro", str(folder)], check=True)
+    finding = machine.check_disk(folder)
+    assert (finding.status, "Read-only file system" in finding.found) == ("failed", True)
+
+
+def test_a_file_in_place_of_the_folder(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("x")
+    finding = machine.check_disk(tmp_path / "file" / "state")
+    assert (finding.status, "Not a directory" in finding.found) == ("failed", True)
+    assert finding.advice

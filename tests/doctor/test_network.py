@@ -1,4 +1,4 @@
-"""Why a server cannot be reached: every way for real, on loopback."""
+"""Reasons why a server cannot be reached, each caused on loopback."""
 
 from __future__ import annotations
 
@@ -9,75 +9,75 @@ import pytest
 import requests
 
 from cnn_jobs.doctor import network
-from tests.doctor import servers
+from tests.helpers import servers
 
 
-def asked(url: str, **settings: object) -> tuple[str, str]:
-    """What the diagnosis of a request that fails is, and what to do."""
+def diagnosis(url: str, **settings: object) -> tuple[str, str]:
+    """The diagnosis of a failing request."""
     with pytest.raises(requests.RequestException) as caught:
         requests.get(url, timeout=(1, 1), **settings)  # type: ignore[arg-type]
     return network.diagnose(caught.value, url)
 
 
-def test_a_port_without_a_server_refuses() -> None:
+def test_a_port_without_a_server() -> None:
     where = servers.unused()
-    found, advice = asked(f"http://{where}/health")
+    found, advice = diagnosis(f"http://{where}/health")
     assert found == f"{where} refuses the connection: nothing listens on that port"
     assert "start the server" in advice
 
 
-def test_a_name_that_nobody_knows() -> None:
-    found, advice = asked("http://no-such-host.invalid:5000/health")
+def test_an_unknown_host_name() -> None:
+    found, advice = diagnosis("http://no-such-host.invalid:5000/health")
     assert found.startswith("the name 'no-such-host.invalid' cannot be resolved (")
     assert "NAME.NAMESPACE.svc" in advice
 
 
-def test_a_server_that_takes_connections_and_never_answers() -> None:
+def test_a_server_that_never_answers() -> None:
     with servers.silent() as where:
-        found, advice = asked(f"http://{where}")
+        found, advice = diagnosis(f"http://{where}")
     assert found == f"{where} accepts connections, but sends no answer within 5 s"
     assert "hangs" in advice
 
 
-def test_packets_that_are_dropped() -> None:
+def test_dropped_packets() -> None:
     with servers.full() as where:
-        found, advice = asked(f"http://{where}")
+        found, advice = diagnosis(f"http://{where}")
         assert found == f"{where} does not accept a connection within 3 s"
         assert "NetworkPolicy" in advice
         assert network.reach(f"http://{where}", 0.3) == found
 
 
-def test_a_server_that_hangs_up() -> None:
+def test_a_server_that_closes_the_connection() -> None:
     with servers.hanging_up() as where:
-        found, advice = asked(f"http://{where}")
+        found, advice = diagnosis(f"http://{where}")
     assert found == f"{where} closes the connection without an answer"
     assert "https://" in advice
 
 
-def test_a_certificate_of_an_authority_that_is_not_known(tmp_path: Path) -> None:
+def test_a_certificate_of_an_unknown_authority(tmp_path: Path) -> None:
     path = servers.certificate(tmp_path / "server.pem")
     with servers.speaking(servers.like_mlflow(), path) as url:
-        found, advice = asked(url)
+        found, advice = diagnosis(url)
         assert "is not trusted (self-signed certificate)" in found
         assert "MLFLOW_TRACKING_SERVER_CERT_PATH" in advice
         assert requests.get(f"{url}/health", timeout=5, verify=str(path)).text == "OK"
 
 
-def test_https_spoken_to_an_http_server() -> None:
+def test_https_to_an_http_server() -> None:
     with servers.speaking(servers.like_mlflow()) as url:
-        found, advice = asked(url.replace("http://", "https://"))
+        found, advice = diagnosis(url.replace("http://", "https://"))
     assert "does not speak TLS (" in found
     assert "http:// in place of https://" in advice
 
 
-def test_a_proxy_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unreachable_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HTTP_PROXY", f"http://{servers.unused()}")
-    found, advice = asked("http://mlflow.example:5000")
+    found, advice = diagnosis("http://mlflow.example:5000")
     assert found.startswith("the proxy of HTTP_PROXY does not lead to mlflow.example:5000 (")
     assert "add it to NO_PROXY" in advice
 
 
-def test_whether_a_host_can_be_reached_is_asked_by_the_proxy_where_there_is_one(
+def test_reach_uses_the_proxy(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     refused = servers.unused()
@@ -101,5 +101,5 @@ def test_whether_a_host_can_be_reached_is_asked_by_the_proxy_where_there_is_one(
         ("http://[::1]:5000", "[::1]:5000"),
     ],
 )
-def test_an_address_as_it_is_shown(url: str, shown: str) -> None:
+def test_an_address_in_messages(url: str, shown: str) -> None:
     assert network.shown(url) == shown

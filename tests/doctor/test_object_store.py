@@ -1,5 +1,3 @@
-"""S3: endpoint, keys, bucket and key, each fault with a real server or a real socket."""
-
 from __future__ import annotations
 
 from collections.abc import Iterator
@@ -8,31 +6,31 @@ import boto3
 import pytest
 import requests
 
-from cnn_jobs.doctor import artifacts, network
+from cnn_jobs.doctor import network, object_store
 from cnn_jobs.doctor.finding import Finding
-from tests.doctor import servers
+from tests.helpers import servers
 
 XML = {"Content-Type": "application/xml"}
 
 
 def look(uri: str = "s3://bucket/x.npz") -> Finding:
-    finding = artifacts.look(uri).finding
+    finding = object_store.look(uri).finding
     assert "the-secret" not in finding.of("S3").found
     return finding
 
 
 @pytest.mark.integration
-def test_an_object_that_is_there(bucket: str, moto_server: str) -> None:
+def test_an_existing_object(bucket: str, moto_server: str) -> None:
     metadata = {"cnn-jobs-digest": "ab" * 32}
     boto3.client("s3").put_object(Bucket=bucket, Key="x.npz", Body=b"1" * 2_500_000, Metadata=metadata)
-    looked = artifacts.look(f"s3://{bucket}/x.npz")
-    assert looked.there
-    assert (looked.size, looked.digest) == (2_500_000, "ab" * 32)
-    assert looked.finding.found == f"s3://{bucket}/x.npz: 2.5 MB at {network.shown(moto_server)}, keys are taken"
+    stored = object_store.look(f"s3://{bucket}/x.npz")
+    assert stored.readable
+    assert (stored.size, stored.digest) == (2_500_000, "ab" * 32)
+    assert stored.finding.found == f"s3://{bucket}/x.npz: 2.5 MB at {network.shown(moto_server)}, keys are accepted"
 
 
 @pytest.mark.integration
-def test_a_missing_bucket_and_a_missing_key_are_told_apart(bucket: str) -> None:
+def test_a_missing_bucket_and_a_missing_key(bucket: str) -> None:
     finding = look(f"s3://{bucket}/none.npz")
     assert (finding.status, "the bucket has no such key" in finding.found) == ("failed", True)
     finding = look("s3://no-such-bucket-at-all/x.npz")
@@ -47,7 +45,7 @@ def test_an_empty_object(bucket: str) -> None:
 
 @pytest.fixture
 def checking(bucket: str, moto_server: str) -> Iterator[str]:
-    """The bucket of a server that checks keys, and the keys of a user who may nothing in ``AWS_`` variables."""
+    """A bucket whose server checks keys; the ``AWS_`` variables have the keys of a user without permissions."""
     iam = boto3.client("iam", region_name="us-east-1")
     iam.create_user(UserName="nobody")
     keys = iam.create_access_key(UserName="nobody")["AccessKey"]
@@ -62,7 +60,7 @@ def checking(bucket: str, moto_server: str) -> Iterator[str]:
 
 
 @pytest.mark.integration
-def test_keys_that_are_refused_are_told_apart(checking: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_refused_keys(checking: str, monkeypatch: pytest.MonkeyPatch) -> None:
     uri = f"s3://{checking}/x.npz"
     finding = look(uri)
     assert (finding.status, "these keys may not read it" in finding.found) == ("failed", True)
@@ -85,7 +83,7 @@ def test_no_keys(aws: None, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("variable", ["AWS_ENDPOINT_URL", "MLFLOW_S3_ENDPOINT_URL"])
-def test_no_server_at_the_endpoint(aws: None, monkeypatch: pytest.MonkeyPatch, variable: str) -> None:
+def test_an_endpoint_without_a_server(aws: None, monkeypatch: pytest.MonkeyPatch, variable: str) -> None:
     where = servers.unused()
     monkeypatch.setenv(variable, f"http://{where}")
     finding = look()
@@ -93,7 +91,7 @@ def test_no_server_at_the_endpoint(aws: None, monkeypatch: pytest.MonkeyPatch, v
     assert "AWS_ENDPOINT_URL" in finding.advice
 
 
-def test_an_endpoint_that_never_answers_is_asked_once(aws: None, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_endpoint_that_never_answers(aws: None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(network, "ANSWER_S", 0.5)
     with servers.silent() as where:
         monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://{where}")
@@ -101,7 +99,7 @@ def test_an_endpoint_that_never_answers_is_asked_once(aws: None, monkeypatch: py
     assert (finding.status, f"{where} accepts connections, but" in finding.found) == ("failed", True)
 
 
-def test_a_name_that_nobody_knows(aws: None, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unknown_host_name(aws: None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://no-such-host.invalid:9000")
     assert "the name 'no-such-host.invalid' cannot be resolved" in look().found
 
@@ -116,10 +114,8 @@ def test_a_name_that_nobody_knows(aws: None, monkeypatch: pytest.MonkeyPatch) ->
         (418, "Teapot", "refuses it (418 Teapot"),
     ],
 )
-def test_what_a_server_says_no_with(
-    aws: None, monkeypatch: pytest.MonkeyPatch, status: int, code: str, words: str
-) -> None:
-    body = f"<?xml version='1.0'?><Error><Code>{code}</Code><Message>so it is</Message></Error>"
+def test_error_codes_of_s3(aws: None, monkeypatch: pytest.MonkeyPatch, status: int, code: str, words: str) -> None:
+    body = f"<?xml version='1.0'?><Error><Code>{code}</Code><Message>message</Message></Error>"
     asked: list[str] = []
 
     def reply(path: str) -> servers.Reply:
@@ -134,7 +130,7 @@ def test_what_a_server_says_no_with(
     assert finding.advice
 
 
-def test_a_server_that_is_no_s3(aws: None, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_another_kind_of_server(aws: None, monkeypatch: pytest.MonkeyPatch) -> None:
     with servers.speaking(lambda path: (404, "<html>nginx</html>", {"Content-Type": "text/html"})) as url:
         monkeypatch.setenv("AWS_ENDPOINT_URL", url)
         assert look().status == "failed"
@@ -148,13 +144,13 @@ def test_a_server_that_is_no_s3(aws: None, monkeypatch: pytest.MonkeyPatch) -> N
         ("s3://not a bucket/x.npz", "not a bucket"),
     ],
 )
-def test_a_uri_that_is_none(aws: None, uri: str, words: str) -> None:
+def test_an_invalid_uri(aws: None, uri: str, words: str) -> None:
     finding = look(uri)
     assert (finding.status, words in finding.found) == ("failed", True)
     assert "hunter2" not in finding.found
 
 
-def test_an_endpoint_that_is_no_url(aws: None, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_invalid_endpoint(aws: None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLFLOW_S3_ENDPOINT_URL", "nowhere")
     finding = look()
     assert (finding.status, "nowhere" in finding.found) == ("failed", True)

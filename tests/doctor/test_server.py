@@ -1,5 +1,3 @@
-"""What an MLflow server answers, and what is wrong with it; answers come over real connections."""
-
 from __future__ import annotations
 
 import time
@@ -10,11 +8,11 @@ from pathlib import Path
 import pytest
 
 from cnn_jobs.doctor import network, server
-from cnn_jobs.doctor import server as clock
 from cnn_jobs.doctor.finding import Finding
+from cnn_jobs.system.environment import version_of
 from cnn_jobs.tracking import probe
-from tests.doctor import servers
-from tests.doctor.servers import JSON, like_mlflow
+from tests.helpers import servers
+from tests.helpers.servers import JSON, like_mlflow
 
 Reply = Callable[[str], servers.Reply]
 HTML = {"Content-Type": "text/html"}
@@ -31,27 +29,31 @@ def checked(reply: Reply, check: Callable[[server.Contact], Finding]) -> Finding
         return check(server.get_contact(url))
 
 
-def same(answer: servers.Reply) -> Reply:
+def always(answer: servers.Reply) -> Reply:
     return lambda path: answer
 
 
 def test_a_healthy_server() -> None:
-    with servers.speaking(like_mlflow(probe.client_version())) as url:
+    with servers.speaking(like_mlflow(version_of("mlflow"))) as url:
         contact = server.get_contact(url)
         checks = (server.check_answers, server.check_host, server.check_version, server.check_database)
         assert [check(contact).status for check in checks] == ["ok"] * 4
         assert url in server.check_answers(contact).found
-        assert clock.check_clock(contact).status == "ok"
+        assert server.check_clock(contact).status == "ok"
 
 
 @pytest.mark.parametrize(
     ("answer", "found", "advice"),
     [
-        ((401, "You are not authenticated", HTML), "wants a login (401: You are not auth", "MLFLOW_TRACKING_USERNAME"),
-        ((403, '{"error_code": "PERMISSION_DENIED"}', JSON), "does not let this user in (403", "permission"),
+        (
+            (401, "You are not authenticated", HTML),
+            "requires a login (401: You are not auth",
+            "MLFLOW_TRACKING_USERNAME",
+        ),
+        ((403, '{"error_code": "PERMISSION_DENIED"}', JSON), "does not admit this user (403", "permission"),
     ],
 )
-def test_a_login_that_is_missing_or_not_enough(answer: servers.Reply, found: str, advice: str) -> None:
+def test_a_missing_or_insufficient_login(answer: servers.Reply, found: str, advice: str) -> None:
     finding = checked(like_mlflow(search=answer), server.check_answers)
     assert finding.status == "failed"
     assert found in finding.found
@@ -59,10 +61,10 @@ def test_a_login_that_is_missing_or_not_enough(answer: servers.Reply, found: str
     assert checked(like_mlflow(search=answer), server.check_database).status == "skipped"
 
 
-def test_a_login_is_that_of_the_address_or_of_the_variables(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_login_comes_from_the_address_or_the_variables(monkeypatch: pytest.MonkeyPatch) -> None:
     with servers.speaking(like_mlflow(), login="me:hunter2") as url:
         assert server.check_answers(server.get_contact(url)).status == "failed"
-        assert "wants a login" in server.check_answers(server.get_contact(url.replace("//", "//me:wrong@"))).found
+        assert "requires a login" in server.check_answers(server.get_contact(url.replace("//", "//me:wrong@"))).found
         finding = server.check_answers(server.get_contact(url.replace("//", "//me:hunter2@"))).of("x")
         assert (finding.status, "hunter2" in finding.found) == ("ok", False)
         monkeypatch.setenv("MLFLOW_TRACKING_USERNAME", "me")
@@ -70,7 +72,7 @@ def test_a_login_is_that_of_the_address_or_of_the_variables(monkeypatch: pytest.
         assert server.check_answers(server.get_contact(url)).status == "ok"
 
 
-def test_a_certificate_that_is_named_is_trusted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_named_certificate_is_trusted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     certificate = servers.certificate(tmp_path / "server.pem")
     with servers.speaking(like_mlflow(), certificate) as url:
         with pytest.raises(server.UnreachableError, match="is not trusted") as caught:
@@ -89,34 +91,34 @@ def test_a_certificate_that_is_named_is_trusted(tmp_path: Path, monkeypatch: pyt
     ],
 )
 def test_another_kind_of_server_is_no_mlflow(answer: servers.Reply) -> None:
-    finding = checked(same(answer), server.check_answers)
+    finding = checked(always(answer), server.check_answers)
     assert finding.status == "failed"
     assert f"answers, but is no MLflow (/health: {answer[0]} " in finding.found
     assert "check host, port and path" in finding.advice
     for check in (server.check_host, server.check_version, server.check_database):
-        assert checked(same(answer), check).status == "skipped"
+        assert checked(always(answer), check).status == "skipped"
 
 
-def test_an_mlflow_whose_health_page_is_hidden_is_known_by_its_api() -> None:
+def test_an_mlflow_without_health_page_is_recognised_by_its_api() -> None:
     def reply(path: str) -> servers.Reply:
         return (200, '{"experiments": []}', JSON) if "experiments" in path else (404, "no", HTML)
 
     assert checked(reply, server.check_answers).status == "ok"
     finding = checked(reply, server.check_version)
-    assert (finding.status, "does not tell its version (/version: 404 text/html no)" in finding.found) == (
+    assert (finding.status, "does not report its version (/version: 404 text/html no)" in finding.found) == (
         "warning",
         True,
     )
 
 
-def test_a_host_name_that_is_refused() -> None:
+def test_a_rejected_host_name() -> None:
     with servers.speaking(like_mlflow(search=REFUSED_HOST)) as url:
         contact = server.get_contact(url)
         finding = server.check_host(contact)
         assert finding.status == "failed"
-        assert f"refuses to be called '{network.shown(url)}'" in finding.found
+        assert f"rejects the host name '{network.shown(url)}'" in finding.found
         assert "--allowed-hosts '127.0.0.1,127.0.0.1:*'" in finding.advice
-        # It answers all the same, and is asked no more.
+        # It does answer; the search is skipped.
         assert server.check_answers(contact).status == "ok"
         assert server.check_database(contact).status == "skipped"
 
@@ -129,18 +131,18 @@ def test_a_host_name_that_is_refused() -> None:
         ("3.17.0.dev0", "failed", "run the server with MLflow"),
         ("3.16.4", "failed", "after 'mlflow db upgrade'"),
         ("2.22.0", "failed", "after 'mlflow db upgrade'"),
-        ("4.0.1", "failed", "use a cnn-jobs that takes mlflow 4.0.1"),
+        ("4.0.1", "failed", "use a cnn-jobs that supports mlflow 4.0.1"),
     ],
 )
 def test_the_servers_version(version: str, status: str, advice: str) -> None:
     finding = checked(like_mlflow(version), server.check_version)
     assert finding.status == status
-    assert f"server {version}, client {probe.client_version()}" in finding.found
+    assert f"server {version}, client {version_of('mlflow')}" in finding.found
     assert advice in finding.advice
 
 
 @pytest.mark.parametrize("answer", [(500, "<h1>no database</h1>", HTML), (503, '{"error_code": "X"}', JSON)])
-def test_a_database_that_does_not_answer(answer: servers.Reply) -> None:
+def test_a_failing_search(answer: servers.Reply) -> None:
     finding = checked(like_mlflow(search=answer), server.check_database)
     assert finding.status == "failed"
     assert f"/health answers, but a search of experiments fails: {answer[0]} " in finding.found
@@ -148,7 +150,7 @@ def test_a_database_that_does_not_answer(answer: servers.Reply) -> None:
     assert checked(like_mlflow(search=answer), server.check_answers).status == "ok"
 
 
-def test_a_search_that_hangs_while_health_answers(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_hanging_search(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(network, "ANSWER_S", 0.5)
 
     def reply(path: str) -> servers.Reply:
@@ -161,7 +163,7 @@ def test_a_search_that_hangs_while_health_answers(monkeypatch: pytest.MonkeyPatc
     assert "sends no answer within" in finding.found
 
 
-def test_a_server_whose_workers_hang_is_still_an_mlflow(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_server_with_hanging_workers_is_recognised(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(network, "ANSWER_S", 0.3)
 
     def reply(path: str) -> servers.Reply:
@@ -186,24 +188,24 @@ def test_a_server_whose_workers_hang_is_still_an_mlflow(monkeypatch: pytest.Monk
         (-4000, "failed", "refused"),
     ],
 )
-def test_the_clock_against_the_servers(off_s: float, status: str, words: str) -> None:
+def test_the_clock(off_s: float, status: str, words: str) -> None:
     headers = {"Date": formatdate(time.time() + off_s, usegmt=True)}
-    finding = checked(like_mlflow(**headers), clock.check_clock)
+    finding = checked(like_mlflow(**headers), server.check_clock)
     assert finding.status == status
     assert any(each in finding.found for each in words.split("|")), finding.found
     assert ("NTP" in finding.advice) == (status != "ok")
 
 
-def test_a_server_without_a_clock_is_not_compared() -> None:
-    assert checked(like_mlflow(Date="yesterday"), clock.check_clock).status == "skipped"
+def test_a_server_without_a_clock() -> None:
+    assert checked(like_mlflow(Date="yesterday"), server.check_clock).status == "skipped"
 
 
-def test_no_server_at_all() -> None:
+def test_no_server() -> None:
     with pytest.raises(server.UnreachableError, match="refuses the connection") as caught:
         server.get_contact(f"http://{servers.unused()}")
     assert "start the server" in caught.value.advice
 
 
-def test_an_answer_without_end_is_cut() -> None:
-    with servers.speaking(same((200, "x" * 1_000_000, HTML))) as url:
+def test_an_endless_answer_is_truncated() -> None:
+    with servers.speaking(always((200, "x" * 1_000_000, HTML))) as url:
         assert len(server.get_contact(url).health.text) == probe.MOST_CHARACTERS

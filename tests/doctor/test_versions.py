@@ -1,5 +1,3 @@
-"""Distributions with real metadata, made for the test, that ask for what is not there."""
-
 from __future__ import annotations
 
 import platform
@@ -9,11 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from cnn_jobs.doctor.server import check_versions, requirement
+from cnn_jobs.doctor.versions import check_versions, lowest_version
 
 
 @pytest.fixture
-def asking(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., str]:
+def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., str]:
+    """Installs a distribution with these requirements; returns its name."""
     monkeypatch.syspath_prepend(str(tmp_path))
 
     def make(*needs: str, python: str = ">=3") -> str:
@@ -26,7 +25,7 @@ def asking(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., str
     return make
 
 
-def test_this_package_has_what_it_asks_for() -> None:
+def test_the_requirements_of_this_package_are_met() -> None:
     finding = check_versions()
     assert finding.status == "ok"
     for name in ("torch", "torchvision", "mlflow", "numpy"):
@@ -34,31 +33,30 @@ def test_this_package_has_what_it_asks_for() -> None:
     assert f"python {platform.python_version()}" in finding.found
 
 
-def test_a_package_outside_its_range_and_one_that_is_missing(asking: Callable[..., str]) -> None:
-    finding = check_versions(asking("numpy<1", "no-such-package-anywhere>=2", "click>=8"))
+def test_a_package_outside_its_range_and_a_missing_one(package: Callable[..., str]) -> None:
+    finding = check_versions(package("numpy<1", "no-such-package-anywhere>=2", "click>=8"))
     assert finding.status == "failed"
     assert finding.found == f"numpy {version('numpy')} is not <1; no-such-package-anywhere is missing"
     assert finding.advice == "pip install 'numpy<1' 'no-such-package-anywhere>=2'"
 
 
-def test_another_python(asking: Callable[..., str]) -> None:
-    finding = check_versions(asking(python="<3"))
+def test_another_python(package: Callable[..., str]) -> None:
+    finding = check_versions(package(python="<3"))
     assert (finding.status, finding.found) == ("failed", f"python is {platform.python_version()}, but must be <3")
 
 
-def test_extras_and_other_systems_do_not_count(asking: Callable[..., str]) -> None:
-    finding = check_versions(asking('nothing-a; extra == "test"', 'nothing-b; sys_platform == "win32"'))
+def test_extras_and_other_systems_do_not_count(package: Callable[..., str]) -> None:
+    finding = check_versions(package('nothing-a; extra == "test"', 'nothing-b; sys_platform == "win32"'))
     assert finding.status == "ok"
     assert "all 0 requirements are met" in finding.found
 
 
-def test_a_package_that_is_not_installed_declares_nothing() -> None:
+def test_a_package_that_is_not_installed() -> None:
     assert check_versions("no-such-package-anywhere").status == "skipped"
-    assert requirement("mlflow", "no-such-package-anywhere").lowest is None
+    assert lowest_version("mlflow", "no-such-package-anywhere") is None
 
 
-def test_the_range_of_a_requirement(asking: Callable[..., str]) -> None:
-    package = asking("mlflow>=3.17,<3.18")
-    found = requirement("mlflow", package)
-    assert (str(found.lowest), set(found.text.split(","))) == ("3.17", {">=3.17", "<3.18"})
-    assert requirement("torch", package).lowest is None
+def test_the_lowest_version(package: Callable[..., str]) -> None:
+    name = package("mlflow>=3.17,<3.18")
+    assert str(lowest_version("mlflow", name)) == "3.17"
+    assert lowest_version("torch", name) is None

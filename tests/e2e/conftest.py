@@ -1,4 +1,4 @@
-"""One stack for all tests of a cluster: brought up once, taken down whatever happens, and looked at where one fails."""
+"""One stack for all tests on a cluster: created once, always deleted, and dumped where a test fails."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from collections.abc import Iterator
 import pytest
 
 from tests.e2e import overlay
-from tests.e2e.kubectl import Cluster, Object, say
+from tests.e2e.kubectl import Cluster, Object, log
 from tests.e2e.settings import Settings, read, why_not
 from tests.e2e.stack import Stack
 from tests.e2e.tracking import ENVIRONMENT, tracking
 
 CALL_REPORT = pytest.StashKey[pytest.TestReport]()
-# Before any fixture takes variables away.
+# Before any fixture removes variables.
 WHY_NOT = why_not()
 
 
@@ -25,7 +25,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> Iterator[None]:
-    """Adds the state of the cluster to a failure, while it is as it was."""
+    """Adds the current state of the cluster to the report of a failure."""
     report = yield
     if report.when == "call":
         item.stash[CALL_REPORT] = report
@@ -34,7 +34,7 @@ def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) ->
         try:
             text = Cluster(settings.namespace, settings.patience).dump()
         except AssertionError as error:
-            text = f"the cluster could not be looked at: {error}"
+            text = f"the cluster could not be inspected: {error}"
         report.sections.append(("the cluster", text))
     return report
 
@@ -52,29 +52,31 @@ def _client_environment(monkeypatch: pytest.MonkeyPatch, _own_environment: None)
 
 @pytest.fixture(scope="module")
 def stack(settings: Settings, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
-    """The stack, MLflow ready. Its namespace must not be there before, and is gone afterwards."""
+    """The stack with MLflow ready, in a namespace that does not exist before and after."""
     folder = tmp_path_factory.mktemp("e2e")
     cluster = Cluster(settings.namespace, settings.patience)
-    refuse_a_namespace_of_others(cluster)
+    check_namespace(cluster)
     made = Stack(cluster, settings, overlay.write(folder, settings), folder)
     try:
         made.up()
         with tracking(cluster, folder) as made.tracking:
             yield made
     except BaseException:
-        say(cluster.dump())
+        log(cluster.dump())
         raise
     finally:
         made.down()
 
 
-def refuse_a_namespace_of_others(cluster: Cluster) -> None:
-    """It will be deleted: so it has to be one that this suite made, left over from a run that was killed."""
+def check_namespace(cluster: Cluster) -> None:
+    """The namespace will be deleted: an existing one must be left over from a killed run of this suite."""
     found: Object | None = cluster.find("namespace", cluster.namespace)
     if found is None:
         return
     if found["metadata"].get("labels", {}).get(overlay.LABEL) != "true":
-        pytest.exit(f"namespace {cluster.namespace} is there and none of this suite: name another by E2E_NAMESPACE", 2)
-    say(f"namespace {cluster.namespace} is left over from an earlier run")
+        pytest.exit(
+            f"namespace {cluster.namespace} exists and is not from this suite: choose another with E2E_NAMESPACE", 2
+        )
+    log(f"namespace {cluster.namespace} is left over from an earlier run")
     cluster.run("delete", "namespace", cluster.namespace, "--wait=false")
-    cluster.wait("its end", lambda: cluster.find("namespace", cluster.namespace) is None, 300)
+    cluster.wait("its deletion", lambda: cluster.find("namespace", cluster.namespace) is None, 300)

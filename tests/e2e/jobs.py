@@ -1,4 +1,4 @@
-"""Jobs as 'cnn-jobs manifests render' writes them, made small enough for a node with two CPUs, and watched."""
+"""Jobs rendered by 'cnn-jobs manifests render', reduced to fit a node with two CPUs, and observed."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ import yaml
 from tests.e2e.kubectl import Cluster, Hopeless, Object
 from tests.e2e.settings import Settings
 
-# Threads come from the CPU limit. shapes needs less than a tenth of CIFAR-10's memory beside torch, MLflow and plots.
+# The CPU limit sets the threads. shapes needs less than a tenth of CIFAR-10's memory, beside torch, MLflow and plots.
 SMALL = {"requests": {"cpu": "250m", "memory": "768Mi"}, "limits": {"cpu": "1", "memory": "2Gi"}}
 
 
 def render(cluster: Cluster, settings: Settings, folder: Path, name: str, *more: str) -> list[Object]:
-    """Every object of a rendered file; the Job is the first."""
+    """All objects of a rendered file, the Job first."""
     cluster.program(
         *("manifests", "render", "--out", str(folder), "--image", settings.image),
         *("--namespace", settings.namespace, "--no-gpu", *more, name),
@@ -25,7 +25,7 @@ def render(cluster: Cluster, settings: Settings, folder: Path, name: str, *more:
     return list(yaml.safe_load_all((folder / f"{name}-job.yaml").read_text()))
 
 
-# Beyond every wait of the suite, whatever its patience: a Job that hangs is the suite's to end.
+# Longer than every wait of the suite, whatever E2E_PATIENCE: the suite ends a Job that hangs.
 DEADLINE_S = 4 * 3600
 
 
@@ -41,7 +41,7 @@ def small(job: Object, *, arguments: tuple[str, ...] = (), env: dict[str, str] |
 
 
 def condition(job: Object) -> tuple[str, str]:
-    """``Complete`` or ``Failed`` and its reason; "" while it goes on."""
+    """``Complete`` or ``Failed`` with the reason; "" while it is active."""
     for each in job.get("status", {}).get("conditions", []):
         if each["type"] in ("Complete", "Failed") and each["status"] == "True":
             return each["type"], each.get("reason", "")
@@ -49,7 +49,7 @@ def condition(job: Object) -> tuple[str, str]:
 
 
 def over(cluster: Cluster, name: str, seconds: float) -> Object:
-    """The Job when it is complete or failed."""
+    """Waits until the Job is complete or failed; returns it."""
 
     def ended() -> Object | None:
         job = cluster.get("job", name)
@@ -61,7 +61,7 @@ def over(cluster: Cluster, name: str, seconds: float) -> Object:
 
 
 def complete(cluster: Cluster, name: str, seconds: float) -> Object:
-    """The Job when it is complete; its last log in the message where it failed."""
+    """Waits until the Job is complete; a failure has the end of its logs in the message."""
     job = over(cluster, name, seconds)
     if condition(job)[0] != "Complete":
         logs = "\n".join(cluster.log(pod["metadata"]["name"], "--tail=40") for pod in cluster.pods(name))
@@ -70,7 +70,7 @@ def complete(cluster: Cluster, name: str, seconds: float) -> Object:
 
 
 def running_pod(cluster: Cluster, name: str, seconds: float, *, but: str = "") -> str:
-    """The Job's pod that runs, another one than ``but``."""
+    """Waits for a running pod of the Job other than ``but``; returns its name."""
 
     def there() -> str:
         if condition(cluster.get("job", name))[0] == "Failed":
@@ -84,8 +84,8 @@ def running_pod(cluster: Cluster, name: str, seconds: float, *, but: str = "") -
 
 
 def next_pod(cluster: Cluster, name: str, first: str) -> str:
-    """The Job's pod after ``first``, which was made when the first one's container had ended, as
-    ``podReplacementPolicy: Failed`` has it; when it runs."""
+    """Waits for the pod after ``first``, which must be created after the first one's container has ended
+    (``podReplacementPolicy: Failed``), and until it runs."""
     finished = ""
 
     def replaced() -> str:
@@ -93,9 +93,9 @@ def next_pod(cluster: Cluster, name: str, first: str) -> str:
         for pod in cluster.pods(name):
             if pod["metadata"]["name"] != first:
                 made = str(pod["metadata"]["creationTimestamp"])
-                # A second for two nodes' clocks. The next one waits ten for the back-off.
+                # One second of tolerance for the clocks of nodes; the back-off takes ten.
                 if finished and (_when(finished) - _when(made)).total_seconds() > 1:
-                    raise Hopeless(f"{first} ended at {finished}, the next pod is of {made}")
+                    raise Hopeless(f"{first} ended at {finished}, the next pod was created at {made}")
                 return str(pod["metadata"]["name"])
             finished = terminated(pod).get("finishedAt", finished)
         if condition(cluster.get("job", name))[0]:
@@ -111,7 +111,7 @@ def _when(text: str) -> datetime:
 
 
 def first_line(cluster: Cluster, pod: str, seconds: float) -> Object:
-    """What the program says when it begins to train: the step at which it goes on, and all that there will be."""
+    """The log record at the start of training, with the step from which it resumes and the total of steps."""
 
     def begun() -> Object | None:
         return next((each for each in lines(cluster.log(pod)) if each["message"].startswith("training, at most")), None)
@@ -135,7 +135,7 @@ def lines(log: str) -> list[Object]:
 
 
 def terminated(pod: Object) -> Object:
-    """How its one container ended; empty while it runs."""
+    """The terminated state of its container; empty while it runs."""
     statuses = pod["status"].get("containerStatuses", [])
     ended: Object = statuses[0].get("state", {}).get("terminated", {}) if statuses else {}
     return ended

@@ -1,4 +1,4 @@
-"""Who answers questions for names in this cluster, and whether the stack's policies know of it."""
+"""The cluster's name servers, and a policy for those that the stack's policies do not cover."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from collections.abc import Iterable
 from typing import Any
 
 from tests.e2e import network
-from tests.e2e.kubectl import Cluster, Hopeless, Object, refuse_what_cannot_start, say
+from tests.e2e.kubectl import Cluster, Hopeless, Object, check_can_start, log
 from tests.e2e.settings import Settings
 
-# As k8s/stack/network.yaml has them.
+# Labels in k8s/stack/network.yaml.
 KNOWN = ("kube-dns", "node-local-dns")
 POLICY = "dns-of-this-cluster"
 NAME = "probe-names"
@@ -20,34 +20,34 @@ print("servers", *[line[1] for line in lines if line[:1] == ["nameserver"]])
 """
 
 
-def open_the_way(cluster: Cluster, settings: Settings) -> None:
-    """A policy more, where names are not asked of the pods that the stack's policy ``dns`` lets everybody reach."""
+def allow_dns(cluster: Cluster, settings: Settings) -> None:
+    """Adds a policy if the name servers are not among the pods that the stack's policy ``dns`` allows."""
     servers = name_servers(cluster, settings)
     services = cluster.list("services", "--all-namespaces")
     slices = cluster.list("endpointslices", "--all-namespaces")
     pods = cluster.list("pods", "--namespace=kube-system")
     policy = policy_of(servers, services, slices, pods, settings.namespace)
     if policy is None:
-        say(f"names are asked of {', '.join(servers)}, as the policy 'dns' has it")
+        log(f"name servers are {', '.join(servers)}, which the policy 'dns' allows")
         return
-    say(f"names are asked of {', '.join(servers)}, which the policy 'dns' does not know: one more is made")
+    log(f"name servers are {', '.join(servers)}, which the policy 'dns' does not allow: another policy is added")
     cluster.apply(policy)
 
 
 def name_servers(cluster: Cluster, settings: Settings) -> list[str]:
-    """What the resolver of a pod asks."""
+    """The name servers in a pod's resolver configuration."""
     pod = network.pod(settings, NAME, {}, ["python", "-c", PROGRAM], [])
-    # In a namespace that was just made there is no ServiceAccount for a moment, and without one no pod.
+    # A new namespace has no ServiceAccount for a moment, which pods require.
     cluster.wait("a first pod", lambda: cluster.find("pod", NAME) or cluster.create(pod), 60)
 
-    def said() -> str:
+    def output() -> str:
         found = cluster.get("pod", NAME)
-        refuse_what_cannot_start(found)
+        check_can_start(found)
         if found["status"]["phase"] == "Failed":
             raise Hopeless(f"{settings.image} cannot run python: {cluster.log(NAME)}")
         return cluster.log(NAME) if found["status"]["phase"] == "Succeeded" else ""
 
-    text = cluster.wait(f"its word, by {settings.image}", said, 600)
+    text = cluster.wait(f"its output, with {settings.image}", output, 600)
     cluster.run("delete", "pod", NAME, "--wait=false")
     return text.partition("servers")[2].split()
 
@@ -55,10 +55,10 @@ def name_servers(cluster: Cluster, settings: Settings) -> list[str]:
 def policy_of(
     servers: Iterable[str], services: list[Object], slices: list[Object], pods: list[Object], namespace: str
 ) -> Object | None:
-    """The way to the ``servers``, or ``None`` where they are pods that the stack's policy knows by their labels.
+    """A policy that allows the ``servers``; ``None`` if they are pods that the stack's policy selects by labels.
 
-    Behind a Service's address policies see the addresses of its pods. One whose address is the node's own is no pod to
-    most network plugins, whatever its labels.
+    Behind a Service's address, policies see the addresses of its pods. Most network plugins do not treat one with the
+    node's address as a pod, whatever its labels.
     """
     known = {
         pod["status"].get("podIP")
@@ -81,7 +81,7 @@ def policy_of(
             "policyTypes": ["Egress"],
             "egress": [
                 {
-                    "to": [{"ipBlock": {"cidr": _alone(address)}} for address in addresses],
+                    "to": [{"ipBlock": {"cidr": _single_address(address)}} for address in addresses],
                     "ports": [{"protocol": protocol, "port": port} for port in ports for protocol in ("UDP", "TCP")],
                 }
             ],
@@ -90,7 +90,7 @@ def policy_of(
 
 
 def _behind(server: str, services: list[Object], slices: list[Object]) -> set[tuple[str, int]]:
-    """Addresses and ports of the pods of the Service that has this address."""
+    """Addresses and ports of the pods behind a Service's address."""
     found: set[tuple[str, int]] = set()
     for service in services:
         metadata = service["metadata"]
@@ -113,5 +113,5 @@ def _endpoints(slice_: Any, names: set[str | None]) -> set[tuple[str, int]]:
     return {(address, port) for address in addresses for port in ports}
 
 
-def _alone(address: str) -> str:
+def _single_address(address: str) -> str:
     return f"{address}/{32 if ipaddress.ip_address(address).version == 4 else 128}"

@@ -1,16 +1,16 @@
-"""Pods that try to reach places, each with the labels of one part of the stack."""
+"""Probe pods with the labels of one component, which try to connect to addresses."""
 
 from __future__ import annotations
 
 import json
 from typing import Any
 
-from tests.e2e.kubectl import Cluster, Object, say
+from tests.e2e.kubectl import Cluster, Object, log
 from tests.e2e.settings import Settings
 
-# Arguments: places to reach and places not to reach, as JSON. A pod that starts while a policy exists may have no
-# network for some seconds, and in some clusters all of it: so what is to be reached is tried until it is, and what is
-# not is tried after that, and the last try counts.
+# Arguments: addresses to reach and addresses not to reach, as JSON. In some clusters a pod that starts while a policy
+# exists has no network for some seconds, in others no restrictions: so allowed addresses are tried until they are
+# reached, denied ones after that, and their last try counts.
 PROBE = """
 import json, socket, sys, time
 def once(place):
@@ -28,7 +28,7 @@ for name, place in wanted.items():
     found[name] = answer
 time.sleep(10)
 for name, place in unwanted.items():
-    # Two tries in a row: one that a busy node lost says nothing.
+    # Two tries in a row: a busy node may lose one.
     for _ in range(4):
         found[name], again = once(place), once(place)
         if "reached" not in (found[name], again):
@@ -41,7 +41,7 @@ Places = dict[str, tuple[str, int]]
 
 
 def probe(settings: Settings, name: str, component: str, wanted: Places, unwanted: Places) -> Object:
-    """A pod; ``component`` "": one that no policy knows but the one that denies everything."""
+    """A probe pod; ``component`` "": one that only the policy selects which denies everything."""
     labels = {"app.kubernetes.io/part-of": "cnn-jobs", "app.kubernetes.io/component": component} if component else {}
     seconds = 60 * settings.patience if component else 1
     arguments = [json.dumps(wanted), json.dumps(unwanted), str(seconds)]
@@ -49,7 +49,7 @@ def probe(settings: Settings, name: str, component: str, wanted: Places, unwante
 
 
 def pod(settings: Settings, name: str, labels: dict[str, str], command: list[str], arguments: list[str]) -> Object:
-    """A small pod of the Jobs' image, as the namespace takes it."""
+    """A small pod of the Jobs' image, which the namespace's rules admit."""
     return {
         "apiVersion": "v1",
         "kind": "Pod",
@@ -85,7 +85,7 @@ def pod(settings: Settings, name: str, labels: dict[str, str], command: list[str
 
 
 def answers(cluster: Cluster, *pods: Object) -> dict[str, dict[str, str]]:
-    """What each pod found, by its name."""
+    """Creates the pods; returns their results by name."""
     for pod in pods:
         cluster.create(pod)
     names = [pod["metadata"]["name"] for pod in pods]
@@ -97,17 +97,17 @@ def answers(cluster: Cluster, *pods: Object) -> dict[str, dict[str, str]]:
     return cluster.wait(f"the probes {', '.join(names)}", done, 240)
 
 
-def forgive_the_own_node(cluster: Cluster, found: dict[str, dict[str, str]]) -> None:
-    """Changes what pods ``found`` that reach the API server on the node that they are on themselves.
+def ignore_own_node(cluster: Cluster, found: dict[str, dict[str, str]]) -> None:
+    """Replaces results of pods that reach the API server on their own node.
 
-    No policy is promised between a pod and its node:
+    Policies need not apply between a pod and its node:
     https://kubernetes.io/docs/concepts/services-networking/network-policies/#the-two-sorts-of-pod-isolation
     """
     if set(found["probe-nobody"].values()) == {"reached"}:
-        return  # none is enforced
+        return  # no policy is enforced
     slices = cluster.list("endpointslices", "--namespace=default", "-l", "kubernetes.io/service-name=kubernetes")
     servers = {address for each in slices for point in each["endpoints"] for address in point["addresses"]}
     for name in found.keys() - {"probe-data"}:
         if found[name].get("api") == "reached" and cluster.get("pod", name)["status"].get("hostIP") in servers:
-            say(f"{name} reaches the API server, which is on its own node: no policy is promised there")
+            log(f"{name} reaches the API server, which is on its own node: policies need not apply there")
             found[name]["api"] = "on its own node"

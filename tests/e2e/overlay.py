@@ -1,4 +1,4 @@
-"""The stack for this cluster: a kustomization beside a copy of k8s/, and the Secret that goes with it."""
+"""The stack for this cluster: a kustomization beside a copy of k8s/, and its Secret."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 import yaml
 
 from tests.e2e.settings import Settings, split_image
-from tests.stack.manifests import K8S
+from tests.helpers.kustomize import K8S
 
 Object = dict[str, Any]
 LABEL = "cnn-jobs/e2e"
@@ -22,9 +22,9 @@ MADE_BY = {
     "postgres_image": "postgres",
     "store_image": "chrislusf/seaweedfs",
 }
-# Beside each other on one node with two CPUs; what they really need is little with one user.
+# So that all fit on one node with two CPUs; with one user they need little.
 SMALL = {"cpu": "100m", "memory": "256Mi"}
-# An image of PostgreSQL that is no more than its packages: what the official image's entrypoint does else.
+# For an image with only PostgreSQL's packages: what the official image's entrypoint does.
 PLAIN_POSTGRES = """
 initdb=$(command -v initdb || ls /usr/lib/postgresql/*/bin/initdb | tail -n 1)
 PATH=$(dirname "$initdb"):$PATH
@@ -42,7 +42,7 @@ exec postgres -D $data -c listen_addresses='*' -c max_connections=100 -k /var/ru
 
 
 def write(folder: Path, settings: Settings) -> Path:
-    """A copy of k8s/ and a kustomization on it; returns the folder that 'kubectl apply -k' takes."""
+    """Writes a copy of k8s/ and a kustomization on it; returns the folder for 'kubectl apply -k'."""
     shutil.copytree(K8S, folder / "k8s")
     made = folder / "e2e"
     made.mkdir()
@@ -52,7 +52,7 @@ def write(folder: Path, settings: Settings) -> Path:
 
 
 def kustomization(settings: Settings) -> Object:
-    """The overlay: namespace, images, small requests, and what this cluster has otherwise."""
+    """The overlay: namespace, images, small requests, and the settings of this cluster."""
     store = ["../k8s/overlays/components/in-cluster-store"] if settings.store_in_cluster else []
     return {
         "apiVersion": "kustomize.config.k8s.io/v1beta1",
@@ -100,7 +100,7 @@ def _common_patches() -> list[Object]:
 def _small_patches(settings: Settings) -> list[Object]:
     requests = "/spec/template/spec/containers/0/resources/requests"
     found = [_patch("Deployment", "mlflow", _set(requests, {"cpu": "100m", "memory": "512Mi"}))]
-    # What they do is tried by Jobs made from them; at any minute of the quarter they would be in the way.
+    # Tested by Jobs made from them; running every quarter of an hour they would interfere.
     found += [_patch("CronJob", name, _set("/spec/suspend", True, "add")) for name in ("mlflow-gc", "cnn-jobs-reap")]
     claims = [("PersistentVolumeClaim", "cnn-jobs-data", "/spec")]
     for own, name in ((not settings.own_database, "postgres"), (settings.store_in_cluster, "store")):
@@ -108,7 +108,7 @@ def _small_patches(settings: Settings) -> list[Object]:
             found.append(_patch("StatefulSet", name, _set(requests, SMALL)))
             claims.append(("StatefulSet", name, "/spec/volumeClaimTemplates/0/spec"))
     for kind, name, spec in claims:
-        # SeaweedFS wants room for twice seven volumes of 256 MB.
+        # SeaweedFS needs room for twice seven volumes of 256 MB.
         size = "5Gi" if name == "store" else "1Gi"
         operations = [_set(f"{spec}/resources/requests/storage", size)]
         if settings.storage_class:
@@ -130,13 +130,13 @@ def _database_patches(settings: Settings) -> list[Object]:
         _set(f"{pod}/securityContext/{name}", settings.postgres_user) for name in ("runAsUser", "runAsGroup", "fsGroup")
     ]
     if settings.postgres_plain:
-        # pg_isready need not be on its PATH.
+        # pg_isready may not be on its PATH.
         operations += _other_command(["sh", "-ec", PLAIN_POSTGRES], "exec", "postgres")
     return [_patch("StatefulSet", "postgres", *operations)]
 
 
 def _other_command(command: list[str], probe: str, port: str) -> list[Object]:
-    """Another program in a StatefulSet's container, which is ready when it listens."""
+    """Operations that replace the program of a StatefulSet's container, which is ready when it listens."""
     box = "/spec/template/spec/containers/0"
     operations = [_set(f"{box}/command", command, "add"), {"op": "remove", "path": f"{box}/args"}]
     for kind in ("startupProbe", "readinessProbe", "livenessProbe"):
@@ -155,7 +155,7 @@ def _artifact_patches(settings: Settings) -> list[Object]:
     if settings.own_s3:
         parts = urlsplit(settings.s3_endpoint_url)
         port = parts.port or (80 if parts.scheme == "http" else 443)
-        # No 'to': anywhere, the cluster included.
+        # No 'to': to anywhere, including the cluster.
         return [
             _patch(
                 "NetworkPolicy", "mlflow-to-s3", _set("/spec/egress", [{"ports": [{"protocol": "TCP", "port": port}]}])
@@ -193,7 +193,7 @@ def _claim(settings: Settings) -> Object:
 
 
 def secret(settings: Settings) -> Object:
-    """The Secret of docs/kubernetes-stack.md, with passwords that are drawn now."""
+    """The Secret of docs/kubernetes-stack.md, with new random passwords."""
     password = secrets.token_hex(24)
     values = {
         "POSTGRES_PASSWORD": password,

@@ -1,4 +1,4 @@
-"""What the suite is told about the cluster, by environment variables; docs/e2e.md has the table."""
+"""Settings of the suite, from environment variables; docs/e2e.md lists them."""
 
 from __future__ import annotations
 
@@ -37,9 +37,9 @@ NUMBERS = {"E2E_POSTGRES_USER": int, "E2E_LONG_EPOCHS": int, "E2E_PATIENCE": flo
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """An image that is "" is that of the manifests. ``patience``: every time limit is multiplied by it.
+    """An empty image stands for that of the manifests. ``patience`` multiplies every time limit.
 
-    Raises ``ValueError`` for what cannot be meant.
+    Raises ``ValueError`` for invalid values and combinations.
     """
 
     image: str
@@ -58,12 +58,12 @@ class Settings:
     aws_secret_access_key: str = ""
     aws_default_region: str = ""
     require_network_policy: bool = False
-    # Of the runs that are disturbed: some 80 steps and two validations each.
+    # Epochs of the runs that are disturbed: some 80 steps and two validations each.
     long_epochs: int = 15
     patience: float = 1.0
 
     def __post_init__(self) -> None:
-        JobSettings(image=self.image, namespace=self.namespace)  # raises for what is no name
+        JobSettings(image=self.image, namespace=self.namespace)  # raises for invalid names
         for name in ("mlflow_image", "postgres_image", "store_image"):
             if getattr(self, name) and split_image(getattr(self, name))[1:] == ("", ""):
                 raise ValueError(f"E2E_{name.upper()} is '{getattr(self, name)}', but needs a tag")
@@ -84,30 +84,30 @@ class Settings:
 
     @property
     def own_s3(self) -> bool:
-        """Whether artifacts go to a bucket that is there already."""
+        """Whether artifacts go to an existing bucket."""
         return self.artifacts_destination not in ("", VOLUME)
 
     @property
     def on_volume(self) -> bool:
-        """Whether artifacts go to a volume of the MLflow pod: no S3 is tried then."""
+        """Whether artifacts go to a volume of the MLflow pod; S3 is not tested then."""
         return self.artifacts_destination == VOLUME
 
     @property
     def store_in_cluster(self) -> bool:
-        """Whether the stack brings the S3 server."""
+        """Whether the stack includes an S3 server."""
         return not self.artifacts_destination
 
 
 def why_not(environment: Mapping[str, str] = os.environ) -> str:
-    """Why there is nothing to run against, "" where there is."""
+    """Why the suite cannot run, "" if it can."""
     missing = [name for name in ("KUBECONFIG", "E2E_IMAGE") if not environment.get(name)]
-    return f"{' and '.join(missing)} not set: docs/e2e.md says how to run it" if missing else ""
+    return f"{' and '.join(missing)} not set: see docs/e2e.md" if missing else ""
 
 
 def read(environment: Mapping[str, str] = os.environ) -> Settings:
-    """From the variables. Raises ``ValueError``, also for a variable that nobody knows."""
+    """The settings from variables. Raises ``ValueError``, also for an unknown variable."""
     if unknown := {name for name in environment if name.startswith("E2E_")} - set(VARIABLES):
-        raise ValueError(f"{', '.join(sorted(unknown))}: no such setting; there are {', '.join(VARIABLES)}")
+        raise ValueError(f"{', '.join(sorted(unknown))}: no such setting; the settings are {', '.join(VARIABLES)}")
     given: dict[str, object] = {}
     for name in VARIABLES:
         text = environment.get(name, "")
@@ -128,7 +128,7 @@ def _value(name: str, text: str) -> object:
 
 
 def split_image(image: str) -> tuple[str, str, str]:
-    """Name, tag and digest, as kustomize wants them; "" for what is not there."""
+    """Name, tag and digest for kustomize; "" for a missing part."""
     name, _, digest = image.partition("@")
     before, colon, tag = name.rpartition(":")
     return (before, tag, digest) if colon and "/" not in tag else (name, "", digest)

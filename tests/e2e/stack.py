@@ -1,4 +1,4 @@
-"""The stack in the cluster: up, ready, down."""
+"""The stack in the cluster: create it, wait for it, delete it."""
 
 from __future__ import annotations
 
@@ -8,18 +8,18 @@ from pathlib import Path
 import yaml
 
 from tests.e2e import names, overlay
-from tests.e2e.kubectl import Cluster, refuse_what_cannot_start, say
+from tests.e2e.kubectl import Cluster, check_can_start, log
 from tests.e2e.settings import Settings
 from tests.e2e.tracking import Tracking
 
-# Kinds that no namespace takes along when it goes.
+# Kinds that are not deleted with a namespace.
 CLUSTER_WIDE = "clusterroles,clusterrolebindings,persistentvolumes,priorityclasses"
 OURS = "app.kubernetes.io/part-of=cnn-jobs"
 
 
 @dataclass
 class Stack:
-    """``overlay``: the folder of its kustomization; ``folder``: for files of the tests."""
+    """``overlay``: folder of its kustomization; ``folder``: for files of the tests."""
 
     cluster: Cluster
     settings: Settings
@@ -30,15 +30,15 @@ class Stack:
     is_down: bool = False
 
     def up(self) -> None:
-        """As docs/kubernetes-stack.md says: the namespace, the Secret, all else; and then wait."""
+        """As in docs/kubernetes-stack.md: creates the namespace, the Secret, everything else; then waits."""
         cluster = self.cluster
-        say(f"Kubernetes {cluster.version()}, namespace {cluster.namespace}, {self.announcement()}")
+        log(f"Kubernetes {cluster.version()}, namespace {cluster.namespace}, {self.announcement()}")
         self.cluster_wide_before = self.cluster_wide()
         objects = list(yaml.safe_load_all(cluster.run("kustomize", str(self.overlay)).stdout))
         (namespace,) = [each for each in objects if each["kind"] == "Namespace"]
         cluster.apply(namespace)
         cluster.apply(overlay.secret(self.settings))
-        names.open_the_way(cluster, self.settings)
+        names.allow_dns(cluster, self.settings)
         cluster.run("apply", "-k", str(self.overlay))
         if not self.settings.own_database:
             self.ready("statefulset", "postgres")
@@ -47,28 +47,28 @@ class Stack:
         self.ready("deployment", "mlflow")
 
     def announcement(self) -> str:
-        """What of the stack is not the repository's own."""
+        """The parts of the stack that differ from the repository's."""
         settings = self.settings
         database = "your database" if settings.own_database else "PostgreSQL of the stack"
         if settings.postgres_plain:
             database += ", started by the suite's own script (E2E_POSTGRES_PLAIN)"
         if settings.on_volume:
-            return f"{database}; ARTIFACTS ARE ON A VOLUME OF THE MLFLOW POD: no S3 is tried"
+            return f"{database}; ARTIFACTS ARE ON A VOLUME OF THE MLFLOW POD: S3 is not tested"
         return f"{database}; {'your bucket' if settings.own_s3 else 'S3 server of the overlay'}"
 
     def ready(self, kind: str, name: str, seconds: float = 600) -> None:
-        """Waits for its pod; ends at once where that can never come."""
+        """Waits for its pod; fails at once if the pod cannot start."""
 
         def there() -> bool:
             for pod in self.cluster.list("pods", "-l", f"app.kubernetes.io/component={name}"):
-                refuse_what_cannot_start(pod)
+                check_can_start(pod)
             status = self.cluster.get(kind, name).get("status", {})
             return bool(status.get("readyReplicas") == 1 and status.get("updatedReplicas", 1) == 1)
 
         self.cluster.wait(f"{kind} {name}", there, seconds)
 
     def scale_mlflow(self, replicas: int) -> None:
-        """Away, or back and ready."""
+        """Stops MLflow (0), or starts it and waits until it is ready (1)."""
         self.cluster.run("scale", "deployment/mlflow", f"--replicas={replicas}")
         if replicas:
             self.ready("deployment", "mlflow")
@@ -77,7 +77,7 @@ class Stack:
             self.cluster.wait("the end of MLflow's pod", lambda: not self.cluster.list("pods", "-l", selector), 120)
 
     def down(self) -> None:
-        """Everything deleted, and gone."""
+        """Deletes everything, and waits until it is gone."""
         if self.is_down:
             return
         cluster = self.cluster
@@ -87,7 +87,7 @@ class Stack:
         self.is_down = True
 
     def volumes(self) -> list[str]:
-        """Persistent volumes that belong to claims of the namespace and are meant to go with them."""
+        """Persistent volumes of the namespace's claims that are deleted with them."""
         return [
             each["metadata"]["name"]
             for each in self.cluster.list("persistentvolumes")
@@ -96,5 +96,5 @@ class Stack:
         ]
 
     def cluster_wide(self) -> set[str]:
-        """What is ours and in no namespace."""
+        """Cluster-wide objects of cnn-jobs."""
         return set(self.cluster.run("get", CLUSTER_WIDE, "-l", OURS, "-o", "name").stdout.split())

@@ -1,6 +1,6 @@
-"""The stack and its Jobs on the cluster that KUBECONFIG names: 'make e2e', docs/e2e.md.
+"""The stack and its Jobs on the cluster of KUBECONFIG: 'make e2e', docs/e2e.md.
 
-The tests stand in the order in which they run. Each makes Jobs of its own, so that one can be run alone by '-k'.
+Each test creates its own Jobs, so that it can run alone with '-k'.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from tests.conftest import MLFLOW_WARNING
 from tests.e2e import jobs, network
 from tests.e2e.conftest import CALL_REPORT
 from tests.e2e.jobs import condition, small
-from tests.e2e.kubectl import Cluster, Hopeless, Object, say
+from tests.e2e.kubectl import Cluster, Hopeless, Object, log
 from tests.e2e.settings import Settings
 from tests.e2e.stack import Stack
 from tests.e2e.tracking import EXPERIMENT
@@ -32,7 +32,7 @@ FINAL = {
     for what in ("loss", "accuracy")
 }
 FILES = {"checkpoints", "model", "plots", "history.csv", "confusion.csv", "mistakes.png", "network.md", "lineage.json"}
-# From 'apply' to the end of a small training: the first pod may wait for its volume and its image.
+# From 'apply' to the end of a small training, including the wait for volume and image.
 RUN_S = 900
 INDEX = "batch.kubernetes.io/job-completion-index"
 
@@ -42,7 +42,7 @@ def cluster(stack: Stack) -> Cluster:
     return stack.cluster
 
 
-# Of Jobs of several pods: a volume that one node alone can have would keep those on other nodes waiting.
+# For Jobs of several pods: those on other nodes would wait for a ReadWriteOnce volume.
 ANYWHERE = "--no-data-volume"
 
 
@@ -51,8 +51,8 @@ def rendered(stack: Stack, folder: Path, name: str, *more: str) -> list[Object]:
 
 
 @pytest.fixture(autouse=True)
-def _nothing_of_a_failure_stays(stack: Stack, request: pytest.FixtureRequest) -> Iterator[None]:
-    """A Job that is left to run would take the next test's CPU. The report of the failure has been made by then."""
+def _delete_jobs_after_a_failure(stack: Stack, request: pytest.FixtureRequest) -> Iterator[None]:
+    """A running Job would take the next test's CPU. The failure is reported before."""
     yield
     report = request.node.stash.get(CALL_REPORT, None)
     if report is not None and report.failed and not stack.is_down:
@@ -60,7 +60,7 @@ def _nothing_of_a_failure_stays(stack: Stack, request: pytest.FixtureRequest) ->
 
 
 def task2(stack: Stack, folder: Path, name: str, *arguments: str, epochs: int = 1, **more: Any) -> Object:
-    """The Job of task2 under another name, made in the cluster."""
+    """Creates the Job of task2 under another name."""
     (job,) = rendered(stack, folder, "task2")
     job["metadata"]["name"] = name
     env = {"CNN_JOBS_EPOCHS": str(epochs), **more.pop("env", {})}
@@ -72,7 +72,7 @@ def uid(thing: Object) -> str:
 
 
 def check_whole(stack: Stack, key: str, steps: int) -> Any:
-    """The key's run, which is FINISHED and has every row once."""
+    """Checks that the run of the key is FINISHED and has every row once; returns it."""
     run = stack.tracking.run(key)
     assert run is not None
     assert (run.info.status, run.data.tags["cnn_jobs.state"]) == ("FINISHED", "finished")
@@ -81,7 +81,7 @@ def check_whole(stack: Stack, key: str, steps: int) -> Any:
     return run
 
 
-def test_task2_trains_and_all_of_it_is_in_mlflow(stack: Stack, tmp_path: Path) -> None:
+def test_task2_trains_and_everything_is_in_mlflow(stack: Stack, tmp_path: Path) -> None:
     (job,) = rendered(stack, tmp_path, "task2")
     made = stack.cluster.create(small(job, env={"CNN_JOBS_EPOCHS": "1"}))
     done = jobs.complete(stack.cluster, "task2", RUN_S)
@@ -104,8 +104,8 @@ def test_task2_trains_and_all_of_it_is_in_mlflow(stack: Stack, tmp_path: Path) -
     assert stack.tracking.download(run, "checkpoints/last.pt", tmp_path).stat().st_size > 1_000_000
 
 
-def check_goes_on(stack: Stack, job: Object, first: str) -> None:
-    """After its first pod is gone in mid-run: the next one continues, and nothing was counted as a failure."""
+def check_resumed(stack: Stack, job: Object, first: str) -> None:
+    """The pod after ``first`` resumes the run, and no failure is counted."""
     name = job["metadata"]["name"]
     second = jobs.next_pod(stack.cluster, name, first)
     begun = jobs.first_line(stack.cluster, second, 300)
@@ -117,7 +117,7 @@ def check_goes_on(stack: Stack, job: Object, first: str) -> None:
 
 
 def in_mid_run(stack: Stack, name: str, key: str) -> str:
-    """The Job's pod, when MLflow has a checkpoint of a training that is far from its end."""
+    """Waits until MLflow has a checkpoint of the unfinished training; returns its pod."""
     pod = jobs.running_pod(stack.cluster, name, RUN_S)
 
     def kept() -> bool:
@@ -136,16 +136,16 @@ def evict(stack: Stack, pod: str) -> None:
     stack.cluster.run("create", "--raw", path, "-f", "-", given=json.dumps(eviction))
 
 
-def test_evicted_in_mid_run_it_goes_on(stack: Stack, tmp_path: Path) -> None:
+def test_a_run_evicted_in_mid_run_resumes(stack: Stack, tmp_path: Path) -> None:
     job = task2(stack, tmp_path, "evicted", epochs=stack.settings.long_epochs, backoffLimit=0)
     pod = in_mid_run(stack, "evicted", uid(job))
     evict(stack, pod)
-    check_goes_on(stack, job, pod)
+    check_resumed(stack, job, pod)
 
 
-def test_evicted_before_it_has_done_anything_it_is_tried_again(stack: Stack, tmp_path: Path) -> None:
-    """It ends with 1, which would count: that its node was to be drained is what Kubernetes says of it."""
-    # Long: a signal that comes before there is a handler is lost, and its pod has half a minute.
+def test_a_run_evicted_before_any_progress_is_retried(stack: Stack, tmp_path: Path) -> None:
+    """It exits with 1, which would count, but Kubernetes marks the pod as disrupted."""
+    # Long: a signal before the handler is installed is lost, and the pod has half a minute.
     job = task2(stack, tmp_path, "early", epochs=stack.settings.long_epochs, backoffLimit=0)
     pod = jobs.running_pod(stack.cluster, "early", RUN_S)
     evict(stack, pod)
@@ -155,22 +155,24 @@ def test_evicted_before_it_has_done_anything_it_is_tried_again(stack: Stack, tmp
     assert stack.tracking.run(uid(job)).info.status == "FINISHED"
 
 
-def test_its_pod_deleted_in_mid_run_it_goes_on(stack: Stack, tmp_path: Path) -> None:
+def test_a_run_with_its_pod_deleted_in_mid_run_resumes(stack: Stack, tmp_path: Path) -> None:
     job = task2(stack, tmp_path, "deleted", epochs=stack.settings.long_epochs, backoffLimit=0)
     pod = in_mid_run(stack, "deleted", uid(job))
     stack.cluster.run("delete", "pod", pod, "--wait=false")
-    check_goes_on(stack, job, pod)
+    check_resumed(stack, job, pod)
 
 
-def test_with_mlflow_away_in_mid_run_nothing_is_lost(stack: Stack, tmp_path: Path) -> None:
+def test_an_outage_of_mlflow_in_mid_run_loses_nothing(stack: Stack, tmp_path: Path) -> None:
     job = task2(stack, tmp_path, "outage", epochs=stack.settings.long_epochs, backoffLimit=0)
     pod = in_mid_run(stack, "outage", uid(job))
     stack.scale_mlflow(0)
     try:
         if condition(stack.cluster.get("job", "outage"))[0]:
-            raise Hopeless("the run was over before MLflow was away: raise E2E_LONG_EPOCHS")
+            raise Hopeless("the run was over before MLflow was stopped: raise E2E_LONG_EPOCHS")
         enough = min(validations(stack.cluster, pod) + 2, 2 * stack.settings.long_epochs)
-        stack.cluster.wait("two more validations, MLflow away", lambda: validations(stack.cluster, pod) >= enough, 300)
+        stack.cluster.wait(
+            "two more validations without MLflow", lambda: validations(stack.cluster, pod) >= enough, 300
+        )
     finally:
         stack.scale_mlflow(1)
     done = jobs.complete(stack.cluster, "outage", RUN_S)
@@ -180,7 +182,7 @@ def test_with_mlflow_away_in_mid_run_nothing_is_lost(stack: Stack, tmp_path: Pat
 
 
 def validations(cluster: Cluster, pod: str) -> int:
-    """How many the pod has told of."""
+    """Number of validations in the pod's log."""
     return len(re.findall(r'"val_loss":', cluster.log(pod)))
 
 
@@ -193,9 +195,9 @@ def test_a_wrong_option_fails_at_once(stack: Stack, tmp_path: Path) -> None:
     assert "--no-such-option" in stack.cluster.log(pod["metadata"]["name"])
 
 
-def test_exit_code_1_is_counted_and_tried_again(stack: Stack, tmp_path: Path) -> None:
+def test_exit_code_1_counts_and_is_retried(stack: Stack, tmp_path: Path) -> None:
     (job,) = rendered(stack, tmp_path, "report")
-    # An MLflow that does not answer: the next attempt might find one.
+    # An MLflow that does not answer, which another attempt might find.
     stack.cluster.create(small(job, env={"MLFLOW_TRACKING_URI": "http://127.0.0.1:9"}, backoffLimit=1))
     done = jobs.over(stack.cluster, "report", RUN_S)
     try:
@@ -203,10 +205,10 @@ def test_exit_code_1_is_counted_and_tried_again(stack: Stack, tmp_path: Path) ->
         assert done["status"]["failed"] == 2
         assert [jobs.terminated(pod)["exitCode"] for pod in stack.cluster.pods("report")] == [1, 1]
     finally:
-        stack.cluster.run("delete", "job", "report")  # another test's name
+        stack.cluster.run("delete", "job", "report")  # the name is used by another test
 
 
-def test_out_of_memory_is_counted(stack: Stack, tmp_path: Path) -> None:
+def test_out_of_memory_counts(stack: Stack, tmp_path: Path) -> None:
     (job,) = rendered(stack, tmp_path, "task2")
     job["metadata"]["name"] = "hungry"
     small(job, backoffLimit=0)
@@ -220,12 +222,12 @@ def test_out_of_memory_is_counted(stack: Stack, tmp_path: Path) -> None:
     (pod,) = stack.cluster.pods("hungry")
     ended = jobs.terminated(pod)
     assert ended["exitCode"] == 137
-    # containerd loses the reason where the end of the process overtakes the kernel's word (containerd#12260).
+    # containerd may lose the reason if the process ends before the kernel's event arrives (containerd#12260).
     assert ended["reason"] in ("OOMKilled", "Error")
-    say(f"out of memory: {ended['reason']}")
+    log(f"out of memory: {ended['reason']}")
 
 
-def test_of_three_seeds_one_that_cannot_work_ends_alone(stack: Stack, tmp_path: Path) -> None:
+def test_one_failing_seed_of_three_ends_alone(stack: Stack, tmp_path: Path) -> None:
     (job,) = rendered(stack, tmp_path, "task2-seeds", ANYWHERE)
     small(job, env={"CNN_JOBS_EPOCHS": "1"}, completions=3, parallelism=2)
     (container,) = job["spec"]["template"]["spec"]["containers"]
@@ -249,25 +251,25 @@ def test_two_pods_train_one_run_together(stack: Stack, tmp_path: Path) -> None:
     objects = rendered(stack, tmp_path, "task2-ddp", ANYWHERE)
     (job,) = [each for each in objects if each["kind"] == "Job"]
     small(job, env={"CNN_JOBS_EPOCHS": "1"})
-    # Service and NetworkPolicy first: a pod looks for its peers as soon as it runs.
+    # Service and NetworkPolicy first: a pod looks up its peers as soon as it runs.
     stack.cluster.apply(*[each for each in objects if each is not job])
     made = stack.cluster.create(job)
     name = job["metadata"]["name"]
     done = jobs.complete(stack.cluster, name, RUN_S)
-    # Rank 0 alone records, and its success is the Job's: the other pod may be ended before it is done with ending.
+    # Rank 0 records the run, and its success completes the Job: the other pod may be stopped while it exits.
     assert condition(done) == ("Complete", "SuccessPolicy"), done["status"]
     assert done["status"]["completedIndexes"].startswith("0")
     first = [pod for pod in stack.cluster.pods(name) if pod["metadata"]["labels"][INDEX] == "0"]
     begun = jobs.first_line(stack.cluster, first[-1]["metadata"]["name"], 10)
     run = check_whole(stack, uid(made), begun["steps"])
     assert run.data.tags["cnn_jobs.world_size"] == "2"
-    # On a starved node one may lose the other, and both come again.
-    say(f"two pods: attempt {run.data.tags['cnn_jobs.attempt']}")
+    # On an overloaded node one may lose the other, and both are restarted.
+    log(f"two pods: attempt {run.data.tags['cnn_jobs.attempt']}")
     assert run.data.params["epochs"] == "1"
     assert stack.tracking.artifacts(run) >= FILES
 
 
-def test_the_report_compares_what_was_trained(stack: Stack, tmp_path: Path) -> None:
+def test_the_report_covers_the_runs(stack: Stack, tmp_path: Path) -> None:
     task2(stack, tmp_path, "reported")
     jobs.complete(stack.cluster, "reported", RUN_S)
     (job,) = rendered(stack, tmp_path, "report")
@@ -288,23 +290,23 @@ def test_the_report_compares_what_was_trained(stack: Stack, tmp_path: Path) -> N
 
 
 def ours(stack: Stack, *arguments: str, **settings: Any) -> str:
-    """'cnn-jobs' on this machine, with the cluster and the MLflow behind the port-forward."""
+    """Runs 'cnn-jobs' on this machine, with the cluster and its MLflow."""
     env = {"MLFLOW_TRACKING_URI": stack.tracking.connect(), "COLUMNS": "200"}
     return stack.cluster.program(*arguments, "--namespace", stack.settings.namespace, **settings, **env)
 
 
 def submitted(stack: Stack, *arguments: str) -> tuple[str, str]:
-    """Name and UID of a Job of 'cnn-jobs submit'; where no node has room for a whole one, of what --dry-run prints."""
+    """Name and UID of a submitted Job; if no node has room for its full size, of a reduced --dry-run."""
     words = ("submit", "task2", *arguments, "--gpu", "0", "--image", stack.settings.image)
-    said = ours(stack, *words)
-    name = re.findall(r"Job (\S+) is made", said)[0]
+    output = ours(stack, *words)
+    name = re.findall(r"Job (\S+) is created", output)[0]
     job = stack.cluster.get("job", name)
-    assert uid(job) in said
-    assert stack.cluster.wait(f"a place for {name}", lambda: place(stack, name), 120)
+    assert uid(job) in output
+    assert stack.cluster.wait(f"the scheduling of {name}", lambda: place(stack, name), 120)
     if place(stack, name) == "scheduled":
         return name, uid(job)
-    say("no node has room for a Job of its full size: what --dry-run prints is made, with small requests")
-    said = ours(stack, "cancel", name, check=False)
+    log("no node has room for a Job of full size: the --dry-run output is created with small requests")
+    ours(stack, "cancel", name, check=False)
     stack.cluster.wait(f"the end of {name}", lambda: stack.cluster.find("job", name) is None, 120)
     printed = yaml.safe_load(ours(stack, *words, "--dry-run"))
     made = stack.cluster.create(small(printed))
@@ -312,7 +314,7 @@ def submitted(stack: Stack, *arguments: str) -> tuple[str, str]:
 
 
 def place(stack: Stack, name: str) -> str:
-    """``scheduled``, ``no room``, or "" while nobody knows."""
+    """``scheduled``, ``no room``, or "" while undecided."""
     for pod in stack.cluster.pods(name):
         conditions = {each["type"]: each for each in pod["status"].get("conditions", [])}
         found = conditions.get("PodScheduled", {})
@@ -325,8 +327,8 @@ def place(stack: Stack, name: str) -> str:
 
 def test_submit_status_and_logs_show_a_run_to_its_end(stack: Stack) -> None:
     name, key = submitted(stack, "--set", "epochs=1", "--seed", "7")
-    told = ours(stack, "logs", name, "-f", timeout_s=RUN_S)
-    assert "training, at most" in told
+    shown = ours(stack, "logs", name, "-f", timeout_s=RUN_S)
+    assert "training, at most" in shown
     jobs.complete(stack.cluster, name, 60)
     run = stack.tracking.run(key)
     assert (run.info.status, run.data.params["seed"]) == ("FINISHED", "7")
@@ -336,7 +338,7 @@ def test_submit_status_and_logs_show_a_run_to_its_end(stack: Stack) -> None:
 
 
 def test_cancel_ends_a_run_for_good(stack: Stack) -> None:
-    # It may be of full size, and faster.
+    # A Job of full size may be faster.
     name, key = submitted(stack, "--set", f"epochs={4 * stack.settings.long_epochs}")
     in_mid_run(stack, name, key)
     ours(stack, "cancel", name)
@@ -354,7 +356,7 @@ def test_housekeeping_runs(stack: Stack) -> None:
     for name in ("cnn-jobs-reap", "mlflow-gc"):
         words = ("create", "job", f"once-{name}", f"--from=cronjob/{name}", "--dry-run=client", "-o", "json")
         job = json.loads(stack.cluster.run(*words).stdout)
-        # The next one would come by itself: a pod has no network for some seconds where policies are.
+        # Under policies a new pod may have no network for some seconds; the CronJob would simply run again.
         job["spec"]["backoffLimit"] = 2
         stack.cluster.create(job)
     for name in ("cnn-jobs-reap", "mlflow-gc"):
@@ -362,7 +364,7 @@ def test_housekeeping_runs(stack: Stack) -> None:
 
 
 def addresses(stack: Stack, settings: Settings) -> network.Places:
-    """By address, so that no answer depends on the cluster's DNS."""
+    """By IP address, independent of the cluster's DNS."""
     cluster = stack.cluster
     api = cluster.get("service", "kubernetes", "--namespace=default")["spec"]["clusterIP"]
     places: network.Places = {
@@ -376,26 +378,26 @@ def addresses(stack: Stack, settings: Settings) -> network.Places:
     return places
 
 
-def test_pods_reach_what_they_may_and_nothing_else(stack: Stack, settings: Settings) -> None:
+def test_pods_reach_exactly_what_they_may(stack: Stack, settings: Settings) -> None:
     places = addresses(stack, settings)
     inner = {name: place for name, place in places.items() if name != "mlflow"}
     one = {name: {name: place} for name, place in places.items()}
     pods = [
         network.probe(settings, "probe-nobody", "", {}, places),
         network.probe(settings, "probe-training", "training", one["mlflow"] | {"name": ("mlflow", 5000)}, inner),
-        # What training pods must not reach is there, for those who may.
+        # The addresses that training pods must not reach do answer pods that may.
         network.probe(settings, "probe-data", "data", {**one["mlflow"], **one["api"]}, {}),
     ]
     behind = {name: place for name, place in inner.items() if name in ("postgres", "store")}
     if behind:
-        # A cloud's S3 is anywhere on port 443: only with the store of the overlay MLflow reaches nothing else.
+        # External S3 may be anywhere on port 443: only with the overlay's store MLflow reaches nothing else.
         other = one["api"] if "store" in places else {}
         pods.append(network.probe(settings, "probe-server", "mlflow", behind, other))
     if "postgres" in places:
         pods.append(network.probe(settings, "probe-gc", "mlflow-gc", one["postgres"], one.get("store", {})))
     found = network.answers(stack.cluster, *pods)
-    say(json.dumps(found))
-    network.forgive_the_own_node(stack.cluster, found)
+    log(json.dumps(found))
+    network.ignore_own_node(stack.cluster, found)
     if set(found["probe-nobody"].values()) == {"reached"}:
         why = f"the network plugin enforces no policy: a pod that may reach nothing reached {found['probe-nobody']}"
         assert not settings.require_network_policy, why
@@ -410,7 +412,7 @@ def test_pods_reach_what_they_may_and_nothing_else(stack: Stack, settings: Setti
             assert {place for place, answer in found[name].items() if answer == "reached"} == allowed, found
 
 
-def test_down_leaves_nothing(stack: Stack) -> None:
+def test_deletion_leaves_nothing(stack: Stack) -> None:
     assert stack.cluster.list("persistentvolumeclaims")
     had_volumes = stack.volumes()
     stack.down()

@@ -1,27 +1,29 @@
-"""What the end-to-end suite itself is made of, without a cluster: it must not rot between two runs on one."""
+"""The parts of the end-to-end suite, tested without a cluster."""
 
 from __future__ import annotations
 
 import json
 import os
 import shutil
+import socket
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
-import kubernetes_validate  # type: ignore[import-untyped]
+import kubernetes_validate
 import pytest
 import yaml
 
-from tests.cluster.job_rules import refusals
-from tests.cluster.pod_security import violations
-from tests.conftest import free_port, until
+from cnn_jobs.local_server.server import free_port
+from tests.conftest import until
 from tests.e2e import jobs, names, network, overlay
-from tests.e2e.kubectl import Cluster, Hopeless, refuse_what_cannot_start
+from tests.e2e.kubectl import Cluster, Hopeless, check_can_start
 from tests.e2e.settings import VARIABLES, Settings, read, split_image, why_not
-from tests.stack.manifests import ROOT, kubectl, pods
-from tests.stack.postgres_server import has_postgres, program
+from tests.helpers.job_rules import refusals
+from tests.helpers.kustomize import ROOT, kubectl, pods
+from tests.helpers.pod_security import violations
+from tests.helpers.postgres_server import has_postgres, program
 
 VERSIONS = ("1.31", "1.36")
 IMAGE = "registry.example:5000/team/cnn-jobs:0.1.0"
@@ -48,7 +50,7 @@ CLUSTERS = {
 
 @pytest.fixture(scope="module")
 def built(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[Any]]:
-    """Every object of every overlay, as 'kubectl apply -k' would send it."""
+    """All objects of each overlay, as built by kustomize."""
     found = {}
     for name, settings in CLUSTERS.items():
         folder = overlay.write(tmp_path_factory.mktemp(name), settings)
@@ -66,7 +68,7 @@ def container(objects: list[Any], kind: str, name: str) -> Any:
 
 
 @pytest.mark.parametrize("name", CLUSTERS)
-def test_an_overlay_is_valid_and_restricted_and_in_its_namespace(built: dict[str, list[Any]], name: str) -> None:
+def test_overlays_are_valid_restricted_and_in_their_namespace(built: dict[str, list[Any]], name: str) -> None:
     for thing in [*built[name], overlay.secret(CLUSTERS[name])]:
         for version in VERSIONS:
             kubernetes_validate.validate(thing, version, strict=True)
@@ -83,7 +85,7 @@ def test_an_overlay_is_valid_and_restricted_and_in_its_namespace(built: dict[str
 
 
 @pytest.mark.parametrize("name", CLUSTERS)
-def test_it_fits_a_node_with_two_cpus_and_waits_for_nobody(built: dict[str, list[Any]], name: str) -> None:
+def test_overlays_fit_a_node_with_two_cpus(built: dict[str, list[Any]], name: str) -> None:
     standing = [pod for pod in pods(built[name]) if not pod.owner.startswith("CronJob/")]
     wanted = [each["resources"]["requests"]["cpu"] for pod in standing for each in pod.containers]
     assert sum(int(cpu.removesuffix("m")) for cpu in wanted) <= 500
@@ -92,7 +94,7 @@ def test_it_fits_a_node_with_two_cpus_and_waits_for_nobody(built: dict[str, list
 
 
 @pytest.mark.parametrize("name", CLUSTERS)
-def test_the_secret_has_every_key_that_a_pod_needs(built: dict[str, list[Any]], name: str) -> None:
+def test_the_secret_has_all_keys_that_pods_need(built: dict[str, list[Any]], name: str) -> None:
     given = overlay.secret(CLUSTERS[name])["stringData"]
     for pod in pods(built[name]):
         for each in (each for box in pod.containers for each in box.get("env", [])):
@@ -101,7 +103,7 @@ def test_the_secret_has_every_key_that_a_pod_needs(built: dict[str, list[Any]], 
     assert given["MLFLOW_BACKEND_STORE_URI"].startswith("postgresql+psycopg://")
 
 
-def test_images_and_storage_classes_are_those_that_were_named(built: dict[str, list[Any]]) -> None:
+def test_images_and_storage_classes_are_set(built: dict[str, list[Any]]) -> None:
     images = {each["image"] for pod in pods(built["images"]) for each in pod.containers}
     assert images == {IMAGE, "m:1", "p:2", "s@sha256:" + "a" * 64}
     store = container(built["images"], "StatefulSet", "store")
@@ -118,7 +120,7 @@ def test_images_and_storage_classes_are_those_that_were_named(built: dict[str, l
     assert {each["image"] for pod in pods(built["plain"]) for each in pod.containers} >= {IMAGE, "postgres:18.4"}
 
 
-def test_what_the_user_brings_is_left_out_and_can_be_reached(built: dict[str, list[Any]]) -> None:
+def test_external_services_replace_those_of_the_stack(built: dict[str, list[Any]]) -> None:
     objects = built["own"]
     names = {(each["kind"], each["metadata"]["name"]) for each in objects}
     assert not {each for each in names if each[1] in ("postgres", "store", "store-bucket")}
@@ -135,7 +137,7 @@ def test_what_the_user_brings_is_left_out_and_can_be_reached(built: dict[str, li
     assert (given["AWS_ACCESS_KEY_ID"], given["MLFLOW_S3_ENDPOINT_URL"]) == ("key", "http://s3.example:9000")
 
 
-def test_the_volume_in_place_of_s3_is_mounted_where_artifacts_go(built: dict[str, list[Any]]) -> None:
+def test_the_artifact_volume_is_mounted(built: dict[str, list[Any]]) -> None:
     box = container(built["volume"], "Deployment", "mlflow")
     (mount,) = [each for each in box["volumeMounts"] if each["name"] == "artifacts"]
     assert overlay.secret(CLUSTERS["volume"])["stringData"]["MLFLOW_ARTIFACTS_DESTINATION"] == mount["mountPath"]
@@ -146,12 +148,12 @@ def test_the_volume_in_place_of_s3_is_mounted_where_artifacts_go(built: dict[str
 
 
 @pytest.mark.integration
-@pytest.mark.skipif(not has_postgres() or os.geteuid() != 0, reason="needs PostgreSQL, and root to become its user")
-def test_the_script_for_an_image_without_an_entrypoint_makes_the_database_once(tmp_path: Path) -> None:
+@pytest.mark.skipif(not has_postgres() or os.geteuid() != 0, reason="needs PostgreSQL, and root to switch to its user")
+def test_the_script_for_plain_postgres_creates_the_database_once(tmp_path: Path) -> None:
     import psycopg
 
     port = free_port()
-    home = Path("/tmp") / f"cnn-jobs-plain-{port}"  # not below pytest's own folder, which this user may not enter
+    home = Path("/tmp") / f"cnn-jobs-plain-{port}"  # this user cannot enter pytest's folders
     home.mkdir()
     os.chown(home, 65534, 65534)
     script = overlay.PLAIN_POSTGRES.replace("/var/lib/postgresql", str(home)).replace("/var/run/postgresql", str(home))
@@ -195,11 +197,11 @@ def test_the_script_for_an_image_without_an_entrypoint_makes_the_database_once(t
         ("b@sha256:ab", ("b", "", "sha256:ab")),
     ],
 )
-def test_the_parts_of_an_image(image: str, parts: tuple[str, str, str]) -> None:
+def test_split_image(image: str, parts: tuple[str, str, str]) -> None:
     assert split_image(image) == parts
 
 
-def test_without_a_cluster_or_an_image_it_says_so() -> None:
+def test_missing_settings_are_reported() -> None:
     assert why_not({}).startswith("KUBECONFIG and E2E_IMAGE not set")
     assert why_not({"KUBECONFIG": "x"}).startswith("E2E_IMAGE not set")
     assert why_not({"KUBECONFIG": "x", "E2E_IMAGE": IMAGE}) == ""
@@ -218,12 +220,12 @@ def test_without_a_cluster_or_an_image_it_says_so() -> None:
         ({"E2E_REQUIRE_NETWORK_POLICY": "yes"}, "must be 0 or 1"),
     ],
 )
-def test_settings_that_cannot_be_meant_are_refused(more: dict[str, str], words: str) -> None:
+def test_invalid_settings_are_refused(more: dict[str, str], words: str) -> None:
     with pytest.raises(Exception, match=words):
         read({"E2E_IMAGE": IMAGE, **more})
 
 
-def test_settings_are_read_and_each_is_in_the_manual() -> None:
+def test_settings_are_read_and_documented() -> None:
     given = {"E2E_IMAGE": IMAGE, "E2E_PATIENCE": "2", "E2E_POSTGRES_PLAIN": "1", "E2E_POSTGRES_USER": "101"}
     assert read(given) == Settings(image=IMAGE, patience=2.0, postgres_plain=True, postgres_user=101)
     manual = (ROOT / "docs/e2e.md").read_text()
@@ -231,7 +233,7 @@ def test_settings_are_read_and_each_is_in_the_manual() -> None:
 
 
 @pytest.mark.parametrize("name", ["task2", "task2-seeds", "report", "task2-ddp"])
-def test_a_job_made_small_is_valid_and_asks_for_little(name: str, tmp_path: Path) -> None:
+def test_reduced_jobs_are_valid(name: str, tmp_path: Path) -> None:
     objects = jobs.render(Cluster("team-a"), Settings(image=IMAGE, namespace="team-a"), tmp_path, name)
     job = jobs.small(objects[0], arguments=("--epochs", "2"), env={"CNN_JOBS_LR": "0.1"}, backoffLimit=0)
     if "backoffLimitPerIndex" not in job["spec"]:
@@ -245,7 +247,7 @@ def test_a_job_made_small_is_valid_and_asks_for_little(name: str, tmp_path: Path
     assert {each["metadata"]["namespace"] for each in objects} == {"team-a"}
 
 
-def test_what_submit_prints_can_be_made_small() -> None:
+def test_a_dry_run_of_submit_can_be_reduced() -> None:
     words = ("submit", "task2", "--set", "epochs=1", "--seed", "7", "--gpu", "0", "--image", IMAGE)
     printed = yaml.safe_load(Cluster("team-a").program(*words, "--namespace", "team-a", "--dry-run"))
     assert refusals(jobs.small(printed)) == []
@@ -253,21 +255,21 @@ def test_what_submit_prints_can_be_made_small() -> None:
         Cluster("team-a").program(command, "--help")
 
 
-def test_a_probe_is_valid_and_restricted() -> None:
+def test_probe_pods_are_valid_and_restricted() -> None:
     pod = network.probe(CLUSTERS["plain"], "probe", "training", {"mlflow": ("10.0.0.1", 5000)}, {})
     kubernetes_validate.validate(pod, VERSIONS[0], strict=True)
     assert violations(pod) == []
 
 
-class Played(Cluster):
-    """A cluster that answers from a list, a look at the pods after another."""
+class ScriptedCluster(Cluster):
+    """A cluster that returns listed answers, one state of the pods after another."""
 
-    def __init__(self, *looks: list[Any], job: Any = None, objects: dict[str, Any] | None = None) -> None:
+    def __init__(self, *states: list[Any], job: Any = None, objects: dict[str, Any] | None = None) -> None:
         super().__init__("cnn-jobs-e2e")
-        self.looks, self.job, self.objects = list(looks), job or {"status": {}}, objects or {}
+        self.states, self.job, self.objects = list(states), job or {"status": {}}, objects or {}
 
     def pods(self, job: str) -> list[Any]:
-        return self.looks.pop(0) if len(self.looks) > 1 else self.looks[0]
+        return self.states.pop(0) if len(self.states) > 1 else self.states[0]
 
     def get(self, *arguments: str) -> Any:
         return self.job if arguments[0] == "job" else self.objects[arguments[1]]
@@ -284,39 +286,41 @@ def job_pod(name: str, made: str, *, ended: str = "", phase: str = "Running") ->
     }
 
 
-def test_the_next_pod_is_the_one_that_was_made_when_the_first_had_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_next_pod_is_created_after_the_first_has_ended(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("time.sleep", lambda seconds: None)
     first, over = job_pod("a", "00"), job_pod("a", "00", ended="20", phase="Failed")
-    good = Played([first], [over], [over, job_pod("b", "30")])
+    good = ScriptedCluster([first], [over], [over, job_pod("b", "30")])
     assert jobs.next_pod(good, "x", "a") == "b"
-    gone = Played([first], [job_pod("b", "30")])  # its end was not seen
+    gone = ScriptedCluster([first], [job_pod("b", "30")])  # deleted before its end was seen
     assert jobs.next_pod(gone, "x", "a") == "b"
-    early = Played([first], [over, job_pod("b", "10")])
-    with pytest.raises(Hopeless, match="a ended at 2026-11-26T10:00:20Z, the next pod is of 2026-11-26T10:00:10Z"):
+    early = ScriptedCluster([first], [over, job_pod("b", "10")])
+    with pytest.raises(
+        Hopeless, match="a ended at 2026-11-26T10:00:20Z, the next pod was created at 2026-11-26T10:00:10Z"
+    ):
         jobs.next_pod(early, "x", "a")
     failed = {"status": {"conditions": [{"type": "Failed", "status": "True", "reason": "BackoffLimitExceeded"}]}}
     with pytest.raises(Hopeless, match="over without another pod"):
-        jobs.next_pod(Played([over], job=failed), "x", "a")
+        jobs.next_pod(ScriptedCluster([over], job=failed), "x", "a")
 
 
-def test_an_api_server_on_the_own_node_is_forgiven_and_nothing_else() -> None:
+def test_only_an_api_server_on_the_own_node_is_ignored() -> None:
     slices = [{"endpoints": [{"addresses": ["192.0.2.1"]}]}]
     nodes = {"probe-nobody": "192.0.2.1", "probe-gc": "192.0.2.2"}
     hosts = {name: {"status": {"hostIP": address}} for name, address in nodes.items()}
-    cluster = Played([], objects={"endpointslices": slices, **hosts})
+    cluster = ScriptedCluster([], objects={"endpointslices": slices, **hosts})
     found = {
         "probe-nobody": {"mlflow": "TimeoutError", "api": "reached"},
         "probe-gc": {"store": "TimeoutError", "api": "reached"},
         "probe-data": {"api": "reached"},
     }
-    network.forgive_the_own_node(cluster, found)
+    network.ignore_own_node(cluster, found)
     assert found == {
         "probe-nobody": {"mlflow": "TimeoutError", "api": "on its own node"},
         "probe-gc": {"store": "TimeoutError", "api": "reached"},
         "probe-data": {"api": "reached"},
     }
     unenforced = {"probe-nobody": {"mlflow": "reached", "api": "reached"}}
-    network.forgive_the_own_node(cluster, unenforced)
+    network.ignore_own_node(cluster, unenforced)
     assert unenforced == {"probe-nobody": {"mlflow": "reached", "api": "reached"}}
 
 
@@ -343,10 +347,10 @@ KUBE_DNS = [service("10.96.0.10"), service("10.96.0.1", name="kubernetes", names
 @pytest.mark.parametrize(
     ("servers", "slices", "pods", "expected"),
     [
-        # CoreDNS as everywhere, and behind NodeLocal DNSCache as its pods.
+        # CoreDNS, and NodeLocal DNSCache as pods.
         (["10.96.0.10"], [endpoints("10.1.0.2", "10.1.0.3")], [server_pod("10.1.0.2"), server_pod("10.1.0.3")], None),
         (["10.1.0.9"], [], [server_pod("10.1.0.9", "node-local-dns")], None),
-        # One with other labels, on another port, on its node's address, in another namespace, on none of the cluster's.
+        # With other labels, on another port, on its node's address, in another namespace, outside of the cluster.
         (["10.96.0.10"], [endpoints("10.1.0.2")], [server_pod("10.1.0.2", "coredns")], ({"10.1.0.2"}, {53})),
         (["10.96.0.10"], [endpoints("10.1.0.2", port=5353)], [server_pod("10.1.0.2")], ({"10.1.0.2"}, {53, 5353})),
         (["10.96.0.10"], [endpoints("192.0.2.7")], [server_pod("192.0.2.7", hostNetwork=True)], ({"192.0.2.7"}, {53})),
@@ -354,7 +358,7 @@ KUBE_DNS = [service("10.96.0.10"), service("10.96.0.1", name="kubernetes", names
         (["192.0.2.53", "fd00::53"], [], [server_pod("10.1.0.2")], ({"192.0.2.53", "fd00::53"}, {53})),
     ],
 )
-def test_where_names_are_asked_elsewhere_one_policy_more_lets_them_be_asked(
+def test_other_name_servers_get_a_policy(
     servers: list[str], slices: list[Any], pods: list[Any], expected: tuple[set[str], set[int]] | None
 ) -> None:
     policy = names.policy_of(servers, KUBE_DNS, slices, pods, "cnn-jobs-e2e")
@@ -372,32 +376,30 @@ def test_where_names_are_asked_elsewhere_one_policy_more_lets_them_be_asked(
     }
 
 
-def test_the_stack_knows_the_name_servers_that_the_suite_takes_it_to_know(built: dict[str, list[Any]]) -> None:
+def test_known_name_servers_are_those_of_the_stack(built: dict[str, list[Any]]) -> None:
     (rule,) = find(built["plain"], "NetworkPolicy", "dns")["spec"]["egress"]
     known = [place["podSelector"]["matchLabels"]["k8s-app"] for place in rule["to"] if "podSelector" in place]
     assert known == list(names.KNOWN)
     assert {each["port"] for each in rule["ports"]} == {53}
 
 
-def test_a_pod_says_whom_it_asks_for_names() -> None:
+def test_the_program_that_prints_name_servers() -> None:
     ran = subprocess.run([sys.executable, "-c", names.PROGRAM], capture_output=True, text=True, check=True)
     lines = [line.split() for line in Path("/etc/resolv.conf").read_text().splitlines()]
     assert ran.stdout.split() == ["servers", *[line[1] for line in lines if line[:1] == ["nameserver"]]]
 
 
-def test_a_probe_tells_what_it_reaches_from_what_it_does_not() -> None:
-    import socket
-
+def test_the_probe_program() -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
         there, gone = server.getsockname(), ("127.0.0.1", free_port())
         code = network.PROBE.replace("time.sleep(10)", "").replace("time.sleep(5)", "")
         words = [sys.executable, "-c", code, json.dumps({"a": there, "b": gone}), json.dumps({"c": there, "d": gone})]
-        said = subprocess.run([*words, "1"], capture_output=True, text=True, check=True, timeout=60).stdout
-    found = json.loads(said.partition("found ")[2])
+        output = subprocess.run([*words, "1"], capture_output=True, text=True, check=True, timeout=60).stdout
+    found = json.loads(output.partition("found ")[2])
     assert found == {"a": "reached", "b": "ConnectionRefusedError", "c": "reached", "d": "ConnectionRefusedError"}
 
 
-def test_a_wait_asks_again_over_trouble_and_ends(capsys: pytest.CaptureFixture[str]) -> None:
+def test_wait_repeats_failing_calls_and_ends(capsys: pytest.CaptureFixture[str]) -> None:
     cluster, answers = Cluster("nowhere", patience=1.0), iter([AssertionError("busy"), None, "there"])
 
     def question() -> str | None:
@@ -412,15 +414,15 @@ def test_a_wait_asks_again_over_trouble_and_ends(capsys: pytest.CaptureFixture[s
         cluster.wait("a pod", lambda: None, 0)
 
 
-def test_a_pod_that_can_never_start_ends_the_wait() -> None:
+def test_a_pod_that_cannot_start_is_hopeless() -> None:
     waiting = {"reason": "ErrImageNeverPull", "message": "not here"}
     pod = {"metadata": {"name": "x"}, "status": {"containerStatuses": [{"state": {"waiting": waiting}}]}}
     with pytest.raises(Hopeless, match="not here"):
-        refuse_what_cannot_start(pod)
-    refuse_what_cannot_start({"metadata": {"name": "x"}, "status": {}})
+        check_can_start(pod)
+    check_can_start({"metadata": {"name": "x"}, "status": {}})
 
 
-def test_logs_and_conditions_are_read_as_they_come() -> None:
+def test_parsing_of_logs_and_conditions() -> None:
     log = 'no json\n{"message": "training, at most 9 steps", "step": 3, "steps": 9}\n[1]\n{"other": 1}\n'
     (line,) = jobs.lines(log)
     assert (line["step"], line["steps"]) == (3, 9)

@@ -1,4 +1,4 @@
-"""What MLflow in the cluster has, read from this machine by a port-forward that is made anew when it breaks."""
+"""MLflow in the cluster, read through a port-forward that is restarted when it breaks."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
-from tests.conftest import free_port
+from cnn_jobs.local_server.server import free_port
 from tests.e2e.kubectl import Cluster, program
 
 EXPERIMENT = "cnn-jobs"  # of the stack's ConfigMap
 ENVIRONMENT = {
-    # Through the server, as pods do it: this machine may not reach the store either.
+    # Through the server, as in pods: this machine may not reach the store either.
     "MLFLOW_ENABLE_PROXY_MULTIPART_DOWNLOAD": "false",
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "30",
@@ -28,7 +28,7 @@ Result = TypeVar("Result")
 
 @dataclass
 class Tracking:
-    """The server's questions and answers. ``ask`` survives a forward that dies, as with the pod behind it."""
+    """A client of the server; ``ask`` survives the end of the port-forward, as when its pod is replaced."""
 
     cluster: Cluster
     folder: Path
@@ -37,17 +37,17 @@ class Tracking:
 
     @property
     def url(self) -> str:
-        """Where the server is on this machine."""
+        """The server's address on this machine."""
         return f"http://127.0.0.1:{self.port}"
 
     def connect(self, seconds: float = 90.0) -> str:
-        """The address, when the server answers there."""
+        """Waits until the server answers; returns its address."""
         if not self._answers():
             self.cluster.wait("an answer of MLflow through kubectl port-forward", self._again, seconds)
         return self.url
 
     def _again(self) -> bool:
-        # A forward that is there and does not answer has lost its pod: it needs a new one as well.
+        # A port-forward that does not answer has lost its pod and must be restarted, too.
         self.close()
         words = [program("kubectl"), "--namespace", self.cluster.namespace, "port-forward", "service/mlflow"]
         words += [f"{self.port}:5000", "--address=127.0.0.1"]
@@ -64,7 +64,7 @@ class Tracking:
             return False
 
     def close(self) -> None:
-        """Ends the forward."""
+        """Ends the port-forward."""
         if self.process is not None:
             self.process.terminate()
             try:
@@ -75,7 +75,7 @@ class Tracking:
             self.process = None
 
     def ask(self, question: Callable[[Any], Result], tries: int = 3) -> Result:
-        """``question`` of a client, asked again over a broken connection."""
+        """The result of ``question`` with a client, repeated after a broken connection."""
         from mlflow import MlflowClient
         from mlflow.exceptions import MlflowException
 
@@ -89,7 +89,7 @@ class Tracking:
         raise AssertionError
 
     def run(self, key: str) -> Any:
-        """The key's run, ``None`` before there is one. There is never more than one."""
+        """The only run of a key, ``None`` if there is none yet."""
 
         def search(client: Any) -> list[Any]:
             experiment = client.get_experiment_by_name(EXPERIMENT)
@@ -101,19 +101,19 @@ class Tracking:
         return found[0] if found else None
 
     def artifacts(self, run: Any, folder: str = "") -> set[str]:
-        """Paths of a run's files in a folder."""
+        """Paths of a run's artifacts in a folder."""
         return self.ask(lambda client: {each.path for each in client.list_artifacts(run.info.run_id, folder or None)})
 
     def download(self, run: Any, path: str, folder: Path) -> Path:
-        """A file of a run."""
+        """Downloads an artifact of a run."""
         return self.ask(lambda client: Path(client.download_artifacts(run.info.run_id, path, str(folder))))
 
     def steps(self, run: Any, metric: str = "train/loss") -> list[int]:
-        """The steps of every row of a metric."""
+        """The steps of all rows of a metric."""
         return self.ask(lambda client: sorted(row.step for row in client.get_metric_history(run.info.run_id, metric)))
 
     def kept(self, key: str) -> bool:
-        """Whether MLflow has a checkpoint of a run that goes on."""
+        """Whether MLflow has a checkpoint of the run, which is still RUNNING."""
         run = self.run(key)
         return bool(
             run and run.info.status == "RUNNING" and "checkpoints/last.pt" in self.artifacts(run, "checkpoints")
@@ -122,7 +122,7 @@ class Tracking:
 
 @contextmanager
 def tracking(cluster: Cluster, folder: Path) -> Iterator[Tracking]:
-    """A connection for as long as the context lasts."""
+    """A connection during the block."""
     made = Tracking(cluster, folder)
     try:
         yield made

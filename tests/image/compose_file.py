@@ -1,4 +1,4 @@
-"""mlflow/compose.yaml as compose reads it, and its containers as processes of this machine."""
+"""mlflow/compose.yaml as compose reads it, and its containers as local processes."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from typing import Any
 
 import yaml
 
+from tests.helpers.mlflow_pod import BIN
 from tests.image.locks import ROOT
-from tests.stack.mlflow_pod import BIN
 
 FILE = ROOT / "mlflow/compose.yaml"
 Service = dict[str, Any]
 
 
 def interpolate(text: str, given: dict[str, str]) -> str:
-    """``${NAME:?message}`` and ``${NAME:-default}``, as the compose specification has them. Raises ``KeyError`` with
-    the message where a name is missing or empty."""
+    """Replaces ``${NAME:?message}`` and ``${NAME:-default}`` as in the compose specification. Raises ``KeyError`` with
+    the message for a missing or empty name."""
 
     def value(match: re.Match[str]) -> str:
         name, sign, rest = match.groups()
@@ -33,13 +33,13 @@ def interpolate(text: str, given: dict[str, str]) -> str:
 
 
 def services(given: dict[str, str]) -> dict[str, Service]:
-    """Every service, with anchors resolved and names replaced."""
+    """All services, with anchors and variables resolved."""
     found: dict[str, Service] = yaml.safe_load(interpolate(FILE.read_text(), given))["services"]
     return found
 
 
 def passwords(folder: Path) -> dict[str, str]:
-    """What ``make mlflow/.env`` draws, in a tree of its own."""
+    """The passwords that ``make mlflow/.env`` generates in ``folder``."""
     (folder / "mlflow").mkdir(exist_ok=True)
     (folder / "Makefile").write_text((ROOT / "Makefile").read_text())
     # A test is itself run by make.
@@ -49,6 +49,6 @@ def passwords(folder: Path) -> dict[str, str]:
 
 
 def environment(service: Service, home: Path, **replaced: str) -> dict[str, str]:
-    """The service's own, and PATH; hosts and /tmp are this machine's."""
+    """The service's environment and PATH, with ``home`` for /tmp and ``replaced`` values."""
     made = {name: str(value).replace("/tmp", str(home)) for name, value in service["environment"].items()}
     return {"PATH": f"{BIN}:{os.environ['PATH']}", "TMPDIR": str(home), **made, **replaced}

@@ -1,5 +1,3 @@
-"""What the tests of the images share."""
-
 from __future__ import annotations
 
 import threading
@@ -13,7 +11,7 @@ import pytest
 
 @pytest.fixture
 def index(tmp_path: Path) -> Iterator[str]:
-    """Stands for PyTorch's index: its layout, and wheels of the two packages that are asked of it."""
+    """URL of a server for the files in ``tmp_path``, in place of PyTorch's package index."""
 
     class Quiet(SimpleHTTPRequestHandler):
         def log_message(self, *_: object) -> None:

@@ -1,4 +1,4 @@
-"""The images built, and what is in them run as a pod would run it."""
+"""Builds the images and runs them as a pod does."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from typing import Any
 from tests.image.locks import ROOT
 
 BASE = "docker.io/library/python:3.11-slim"
-# 'make image-test BUILD_FLAGS=': how this machine reaches a package index.
+# Set by 'make image-test BUILD_FLAGS=', for this machine's package index.
 BUILD_FLAGS = os.environ.get("IMAGE_BUILD_FLAGS", "")
 USER = 10001
-# As the manifests have it. The limits are small ones, which every machine may set; runc takes every kind of cgroups.
+# As in the manifests. The limits are small, so that every machine may set them; runc supports all kinds of cgroups.
 RUN = ["podman", "run", "--rm", "--network=host", "--read-only", "--read-only-tmpfs=false", "--tmpfs=/tmp"]
 RUN += ["--cap-drop=all", "--security-opt=no-new-privileges", "--ulimit=nofile=1024:1024", "--ulimit=nproc=1000:1000"]
 RUN += [f"--user={USER}:{USER}", *(["--runtime=runc"] if shutil.which("runc") else [])]
 
 
 def call(*words: str, cwd: Path = ROOT, seconds: float = 600) -> str:
-    """What a command prints; its errors in the failure where it fails."""
+    """Output of a command; a failure has its end in the message."""
     env = {key: value for key, value in os.environ.items() if key not in {"MAKEFLAGS", "MAKELEVEL", "MFLAGS"}}
     ran = subprocess.run(words, cwd=cwd, env=env, capture_output=True, text=True, timeout=seconds, check=False)
     assert ran.returncode == 0, ran.stdout[-3000:] + ran.stderr[-3000:]
@@ -30,18 +30,18 @@ def call(*words: str, cwd: Path = ROOT, seconds: float = 600) -> str:
 
 
 def build(target: str, *settings: str, cwd: Path = ROOT) -> None:
-    """``make image`` or ``make mlflow-image``, with the unchanged Dockerfile, pulling nothing."""
+    """Runs ``make image`` or ``make mlflow-image`` without pulling."""
     flags = f"BUILD_FLAGS=--isolation chroot --pull-never {BUILD_FLAGS}"
     call("make", "--no-print-directory", target, "BUILDER=buildah", flags, *settings, cwd=cwd, seconds=3000)
 
 
 def run(image: str, *arguments: str, options: tuple[str, ...] = (), seconds: float = 600) -> str:
-    """What a container prints."""
+    """Output of a container."""
     return call(*RUN, *options, f"localhost/{image}", *arguments, seconds=seconds)
 
 
 def python(image: str, code: str, *options: str) -> str:
-    """What a piece of Python prints in a container."""
+    """Output of Python code in a container."""
     return run(image, "-c", code, options=("--entrypoint=python", *options))
 
 
@@ -52,13 +52,13 @@ def inspect(image: str) -> dict[str, Any]:
 
 
 def layers(image: str) -> list[str]:
-    """Digests of the layers, the base's first."""
+    """Digests of the layers, those of the base first."""
     found: list[str] = inspect(image)["RootFS"]["Layers"]
     return found
 
 
 def copy_tree(folder: Path) -> Path:
-    """The checkout's files with their times, which the builder's cache goes by."""
+    """Copies the checkout with modification times, on which the builder's cache depends."""
     tree = folder / "tree"
     for name in call("git", "ls-files").split("\n"):
         if name and (ROOT / name).exists():

@@ -1,4 +1,4 @@
-"""The locks of the images, read."""
+"""The lock files of the images."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ class Pinned:
 
 
 def entries(path: Path) -> list[str]:
-    """The lines of a lock as pip joins them, comments left out."""
+    """The joined lines of a lock, without comments."""
     text = path.read_text().replace("\\\n", " ")
     return [line.strip() for line in text.splitlines() if line.strip() and not line.startswith("#")]
 
 
 def read(*paths: Path) -> dict[str, Pinned]:
-    """Packages by their canonical names. A line of any other form fails."""
+    """Packages by canonical name; fails for a line of another form."""
     found = {}
     for line in [line for path in paths for line in entries(path)]:
         name, version, *hashes = re.split(r"==|\s+", line)

@@ -1,4 +1,4 @@
-"""A package index on loopback, laid out as PyTorch's own, with wheels that have nothing in them."""
+"""Empty wheels in the layout of PyTorch's package index."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 
 
 def wheel(folder: Path, name: str, version: str, platform: str) -> str:
-    """A wheel without anything in it; its digest."""
+    """Writes an empty wheel and its index page; returns its digest."""
     escaped = version.replace("+", "%2B")
     path = folder / f"{name}-{version}-cp311-cp311-{platform}.whl"
     with zipfile.ZipFile(path, "w") as archive:

@@ -1,5 +1,3 @@
-"""The check at the end of the build finds what it is there for."""
-
 from __future__ import annotations
 
 import importlib.util
@@ -44,11 +42,11 @@ def installed(folder: Path, name: str, *requires: str) -> metadata.Distribution:
         ("click<1", [f"thing wants click<1, found {metadata.version('click')}"]),
     ],
 )
-def test_what_a_package_lacks(check: ModuleType, tmp_path: Path, requires: str, found: list[str]) -> None:
+def test_unmet_requirements(check: ModuleType, tmp_path: Path, requires: str, found: list[str]) -> None:
     assert check.unmet(installed(tmp_path, "thing", requires)) == found
 
 
-def test_bytecode_that_fits_its_source(check: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_stale_bytecode(check: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     source = tmp_path / "module_of_a_test.py"
     source.write_text("x = 1\n")
     monkeypatch.syspath_prepend(tmp_path)
@@ -56,19 +54,19 @@ def test_bytecode_that_fits_its_source(check: ModuleType, tmp_path: Path, monkey
     assert check.stale("module_of_a_test")
     py_compile.compile(str(source))
     assert not check.stale("module_of_a_test")
-    # As after a copy that did not keep the time.
+    # As after a copy with another modification time.
     os.utime(source, (1_000_000_000, 1_000_000_000))
     assert check.stale("module_of_a_test")
     del sys.modules["module_of_a_test"]
 
 
-def test_a_wrong_version_or_variant_ends_the_build(check: ModuleType) -> None:
+def test_a_wrong_version_or_variant(check: ModuleType) -> None:
     import torch
 
     variant, other = ("cuda", "cpu") if torch.version.cuda else ("cpu", "cuda")
-    # What else it says is of the machine that the tests run on, where there are more packages.
-    said = set(check.check(__version__, variant))
-    assert set(check.check("9.9", other)) - said == {
+    # Other findings depend on the packages of this machine.
+    others = set(check.check(__version__, variant))
+    assert set(check.check("9.9", other)) - others == {
         f"cnn-jobs is {__version__}, the label would say 9.9",
         f"torch {torch.__version__} has CUDA {torch.version.cuda}, the variant is {other}",
     }

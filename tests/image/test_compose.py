@@ -1,4 +1,4 @@
-"""mlflow/compose.yaml: by its schema, against the stack on Kubernetes, and its server started for real."""
+"""mlflow/compose.yaml: its schema, its agreement with the stack on Kubernetes, and its running server."""
 
 from __future__ import annotations
 
@@ -12,24 +12,25 @@ from pathlib import Path
 import boto3
 import pytest
 
-from tests.conftest import MLFLOW_WARNING, free_port
+from cnn_jobs.local_server.server import free_port
+from tests.conftest import MLFLOW_WARNING
+from tests.helpers.kustomize import STACK, build, pods
+from tests.helpers.mlflow_pod import Running, container_of, serve
+from tests.helpers.postgres_server import Database, has_postgres
 from tests.image.compose_file import FILE, Service, environment, interpolate, passwords, services
 from tests.image.locks import ROOT
-from tests.stack.manifests import STACK, build, pods
-from tests.stack.mlflow_pod import Running, container_of, serve
-from tests.stack.postgres_server import Database, has_postgres
 
 STORE = "k8s/overlays/in-cluster-store"
 
 
 @pytest.fixture(scope="module")
-def drawn(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    return passwords(tmp_path_factory.mktemp("drawn"))
+def generated(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    return passwords(tmp_path_factory.mktemp("passwords"))
 
 
 @pytest.fixture(scope="module")
-def found(drawn: dict[str, str]) -> dict[str, Service]:
-    return services(drawn)
+def found(generated: dict[str, str]) -> dict[str, Service]:
+    return services(generated)
 
 
 def check_jsonschema(path: Path) -> subprocess.CompletedProcess[str]:
@@ -38,52 +39,52 @@ def check_jsonschema(path: Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(words, capture_output=True, text=True, timeout=60)
 
 
-def test_it_is_a_compose_file(tmp_path: Path) -> None:
+def test_it_is_valid(tmp_path: Path) -> None:
     ran = check_jsonschema(FILE)
     assert ran.returncode == 0, ran.stdout
     (tmp_path / "compose.yaml").write_text(FILE.read_text().replace("cap_drop:", "cap_drops:"))
     assert check_jsonschema(tmp_path / "compose.yaml").returncode == 1
 
 
-def test_without_drawn_passwords_it_refuses_and_names_the_command(drawn: dict[str, str]) -> None:
-    for name in drawn:
+def test_without_passwords_the_error_names_the_command(generated: dict[str, str]) -> None:
+    for name in generated:
         with pytest.raises(KeyError, match=f"{name}: draw the passwords first, make mlflow/.env"):
-            interpolate(FILE.read_text(), {**drawn, name: ""})
-    # A password that has a default is one that somebody keeps.
+            interpolate(FILE.read_text(), {**generated, name: ""})
+    # No password has a default.
     assert re.findall(r"\$\{(\w+):-", FILE.read_text()) == ["MLFLOW_HOST_PORT"]
-    assert set(re.findall(r"\$\{?(\w+)", FILE.read_text())) == {*drawn, "MLFLOW_HOST_PORT"}
+    assert set(re.findall(r"\$\{?(\w+)", FILE.read_text())) == {*generated, "MLFLOW_HOST_PORT"}
 
 
-def test_the_passwords_are_drawn_once_for_the_owner_alone_and_git_ignores_them(tmp_path: Path) -> None:
+def test_passwords_are_generated_once_private_and_ignored_by_git(tmp_path: Path) -> None:
     first = passwords(tmp_path)
     assert (tmp_path / "mlflow/.env").stat().st_mode & 0o777 == 0o600
     assert passwords(tmp_path) == first
     (tmp_path / "mlflow/.env").unlink()
     second = passwords(tmp_path)
     assert {name for name in first if first[name] == second[name]} == set()
-    # Safe in a URL, whatever is drawn.
+    # Safe in a URL, whatever the value.
     assert all(re.fullmatch(r"[0-9a-f]{20,}", value) for value in first.values())
     ignored = subprocess.run(["git", "check-ignore", "-q", "mlflow/.env"], cwd=ROOT)
     assert ignored.returncode == 0
 
 
-def test_no_password_is_on_a_command_line(found: dict[str, Service], drawn: dict[str, str]) -> None:
+def test_no_password_is_on_a_command_line(found: dict[str, Service], generated: dict[str, str]) -> None:
     for name, service in found.items():
         words = [
             *service.get("entrypoint", []),
             *service.get("command", []),
             *service.get("healthcheck", {"test": []})["test"],
         ]
-        assert not [word for word in words for value in drawn.values() if value in word], name
+        assert not [word for word in words for value in generated.values() if value in word], name
 
 
-def test_only_mlflow_is_reached_from_outside_and_from_this_machine_alone(found: dict[str, Service]) -> None:
+def test_only_mlflow_has_a_port_on_loopback(found: dict[str, Service]) -> None:
     assert {name: each["ports"] for name, each in found.items() if "ports" in each} == {
         "mlflow": ["127.0.0.1:5000:5000"]
     }
 
 
-def test_every_service_is_hardened_and_has_a_healthcheck_or_an_end(found: dict[str, Service]) -> None:
+def test_services_are_hardened_and_have_healthchecks(found: dict[str, Service]) -> None:
     for name, service in found.items():
         assert service["read_only"], name
         assert service["cap_drop"] == ["ALL"], name
@@ -106,7 +107,7 @@ OWNERS = {
 
 
 @pytest.mark.parametrize("name", OWNERS)
-def test_it_runs_what_the_stack_on_kubernetes_runs(found: dict[str, Service], name: str) -> None:
+def test_services_equal_the_containers_of_the_stack(found: dict[str, Service], name: str) -> None:
     service, container = found[name], container_of(*OWNERS[name])
     assert service["image"].removeprefix("docker.io/").removeprefix("library/") == container["image"]
     words = [*service.get("entrypoint", []), *service.get("command", [])]
@@ -122,7 +123,7 @@ def test_it_runs_what_the_stack_on_kubernetes_runs(found: dict[str, Service], na
             assert service["environment"][each["name"]] == each["value"], each["name"]
 
 
-def test_the_settings_are_those_of_the_secret_in_the_documentation(found: dict[str, Service]) -> None:
+def test_settings_equal_the_documented_secret(found: dict[str, Service]) -> None:
     page = (ROOT / "docs/kubernetes-stack.md").read_text()
     for name in ("MLFLOW_ARTIFACTS_DESTINATION", "MLFLOW_S3_ENDPOINT_URL"):
         assert f"{name}={found['mlflow']['environment'][name]}\n" in page
@@ -132,7 +133,7 @@ def test_the_settings_are_those_of_the_secret_in_the_documentation(found: dict[s
     assert re.fullmatch(re.escape(form[1]).replace(r"\$password", "[0-9a-f]+"), uri)
 
 
-def test_the_users_of_the_other_images_are_those_of_the_stack(found: dict[str, Service]) -> None:
+def test_users_equal_those_of_the_stack(found: dict[str, Service]) -> None:
     for name in ("postgres", "store"):
         folder, owner = OWNERS[name][:2]
         (pod,) = (pod for pod in pods(build(folder)) if pod.owner == owner)
@@ -144,8 +145,8 @@ needs_postgres = pytest.mark.skipif(not has_postgres(), reason="PostgreSQL or ps
 
 
 @pytest.fixture(scope="module")
-def database(drawn: dict[str, str]) -> Iterator[Database]:
-    made = Database(drawn["POSTGRES_PASSWORD"])
+def database(generated: dict[str, str]) -> Iterator[Database]:
+    made = Database(generated["POSTGRES_PASSWORD"])
     yield made
     made.remove()
 
@@ -154,7 +155,7 @@ def database(drawn: dict[str, str]) -> Iterator[Database]:
 def server(
     found: dict[str, Service], database: Database, moto_server: str, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Running]:
-    """The bucket made and the server started, by the words of the file; addresses are this machine's."""
+    """The server of the file, after its bucket is created, with local addresses."""
     bucket, mlflow = found["bucket"], found["mlflow"]
     made = environment(bucket, tmp_path_factory.mktemp("bucket"), MLFLOW_S3_ENDPOINT_URL=moto_server)
     subprocess.run(bucket["entrypoint"], env=made, check=True, capture_output=True, timeout=60)
@@ -170,7 +171,7 @@ def server(
 
 
 def health(service: Service, port: int) -> int:
-    """The exit code of the service's healthcheck, its port replaced."""
+    """The exit code of the service's healthcheck, with another port."""
     kind, *words = service["healthcheck"]["test"]
     assert kind == "CMD"
     words = [word.replace(":5000/", f":{port}/") for word in words]
@@ -182,14 +183,14 @@ def health(service: Service, port: int) -> int:
 @pytest.mark.integration
 @pytest.mark.filterwarnings(MLFLOW_WARNING)
 class TestServer:
-    def test_it_answers_this_machine_and_its_network_and_nobody_else(self, server: Running) -> None:
+    def test_allowed_hosts(self, server: Running) -> None:
         path = "/api/2.0/mlflow/experiments/search?max_results=1"
         for host in ("localhost:5000", "127.0.0.1:5001", "mlflow:5000"):
             assert server.get(path, host)[0] == 200, host
         for host in ("evil.example", "10.evil.example:5000", "postgres:5000"):
             assert server.get(path, host)[0] == 403, host
 
-    def test_a_file_goes_through_it_to_the_bucket(
+    def test_artifacts_go_through_it_to_the_bucket(
         self, server: Running, moto_server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         from mlflow import MlflowClient
@@ -207,7 +208,7 @@ class TestServer:
         ).list_objects_v2(Bucket="cnn-jobs")["Contents"]
         assert [each["Key"] for each in keys if each["Key"].endswith(f"/{run.run_id}/artifacts/model/weights")]
 
-    def test_its_health_is_that_of_its_database(
+    def test_its_healthcheck_needs_the_database(
         self, server: Running, database: Database, found: dict[str, Service]
     ) -> None:
         assert health(found["mlflow"], server.port) == 0
@@ -219,9 +220,7 @@ class TestServer:
             database.start()
         assert health(found["mlflow"], server.port) == 0
 
-    def test_postgres_is_healthy_where_it_takes_connections(
-        self, found: dict[str, Service], database: Database, server: Running
-    ) -> None:
+    def test_the_healthcheck_of_postgres(self, found: dict[str, Service], database: Database, server: Running) -> None:
         _, program, *options = found["postgres"]["healthcheck"]["test"]
         words = [program, *options, f"--port={database.port}"]
         assert subprocess.run(words, capture_output=True).returncode == 0

@@ -1,7 +1,7 @@
-"""Both images built from the unchanged Dockerfiles, and run: read-only, as the user of the manifests, without rights.
+"""Both images, built from the unchanged Dockerfiles and run read-only, as the manifests' user, without privileges.
 
-Needs root, buildah, podman and, where the base image is not at hand, debootstrap. Takes minutes and gigabytes:
-'make test-all' leaves it out, 'make image-test' runs it.
+Needs root, buildah, podman and, without the base image, debootstrap. Takes minutes and gigabytes: 'make test-all'
+skips it, 'make image-test' runs it.
 """
 
 from __future__ import annotations
@@ -18,16 +18,17 @@ from pathlib import Path
 import pytest
 
 from cnn_jobs import __version__
-from tests.conftest import free_port, until
+from cnn_jobs.local_server.server import free_port
+from tests.conftest import until
+from tests.helpers.kustomize import STACK
+from tests.helpers.mlflow_pod import command, container_of
 from tests.image.containers import BASE, BUILD_FLAGS, RUN, USER, build, call, copy_tree, inspect, layers, python, run
 from tests.image.locks import CUDA, ROOT, read
 from tests.image.package_index import wheel
-from tests.stack.manifests import STACK
-from tests.stack.mlflow_pod import command, container_of
 
 pytestmark = [pytest.mark.image, pytest.mark.timeout(3600)]
 PLATFORM = "manylinux_2_28_x86_64"
-# Without anything mounted at /tmp.
+# Without a mount at /tmp.
 RUN_PLAIN = [option for option in RUN[3:] if option != "--tmpfs=/tmp"]
 JOBS, SERVER = f"cnn-jobs:{__version__}", "cnn-jobs-mlflow:3.17.2-1"
 
@@ -42,7 +43,7 @@ def base() -> None:
 
 @pytest.fixture(scope="module")
 def commit() -> str:
-    """Of the checkout, before the build."""
+    """Commit of the checkout, before the build."""
     return call("git", "rev-parse", "HEAD").strip()
 
 
@@ -63,16 +64,18 @@ def state(tmp_path: Path) -> Path:
     folder = tmp_path / "state"
     folder.mkdir()
     shutil.chown(folder, USER, USER)
-    # pytest's own folders are root's alone.
+    # Only root can enter pytest's folders.
     for parent in folder.parents[:3]:
         parent.chmod(parent.stat().st_mode | 0o711)
     return folder
 
 
-def test_it_trains_where_only_tmp_and_state_can_be_written(jobs: str, commit: str, state: Path) -> None:
+def test_it_trains_with_only_tmp_and_state_writable(jobs: str, commit: str, state: Path) -> None:
     options = (f"--volume={state}:/state", "--env=MLFLOW_TRACKING_URI=sqlite:////state/mlflow.db")
-    said = run(jobs, "train", "task2", "--data", "shapes", "--epochs", "1", "--run-key", "in-an-image", options=options)
-    assert re.search(r"task2-seed0: 84 steps in \d+ s", said)
+    output = run(
+        jobs, "train", "task2", "--data", "shapes", "--epochs", "1", "--run-key", "in-an-image", options=options
+    )
+    assert re.search(r"task2-seed0: 84 steps in \d+ s", output)
     assert {path.stat().st_uid for path in state.rglob("*")} == {USER}
     with sqlite3.connect(state / "mlflow.db") as database:
         assert database.execute("select status from runs").fetchall() == [("FINISHED",)]
@@ -81,7 +84,7 @@ def test_it_trains_where_only_tmp_and_state_can_be_written(jobs: str, commit: st
     assert tags["mlflow.source.git.commit"] == label == commit
 
 
-def test_the_root_is_read_only_and_nobody_is_root(jobs: str, server: str) -> None:
+def test_the_root_file_system_is_read_only_and_the_user_is_not_root(jobs: str, server: str) -> None:
     code = """
 import errno, os
 for path in ("/opt/venv/x", "/x", "/var/x", "/home/x"):
@@ -97,24 +100,24 @@ print(os.getuid(), os.getgid(), os.environ["PYTHONUNBUFFERED"])
     for image in (jobs, server):
         assert python(image, code).split() == [str(USER), str(USER), "1"]
         assert inspect(image)["Config"]["User"] == f"{USER}:{USER}"
-        # Where nothing is mounted there, and a tmpfs takes its mode from it.
-        seen = call("podman", "run", "--rm", *RUN_PLAIN, "--entrypoint=stat", f"localhost/{image}", "-c%a %u", "/tmp")
-        assert seen.split() == ["1777", "0"]
+        # Without a mount; a tmpfs takes its mode from the folder.
+        shown = call("podman", "run", "--rm", *RUN_PLAIN, "--entrypoint=stat", f"localhost/{image}", "-c%a %u", "/tmp")
+        assert shown.split() == ["1777", "0"]
 
 
-def test_nearly_every_module_has_its_bytecode(jobs: str) -> None:
+def test_bytecode_is_included(jobs: str) -> None:
     code = """
 import importlib.util, pathlib
 files = [p for p in pathlib.Path("/opt/venv").rglob("*.py")]
 print(len(files), sum(pathlib.Path(importlib.util.cache_from_source(str(p))).exists() for p in files))
 """
     files, compiled = map(int, python(jobs, code).split())
-    # The rest is templates and what is written for other Pythons.
+    # The rest are templates, and files for other versions of Python.
     assert files > 5000
     assert compiled / files > 0.99
 
 
-def test_nothing_of_the_build_stays(jobs: str, server: str) -> None:
+def test_nothing_of_the_build_remains(jobs: str, server: str) -> None:
     code = """
 import pathlib, shutil
 names = ["/etc/pip.conf", "/locks", "/wheel", "/source", "/opt/pip", "/opt/check.py"]
@@ -126,7 +129,7 @@ print([name for name in names if pathlib.Path(name).exists()], shutil.which("gcc
         assert "secret" not in history.lower()
 
 
-def test_a_change_of_the_code_is_a_small_layer(jobs: str, tmp_path: Path) -> None:
+def test_a_code_change_is_a_small_layer(jobs: str, tmp_path: Path) -> None:
     tree = copy_tree(tmp_path)
     module = tree / "cnn_jobs/__main__.py"
     module.write_text(module.read_text() + "# changed\n")
@@ -134,7 +137,7 @@ def test_a_change_of_the_code_is_a_small_layer(jobs: str, tmp_path: Path) -> Non
     try:
         before, after = layers(jobs), layers("cnn-jobs-test:changed")
         same = [old == new for old, new in zip(before, after, strict=True)]
-        # Base, user, torch, packages; then the code, and what the check at the end leaves: a folder or two.
+        # Base, user, torch, packages; then the code, and a folder or two from the final check.
         assert same[:4] == [True] * 4
         assert same[4] is False
         history = json.loads(call("podman", "history", "--format=json", "localhost/cnn-jobs-test:changed"))
@@ -145,7 +148,7 @@ def test_a_change_of_the_code_is_a_small_layer(jobs: str, tmp_path: Path) -> Non
         call("buildah", "rmi", "localhost/cnn-jobs-test:changed")
 
 
-def test_a_data_set_that_is_baked_in_is_the_default(jobs: str, tmp_path: Path, state: Path) -> None:
+def test_a_baked_in_data_set_is_the_default(jobs: str, tmp_path: Path, state: Path) -> None:
     tree = copy_tree(tmp_path)
     cnn_jobs = Path(ROOT / ".venv/bin/cnn-jobs")
     call(str(cnn_jobs), "data", "prepare", "shapes", str(tree / "shapes.npz"))
@@ -162,8 +165,8 @@ def test_a_data_set_that_is_baked_in_is_the_default(jobs: str, tmp_path: Path, s
         call("buildah", "rmi", "localhost/cnn-jobs-test:data")
 
 
-def test_the_cpu_variant_takes_torch_from_its_own_index_by_digest(base: None, tmp_path: Path, index: str) -> None:
-    """Its first stage: the rest is the same. Empty wheels stand for torch's, which lie where no test may look."""
+def test_the_cpu_variant_installs_torch_from_its_index_by_digest(base: None, tmp_path: Path, index: str) -> None:
+    """Only its first stage, since the others are shared; with empty wheels in place of torch's."""
     tree, version = copy_tree(tmp_path), read(CUDA)["torch"].version
     tags = [f"torch=={version}+cpu \\\n    --hash=sha256:{wheel(tmp_path, 'torch', f'{version}+cpu', PLATFORM)}\n"]
     lock = tree / "k8s/image/torch-cpu.txt"
@@ -184,7 +187,7 @@ def test_the_cpu_variant_takes_torch_from_its_own_index_by_digest(base: None, tm
 
 @pytest.fixture
 def running(server: str, state: Path) -> Iterator[int]:
-    """The command of the Deployment in its image, on sqlite; only the port and the address are this machine's."""
+    """Port of the Deployment's command in its image, on sqlite, with another port and address."""
     container, port, name = container_of(STACK, "Deployment/mlflow"), free_port(), f"cnn-jobs-test-{free_port()}"
     env = {each["name"]: each["value"] for each in container["env"] if "value" in each}
     env |= {"POD_IP": "10.0.0.1", "MLFLOW_BACKEND_STORE_URI": "sqlite:////state/mlflow.db"}
@@ -199,7 +202,7 @@ def running(server: str, state: Path) -> Iterator[int]:
         subprocess.run(["podman", "stop", "--time=20", name], capture_output=True, timeout=60)
 
 
-def test_the_server_starts_by_the_command_of_its_manifest_and_answers(running: int) -> None:
+def test_the_server_starts_with_the_manifests_command(running: int) -> None:
     from http.client import HTTPConnection
 
     def answer(host: str) -> int:
@@ -216,8 +219,8 @@ def test_the_server_starts_by_the_command_of_its_manifest_and_answers(running: i
     assert answer("evil.example") == 403
 
 
-def test_the_server_has_what_the_stack_asks_of_it(server: str) -> None:
+def test_the_server_has_the_packages_of_the_stack(server: str) -> None:
     code = "import boto3, prometheus_flask_exporter, psycopg; print(psycopg.pq.__impl__)"
     assert python(server, code).strip() == "binary"
-    # The CronJob's way in.
+    # As the CronJob calls it.
     assert "--older-than" in python(server, "from mlflow.cli import cli; cli(['gc', '--help'])")

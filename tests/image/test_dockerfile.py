@@ -1,4 +1,4 @@
-"""The Dockerfiles, read: what they say agrees with the program and the manifests that run the image."""
+"""The Dockerfiles agree with the program and with the manifests that run the images."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ import pytest
 
 from cnn_jobs import __version__
 from cnn_jobs.cluster import pod
-from tests.cluster.job_files import PATHS
+from tests.helpers.job_files import PATHS
+from tests.helpers.kustomize import STACK, build, pods
 from tests.image.locks import ROOT
-from tests.stack.manifests import STACK, build, pods
 
 JOBS, SERVER = ROOT / "Dockerfile", ROOT / "mlflow/Dockerfile"
 FILES = [JOBS, SERVER]
 
 
 def instructions(path: Path) -> list[tuple[str, str]]:
-    """Keyword and the rest of each instruction, continued lines joined."""
+    """Keyword and arguments of each instruction, with continued lines joined."""
     lines = [line for line in path.read_text().splitlines() if not line.lstrip().startswith("#")]
     joined = re.sub(r"\\\n\s*", " ", "\n".join(lines))
     return [(line.split()[0], line.split(maxsplit=1)[1]) for line in joined.splitlines() if line.strip()]
@@ -37,13 +37,13 @@ def environment(path: Path) -> dict[str, str]:
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
-def test_hadolint_finds_nothing(path: Path) -> None:
+def test_hadolint(path: Path) -> None:
     program = Path(sys.executable).parent / "hadolint"
     ran = subprocess.run([program, "--no-color", str(path)], capture_output=True, text=True, timeout=60)
     assert (ran.returncode, ran.stdout) == (0, "")
 
 
-def test_hadolint_would_find_something(tmp_path: Path) -> None:
+def test_hadolint_detects_errors(tmp_path: Path) -> None:
     (tmp_path / "Dockerfile").write_text(JOBS.read_text().replace('["cnn-jobs"]', "cnn-jobs"))
     program = Path(sys.executable).parent / "hadolint"
     ran = subprocess.run([program, str(tmp_path / "Dockerfile")], capture_output=True, text=True, timeout=60)
@@ -52,7 +52,7 @@ def test_hadolint_would_find_something(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
-def test_it_runs_as_the_user_of_the_manifests_and_by_no_shell(path: Path) -> None:
+def test_user_and_exec_entrypoint(path: Path) -> None:
     assert values(path, "USER") == [f"{pod.USER}:{pod.USER}"]
     assert values(path, "WORKDIR") == [pod.SCRATCH]
     assert re.search(rf"--uid {pod.USER} --gid {pod.USER} ", path.read_text())
@@ -62,7 +62,7 @@ def test_it_runs_as_the_user_of_the_manifests_and_by_no_shell(path: Path) -> Non
     assert environment(path)["HOME"] == pod.SCRATCH
 
 
-def test_the_server_runs_as_the_user_of_its_manifests() -> None:
+def test_manifests_of_the_server_have_the_same_user() -> None:
     specs = [each.spec for each in pods(build(STACK)) if "mlflow" in each.spec["containers"][0]["image"]]
     assert len(specs) == 2
     assert {(spec["securityContext"]["runAsUser"], spec["securityContext"]["runAsGroup"]) for spec in specs} == {
@@ -70,7 +70,7 @@ def test_the_server_runs_as_the_user_of_its_manifests() -> None:
     }
 
 
-def test_version_base_and_folders_are_those_of_the_project() -> None:
+def test_version_base_and_folders() -> None:
     assert f"VERSION={__version__}" in values(JOBS, "ARG")
     for path in FILES:
         assert "BASE=docker.io/library/python:3.11-slim" in values(path, "ARG")
@@ -79,7 +79,7 @@ def test_version_base_and_folders_are_those_of_the_project() -> None:
     assert environment(JOBS)["CNN_JOBS_STATE_DIR"] == pod.STATE
 
 
-def test_every_variable_of_ours_is_one_that_the_program_reads() -> None:
+def test_variables_are_read_by_the_program() -> None:
     ours = {name for name in environment(JOBS) if name.startswith("CNN_JOBS_")}
     assert {"CNN_JOBS_GIT_COMMIT", "CNN_JOBS_GIT_DIRTY", "CNN_JOBS_DATA", "CNN_JOBS_STATE_DIR"} == ours
     help_ = subprocess.run(
@@ -89,7 +89,7 @@ def test_every_variable_of_ours_is_one_that_the_program_reads() -> None:
     assert [name for name in ours if name not in help_ and f'"{name}"' not in code] == []
 
 
-def test_dependencies_come_by_digest_and_before_the_code() -> None:
+def test_dependencies_are_pinned_and_before_the_code() -> None:
     for path, locks in ((JOBS, 2), (SERVER, 1)):
         installs = [rest for rest in values(path, "RUN") if "--requirement" in rest]
         assert len(installs) == locks
@@ -97,19 +97,19 @@ def test_dependencies_come_by_digest_and_before_the_code() -> None:
             assert {"--require-hashes", "--no-deps", "--only-binary=:all:"} <= set(rest.split())
     final = JOBS.read_text().split(" AS image\n")[1]
     assert re.findall(r"COPY --from=(\w+)", final) == ["torch", "packages", "application"]
-    # What changes with every commit is named after everything that is in a layer.
+    # Arguments that change with every commit come after all layers.
     assert final.index("ARG GIT_COMMIT") > final.rindex("RUN --mount") > final.rindex("COPY --from=")
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
-def test_nothing_of_this_machine_or_of_an_index_is_in_it(path: Path) -> None:
+def test_no_host_of_this_machine_is_mentioned(path: Path) -> None:
     hosts = set(re.findall(r"https?://([^/\s]+)", path.read_text()))
     assert hosts <= {"download.pytorch.org"}
     assert "PIP_INDEX_URL" not in path.read_text()
 
 
 def admitted(name: str, folder: Path) -> bool:
-    """Whether a file of the checkout reaches the builder, by the last rule of .dockerignore that fits."""
+    """Whether a file reaches the builder, by the last matching rule of .dockerignore."""
     verdict = True
     for line in (folder / ".dockerignore").read_text().splitlines():
         if line and not line.startswith("#"):
@@ -130,7 +130,7 @@ def tracked(folder: str) -> list[str]:
     return ran.stdout.split()
 
 
-def test_the_builder_is_given_what_is_copied_and_nothing_else() -> None:
+def test_dockerignore_admits_exactly_what_is_copied() -> None:
     for name in ["cnn_jobs/cli/__init__.py", "setup.cfg", "LICENSE", "README.md", "k8s/image/packages.txt", "d.npz"]:
         assert admitted(name, ROOT), name
     for name in [
@@ -159,7 +159,7 @@ def test_the_builder_is_given_what_is_copied_and_nothing_else() -> None:
     assert not admitted(".env", ROOT / "mlflow")
 
 
-def test_the_manifests_and_the_makefile_name_the_same_images() -> None:
+def test_manifests_and_makefile_name_the_same_images() -> None:
     makefile = (ROOT / "Makefile").read_text()
     (server,) = re.findall(r"^MLFLOW_IMAGE = (\S+)$", makefile, re.M)
     named = {each["image"] for found in pods(build(STACK)) for each in found.containers}

@@ -1,4 +1,4 @@
-"""The locks hold what setup.cfg asks for, all of it by digest, and say nothing of where it came from."""
+"""The locks satisfy setup.cfg, with digests and without index addresses."""
 
 from __future__ import annotations
 
@@ -18,56 +18,56 @@ from tests.image.package_index import wheel
 OF_TORCH = re.compile(r"torch(vision)?|triton|nvidia-.*|cuda-.*")
 
 
-def wanted_by_setup_cfg() -> list[Requirement]:
+def requirements_of_setup_cfg() -> list[Requirement]:
     parser = configparser.ConfigParser()
     parser.read(ROOT / "setup.cfg")
     lines = parser["options"]["install_requires"].splitlines()
     return [Requirement(line) for line in lines if line and not line.startswith("#")]
 
 
-def wanted_by_the_server() -> list[Requirement]:
+def requirements_of_the_server() -> list[Requirement]:
     lines = (ROOT / "mlflow/requirements.in").read_text().splitlines()
     return [Requirement(line) for line in lines if line and not line.startswith("#")]
 
 
 @pytest.mark.parametrize("path", LOCKS, ids=lambda path: path.name)
-def test_every_package_has_one_version_and_its_digests(path: Path) -> None:
+def test_packages_have_digests(path: Path) -> None:
     for pinned in read(path).values():
         assert pinned.hashes, pinned.name
         assert all(re.fullmatch(r"--hash=sha256:[0-9a-f]{64}", each) for each in pinned.hashes), pinned.name
 
 
 @pytest.mark.parametrize("path", LOCKS, ids=lambda path: path.name)
-def test_no_index_and_no_address_is_in_a_lock(path: Path) -> None:
+def test_locks_contain_no_address(path: Path) -> None:
     assert "://" not in path.read_text()
     assert all(re.match(r"[a-z0-9._-]+==", line) for line in entries(path))
     assert path.read_text().startswith("# Written by 'make lock")
 
 
-@pytest.mark.parametrize("requirement", wanted_by_setup_cfg(), ids=str)
-def test_the_image_has_what_setup_cfg_asks_for(requirement: Requirement) -> None:
+@pytest.mark.parametrize("requirement", requirements_of_setup_cfg(), ids=str)
+def test_the_image_satisfies_setup_cfg(requirement: Requirement) -> None:
     found = read(PACKAGES, CUDA)[canonicalize_name(requirement.name)]
     assert requirement.specifier.contains(found.version)
 
 
-@pytest.mark.parametrize("requirement", wanted_by_the_server(), ids=str)
-def test_the_server_has_what_its_list_asks_for(requirement: Requirement) -> None:
+@pytest.mark.parametrize("requirement", requirements_of_the_server(), ids=str)
+def test_the_server_satisfies_its_requirements(requirement: Requirement) -> None:
     server = read(SERVER)
     assert requirement.specifier.contains(server[canonicalize_name(requirement.name)].version)
     if "binary" in requirement.extras:
         assert server["psycopg-binary"].version == server["psycopg"].version
 
 
-def test_what_is_large_is_apart() -> None:
-    """A layer of its own each: one that is seldom new, and one that the CPU variant has as well."""
+def test_torch_has_a_lock_of_its_own() -> None:
+    """Two layers: one that seldom changes, and one that the CPU variant shares."""
     assert {name for name in read(CUDA) if not OF_TORCH.fullmatch(name)} == set()
     assert {name for name in read(PACKAGES) if OF_TORCH.fullmatch(name)} == set()
     assert {"torch", "torchvision", "triton"} < set(read(CUDA))
-    # The build of our own wheel asks no index: its build back end is in the lock.
+    # The build of the cnn-jobs wheel uses no index: its build back end is in the lock.
     assert "setuptools" in read(PACKAGES)
 
 
-def test_jobs_and_server_agree_on_what_both_have() -> None:
+def test_jobs_and_server_have_equal_versions() -> None:
     jobs, server = read(PACKAGES), read(SERVER)
     assert {
         name: (jobs[name], server[name]) for name in jobs.keys() & server.keys() if jobs[name] != server[name]
@@ -75,9 +75,9 @@ def test_jobs_and_server_agree_on_what_both_have() -> None:
     assert "mlflow" in server
 
 
-def test_the_locks_of_both_variants_name_the_same_torch() -> None:
+def test_both_variants_have_the_same_torch() -> None:
     if not CPU.exists():
-        pytest.skip("k8s/image/torch-cpu.txt is not there: 'make lock-cpu' writes it")
+        pytest.skip("k8s/image/torch-cpu.txt does not exist: 'make lock-cpu' writes it")
     cpu, cuda = read(CPU), read(CUDA)
     assert {name: each.version.public for name, each in cpu.items()} == {
         name: cuda[name].version.public for name in ("torch", "torchvision")
@@ -86,7 +86,7 @@ def test_the_locks_of_both_variants_name_the_same_torch() -> None:
 
 
 def lock_cpu(index: str, folder: Path) -> subprocess.CompletedProcess[str]:
-    """The real script in a copy of the tree, so that it writes there."""
+    """Runs the script in a copy of the tree."""
     pytest.importorskip("uv")
     copy = folder / "copy/k8s/image"
     copy.mkdir(parents=True)
@@ -97,7 +97,7 @@ def lock_cpu(index: str, folder: Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(words, env=env, capture_output=True, text=True, timeout=60)
 
 
-def test_the_lock_of_the_cpu_variant_is_read_from_the_index_that_is_named(index: str, tmp_path: Path) -> None:
+def test_the_lock_of_the_cpu_variant(index: str, tmp_path: Path) -> None:
     cuda = read(CUDA)
     digests = {
         wheel(tmp_path, name, f"{cuda[name].version}+cpu", platform)
@@ -116,7 +116,7 @@ def test_the_lock_of_the_cpu_variant_is_read_from_the_index_that_is_named(index:
     assert "127.0.0.1" not in path.read_text()
 
 
-def test_no_lock_is_written_where_the_index_lacks_a_platform(index: str, tmp_path: Path) -> None:
+def test_no_lock_is_written_if_the_index_lacks_a_platform(index: str, tmp_path: Path) -> None:
     cuda = read(CUDA)
     for name in ("torch", "torchvision"):
         wheel(tmp_path, name, f"{cuda[name].version}+cpu", "manylinux_2_28_x86_64")

@@ -1,4 +1,4 @@
-"""'make image-push' against a registry (Debian's docker-registry), with images of one file."""
+"""'make image-push' to a registry (Debian's docker-registry), with images of one file."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ from urllib.request import urlopen
 
 import pytest
 
-from tests.conftest import free_port, until
+from cnn_jobs.local_server.server import free_port
+from tests.conftest import until
 from tests.image.containers import call
 from tests.image.locks import ROOT
 
@@ -45,7 +46,7 @@ def registry(tmp_path: Path) -> Iterator[str]:
 
 
 @pytest.mark.parametrize("builder", ["buildah", "podman"])
-def test_both_images_arrive_under_the_name_of_the_registry(registry: str, tmp_path: Path, builder: str) -> None:
+def test_both_images_are_pushed_to_the_registry(registry: str, tmp_path: Path, builder: str) -> None:
     (tmp_path / "content").mkdir()
     (tmp_path / "content/file").write_text("x")
     (tmp_path / "content/Dockerfile").write_text("FROM scratch\nCOPY file /file\n")

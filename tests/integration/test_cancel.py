@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 
-from tests.cluster.calls import call
-from tests.cluster.fake_api import FakeApi, fake_api
-from tests.cluster.job_files import DOCUMENTS
 from tests.conftest import until
+from tests.helpers.calls import call
 from tests.helpers.forkserver import Child
+from tests.helpers.job_files import DOCUMENTS
+from tests.helpers.kubernetes_api import FakeApi, fake_api
 from tests.helpers.survival import Lab
 
 pytestmark = [pytest.mark.integration, pytest.mark.slow, pytest.mark.timeout(300)]
@@ -39,7 +39,7 @@ class Node:
     def stop(self, deleted: dict[str, Any]) -> None:
         os.kill(self.child.pid, self.signal)
         self.ended = self.child.wait()
-        self.api._forget(deleted)
+        self.api.remove(deleted)
 
     def run(self) -> Any:
         """Its run in MLflow, once it has trained a while and a checkpoint has arrived."""

@@ -16,7 +16,8 @@ import pytest
 import torch
 
 from cnn_jobs.data.prepared import write_prepared
-from tests.conftest import free_port, striped_dataset, until
+from cnn_jobs.local_server.server import free_port
+from tests.conftest import striped_dataset, until
 from tests.helpers.forkserver import Child, Ended
 from tests.helpers.survival import Lab, Outcome, compare
 

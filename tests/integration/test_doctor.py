@@ -1,4 +1,4 @@
-"""``cnn-jobs doctor`` as a user calls it: beside a healthy server, and with everything dead."""
+"""``cnn-jobs doctor`` as a process: with a healthy server, and with hanging or missing ones."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from cnn_jobs.local_server import start_server, stop_server
-from tests.doctor import servers
+from tests.helpers import servers
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(300)]
 
@@ -27,8 +27,8 @@ CHECKS = (
 
 
 @dataclass(frozen=True)
-class Seen:
-    """What a call left on the screen."""
+class Output:
+    """Exit code, output and duration of a call."""
 
     code: int
     out: str
@@ -36,7 +36,7 @@ class Seen:
     seconds: float
 
     def lines(self) -> dict[str, tuple[str, str]]:
-        """Check to its result and what was found, from the table of a log."""
+        """Check to its status and what was found, from the lines of a log."""
         table = self.out.partition("\n\n")[0].splitlines()
         found = {}
         for line in table:
@@ -46,7 +46,7 @@ class Seen:
         return found
 
 
-def doctor(*arguments: str, **variables: str) -> Seen:
+def doctor(*arguments: str, **variables: str) -> Output:
     command = [sys.executable, "-m", "cnn_jobs", "doctor", *arguments]
     ours = ("CNN_JOBS_", "MLFLOW_", "AWS_")
     environment = {
@@ -55,7 +55,7 @@ def doctor(*arguments: str, **variables: str) -> Seen:
     environment |= {"AWS_EC2_METADATA_DISABLED": "true", **variables}
     began = time.monotonic()
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=False)
-    return Seen(done.returncode, done.stdout, done.stderr, time.monotonic() - began)
+    return Output(done.returncode, done.stdout, done.stderr, time.monotonic() - began)
 
 
 @pytest.fixture(scope="module")
@@ -68,26 +68,26 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 
 def test_a_healthy_server(server: str, tmp_path: Path) -> None:
-    seen = doctor("--data", "shapes", "--state-dir", str(tmp_path / "state"), MLFLOW_TRACKING_URI=server)
-    assert seen.code == 0, seen
-    found = seen.lines()
+    output = doctor("--data", "shapes", "--state-dir", str(tmp_path / "state"), MLFLOW_TRACKING_URI=server)
+    assert output.code == 0, output
+    found = output.lines()
     assert tuple(found) == CHECKS
     ok = [check for check, (status, _) in found.items() if status == "ok"]
-    # The machine's own disk and shared memory may be small.
+    # This machine's disk and shared memory may be small.
     assert {"data", "device", "versions", "threads", "clock", "presigned downloads"} <= set(ok)
     assert {check for check in CHECKS if check.startswith("MLflow")} <= set(ok)
-    assert "mlflow-artifacts:/0 (of 'Default': 'cnn-jobs' is not made yet)" in found["MLflow artifacts"][1]
+    assert "mlflow-artifacts:/0 (of 'Default': 'cnn-jobs' does not exist yet)" in found["MLflow artifacts"][1]
     assert found["weights"][0] == found["S3"][0] == "skipped"
-    assert seen.out.rstrip().endswith("; a training can start")
-    assert seen.err == ""
+    assert output.out.rstrip().endswith("; a training can start")
+    assert output.err == ""
     assert not (tmp_path / "state").exists()
 
 
-def test_json_is_one_line_with_the_same_in_it(server: str, tmp_path: Path) -> None:
+def test_json_is_one_line_with_all_checks(server: str, tmp_path: Path) -> None:
     arguments = ("--json", "--task", "task4a", "--weights", "none", "--threads", "999", "--data", "shapes")
-    seen = doctor(*arguments, "--state-dir", str(tmp_path), MLFLOW_TRACKING_URI=server)
-    assert seen.out.count("\n") == 1
-    content = json.loads(seen.out)
+    output = doctor(*arguments, "--state-dir", str(tmp_path), MLFLOW_TRACKING_URI=server)
+    assert output.out.count("\n") == 1
+    content = json.loads(output.out)
     assert sorted(content) == ["checks", "ok", "version"]
     assert content["ok"] is True
     assert tuple(each["check"] for each in content["checks"]) == CHECKS
@@ -95,14 +95,14 @@ def test_json_is_one_line_with_the_same_in_it(server: str, tmp_path: Path) -> No
     (threads,) = [each for each in content["checks"] if each["check"] == "threads"]
     assert threads["status"] == "warning"
     assert threads["found"].startswith("999 threads for ")
-    assert seen.code == 0
+    assert output.code == 0
 
 
-def test_everything_dead(tmp_path: Path) -> None:
-    """Servers that take connections and never answer, a state directory that cannot be, a GPU that is not there."""
+def test_everything_fails(tmp_path: Path) -> None:
+    """Servers that never answer, an impossible state directory, a missing GPU."""
     (tmp_path / "file").write_text("in the way")
     with servers.silent() as mlflow, servers.silent() as s3:
-        seen = doctor(
+        output = doctor(
             *("--data", "s3://bucket/x.npz", "--weights", "s3://bucket/w.pth", "--task", "task4a"),
             *("--device", "cuda", "--threads", "999", "--state-dir", str(tmp_path / "file" / "state")),
             MLFLOW_TRACKING_URI=f"http://user:hunter2hunter2@{mlflow}",
@@ -110,9 +110,9 @@ def test_everything_dead(tmp_path: Path) -> None:
             AWS_ACCESS_KEY_ID="AKIAABCDEFGHIJKLMNOP",
             AWS_SECRET_ACCESS_KEY="the-secret-of-aws",
         )
-    assert seen.seconds < 30
-    assert seen.code == 2
-    found = seen.lines()
+    assert output.seconds < 30
+    assert output.code == 2
+    found = output.lines()
     assert tuple(found) == CHECKS
     failed = {check for check, (status, _) in found.items() if status == "failed"}
     assert failed >= {"S3", "MLflow answers", "disk"}
@@ -122,80 +122,80 @@ def test_everything_dead(tmp_path: Path) -> None:
         assert found[check] == ("skipped", "MLflow does not answer"), check
     assert found["threads"][0] == "warning"
     for secret in ("hunter2", "the-secret-of-aws", "AKIAABCDEFGHIJKLMNOP"):
-        assert secret not in seen.out + seen.err
-    assert "Traceback" not in seen.err
-    numbers = [line.strip().partition(".")[0] for line in seen.out.partition("What to do:\n")[2].splitlines()]
+        assert secret not in output.out + output.err
+    assert "Traceback" not in output.err
+    numbers = [line.strip().partition(".")[0] for line in output.out.partition("What to do:\n")[2].splitlines()]
     advised = sum(status in ("failed", "warning") for status, _ in found.values())
     assert numbers[:advised] == [str(number) for number in range(1, advised + 1)]
 
 
-def test_what_hangs_for_good_does_not_hold_up_the_end(tmp_path: Path) -> None:
-    """A file that nobody ever writes, and a server that sends a byte now and then: no single wait is too long."""
+def test_endless_reads_do_not_delay_the_exit(tmp_path: Path) -> None:
+    """A FIFO without a writer, and a server that sends single bytes, so that no read times out."""
     fifo = tmp_path / "data.npz"
     os.mkfifo(fifo)
     with servers.dripping() as mlflow:
-        seen = doctor("--data", str(fifo), "--state-dir", str(tmp_path), MLFLOW_TRACKING_URI=f"http://{mlflow}")
-    assert (seen.code, seen.seconds < 30) == (2, True)
-    found = seen.lines()
+        output = doctor("--data", str(fifo), "--state-dir", str(tmp_path), MLFLOW_TRACKING_URI=f"http://{mlflow}")
+    assert (output.code, output.seconds < 30) == (2, True)
+    found = output.lines()
     assert tuple(found) == CHECKS
     assert found["data"] == ("failed", "no answer within 15 s")
     assert found["MLflow answers"] == ("failed", f"http://{mlflow}: no answer within 13 s, not even a refusal")
     assert found["MLflow database"] == ("skipped", "MLflow does not answer")
     assert found["disk"][0] in ("ok", "warning")
-    assert "Traceback" not in seen.err
-    assert "Fatal Python error" not in seen.err
+    assert "Traceback" not in output.err
+    assert "Fatal Python error" not in output.err
 
 
-def test_an_address_whose_packets_are_dropped(tmp_path: Path) -> None:
+def test_dropped_packets(tmp_path: Path) -> None:
     with servers.full() as where:
-        seen = doctor(
+        output = doctor(
             *("--data", "shapes", "--state-dir", str(tmp_path)),
             MLFLOW_TRACKING_URI=f"http://{where}",
         )
-    assert (seen.code, seen.seconds < 30) == (2, True)
-    assert seen.lines()["MLflow answers"] == ("failed", f"{where} does not accept a connection within 3 s")
+    assert (output.code, output.seconds < 30) == (2, True)
+    assert output.lines()["MLflow answers"] == ("failed", f"{where} does not accept a connection within 3 s")
 
 
 def test_without_a_network_and_without_data(tmp_path: Path) -> None:
-    seen = doctor(
+    output = doctor(
         *("--task", "task4a", "--state-dir", str(tmp_path)),
         MLFLOW_TRACKING_URI="http://no-such-host.invalid:5000",
         HTTPS_PROXY=f"http://{servers.unused()}",
         CNN_JOBS_CACHE_DIR=str(tmp_path / "cache"),
         TORCH_HOME=str(tmp_path / "torch"),
     )
-    assert (seen.code, seen.seconds < 30) == (2, True)
-    found = seen.lines()
+    assert (output.code, output.seconds < 30) == (2, True)
+    found = output.lines()
     assert [found[check][0] for check in ("data", "weights", "S3", "MLflow answers")] == [
         *("failed", "failed", "skipped", "failed")
     ]
     assert "the name 'no-such-host.invalid' cannot be resolved" in found["MLflow answers"][1]
 
 
-def test_a_database_in_place_of_a_server_is_not_made(tmp_path: Path) -> None:
+def test_a_missing_database_is_not_created(tmp_path: Path) -> None:
     uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
-    seen = doctor("--data", "shapes", "--state-dir", str(tmp_path / "state"), MLFLOW_TRACKING_URI=uri)
-    assert seen.code == 0, seen
-    found = seen.lines()
-    assert found["MLflow answers"] == ("ok", f"{tmp_path / 'mlflow.db'} is not there yet: the first run makes it")
+    output = doctor("--data", "shapes", "--state-dir", str(tmp_path / "state"), MLFLOW_TRACKING_URI=uri)
+    assert output.code == 0, output
+    found = output.lines()
+    assert found["MLflow answers"] == ("ok", f"{tmp_path / 'mlflow.db'} does not exist yet: the first run creates it")
     assert found["MLflow database"] == ("skipped", "the database has no tables yet")
     assert list(tmp_path.iterdir()) == []
 
 
-def test_an_address_that_is_none(tmp_path: Path) -> None:
-    seen = doctor("--data", "shapes", "--state-dir", str(tmp_path), MLFLOW_TRACKING_URI="mlflow:5000")
-    assert seen.code == 2
-    assert "must look like http://host:5000" in seen.lines()["MLflow answers"][1]
+def test_an_invalid_address(tmp_path: Path) -> None:
+    output = doctor("--data", "shapes", "--state-dir", str(tmp_path), MLFLOW_TRACKING_URI="mlflow:5000")
+    assert output.code == 2
+    assert "must look like http://host:5000" in output.lines()["MLflow answers"][1]
 
 
-def test_a_task_that_is_none_is_a_mistake_in_one_line() -> None:
-    seen = doctor("--task", "task9")
-    assert (seen.code, seen.out) == (2, "")
-    assert seen.err.startswith("error: unknown task 'task9'; the tasks are ")
+def test_an_unknown_task_is_a_one_line_error() -> None:
+    output = doctor("--task", "task9")
+    assert (output.code, output.out) == (2, "")
+    assert output.err.startswith("error: unknown task 'task9'; the tasks are ")
 
 
 @pytest.mark.parametrize("columns", [80, 100, 120])
-def test_on_a_terminal_nothing_is_cut_off(tmp_path: Path, columns: int) -> None:
+def test_on_a_terminal_nothing_is_truncated(tmp_path: Path, columns: int) -> None:
     folder = tmp_path / ("a" * 60) / ("b" * 60)
     script = (
         "import sys; from cnn_jobs.cli.doctor import show; from cnn_jobs.doctor.finding import failed, ok;"

@@ -1,5 +1,4 @@
-"""Faults of real MLflow servers: host names, artifacts in the wrong place, stores that clients cannot reach, databases
-that are locked."""
+"""Faults of real MLflow servers: host names, artifact locations, unreachable stores, locked databases."""
 
 from __future__ import annotations
 
@@ -18,10 +17,10 @@ import boto3
 import pytest
 import requests
 
-from cnn_jobs.doctor.examine import Subject, _of_mlflow, run
+from cnn_jobs.doctor.examination import Subject, mlflow_checks, run
 from cnn_jobs.doctor.finding import Finding
 from cnn_jobs.tracking import probe
-from tests.doctor import servers
+from tests.helpers import servers
 from tests.helpers.fault_proxy import Fault, FaultProxy, Request, _Handler
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(300)]
@@ -57,7 +56,7 @@ def mlflow_server(folder: Path, *flags: str, **variables: str) -> Iterator[str]:
 
 
 def examined(uri: str, experiment: str = "cnn-jobs") -> dict[str, Finding]:
-    """What the checks of MLflow find there."""
+    """The findings of the MLflow checks."""
     probe.prepare()
     subject = Subject(
         data="shapes",
@@ -69,11 +68,11 @@ def examined(uri: str, experiment: str = "cnn-jobs") -> dict[str, Finding]:
         device="cpu",
         threads=0,
     )
-    return {each.check: each for each in run(_of_mlflow(subject), 30)}
+    return {each.check: each for each in run(mlflow_checks(subject), 30)}
 
 
 class ForwardProxy(_Handler):
-    """Takes whole URLs, as clients send them to a proxy, and leads all of them to the upstream."""
+    """Accepts absolute URLs, as clients send them to a proxy, and forwards all of them upstream."""
 
     def parse_request(self) -> bool:
         parsed = super().parse_request()
@@ -82,14 +81,14 @@ class ForwardProxy(_Handler):
 
 
 class Store:
-    """An MLflow server on S3, with a proxy between it and the bucket; ``fault`` is what becomes of presigned URLs."""
+    """An MLflow server on S3, with a proxy before the bucket that applies ``fault`` to presigned URLs."""
 
     def __init__(self, url: str, bucket: str, proxy: FaultProxy, folder: Path) -> None:
         self.url, self.bucket, self.proxy, self.folder = url, bucket, proxy, folder
         self.fault = Fault.PASS
 
     def schedule(self, request: Request) -> Fault:
-        """The server signs in a header, a client with a presigned URL in its query."""
+        """The server signs requests in a header, a presigned URL in its query."""
         return self.fault if "X-Amz-Signature" in request.path else Fault.PASS
 
     def keys(self) -> list[str]:
@@ -97,7 +96,7 @@ class Store:
         return [each["Key"] for each in listed.get("Contents", [])]
 
     def experiment(self, name: str, location: str | None = None) -> str:
-        """Makes one; returns its name."""
+        """Creates an experiment; returns its name."""
         from mlflow import MlflowClient
 
         MlflowClient(self.url).create_experiment(name, artifact_location=location)
@@ -123,12 +122,12 @@ def store(moto_server: str, tmp_path_factory: pytest.TempPathFactory) -> Iterato
 
 @pytest.fixture
 def keys(aws: None, moto_server: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """This process, too, has keys for the bucket."""
+    """Keys for the bucket, in this process, too."""
     monkeypatch.setenv("AWS_ENDPOINT_URL", moto_server)
     monkeypatch.setenv("MLFLOW_BOTO_CLIENT_ADDRESSING_STYLE", "path")
 
 
-def test_artifacts_go_through_the_server_and_nothing_stays(store: Store, keys: None) -> None:
+def test_artifacts_go_through_the_server_and_nothing_remains(store: Store, keys: None) -> None:
     from mlflow import MlflowClient
 
     found = examined(store.url)
@@ -142,13 +141,13 @@ def test_artifacts_go_through_the_server_and_nothing_stays(store: Store, keys: N
     assert MlflowClient(store.url).search_runs(["0"]) == []
 
 
-def test_a_store_that_only_the_server_reaches(store: Store, keys: None, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_store_that_only_the_server_can_reach(store: Store, keys: None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(store, "fault", Fault.HANG)
     found = examined(store.url)
     assert found["MLflow artifacts"].status == "ok"
     assert found["presigned downloads"].status == "ok"
     assert "from here they cannot (" in found["presigned downloads"].found
-    # The same with the switch on, which is what a plain MLflow client does: it would wait for minutes.
+    # With the switch on, as in a plain MLflow client, which would wait for minutes.
     monkeypatch.setenv(DOWNLOADS, "true")
     found = examined(store.url)
     assert found["MLflow artifacts"].status == "ok"
@@ -160,17 +159,17 @@ def test_a_store_that_only_the_server_reaches(store: Store, keys: None, monkeypa
     assert store.keys() == []
 
 
-def test_a_store_that_refuses_presigned_addresses(store: Store, keys: None, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_store_that_refuses_presigned_urls(store: Store, keys: None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(store, "fault", Fault.BAD_REQUEST)
     monkeypatch.setenv(DOWNLOADS, "true")
     found = examined(store.url)["presigned downloads"]
     assert (found.status, found.found.endswith("and there: it answers 400")) == ("failed", True)
 
 
-def test_a_store_that_is_reached_directly(store: Store, keys: None, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_store_that_clients_reach_directly(store: Store, keys: None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(DOWNLOADS, "true")
     found = examined(store.url)["presigned downloads"]
-    assert (found.status, found.found) == ("ok", f"on: files come straight from {store.proxy.url}")
+    assert (found.status, found.found) == ("ok", f"on: files come directly from {store.proxy.url}")
 
 
 def test_a_store_that_refuses_the_server(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -182,7 +181,7 @@ def test_a_store_that_refuses_the_server(store: Store, monkeypatch: pytest.Monke
     assert "--artifacts-destination" in found["MLflow artifacts"].advice
 
 
-def test_artifacts_that_do_not_go_through_the_server(store: Store, keys: None, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_artifacts_that_bypass_the_server(store: Store, keys: None, monkeypatch: pytest.MonkeyPatch) -> None:
     name = store.experiment("direct", "s3://artifacts/direct")
     found = examined(store.url, name)["MLflow artifacts"]
     assert (found.status, "every machine that trains needs keys" in found.found) == ("warning", True)
@@ -192,7 +191,7 @@ def test_artifacts_that_do_not_go_through_the_server(store: Store, keys: None, m
     monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
     from mlflow.store.artifact import s3_artifact_repo
 
-    # Both keep the keys that they saw first, as long as this process lives.
+    # Both cache the first keys for the lifetime of the process.
     s3_artifact_repo._cached_get_s3_client.cache_clear()
     monkeypatch.setattr(boto3, "DEFAULT_SESSION", None)
     monkeypatch.setenv("KUBERNETES_SERVICE_HOST", "10.0.0.1")
@@ -207,7 +206,7 @@ def test_artifacts_in_a_folder_of_another_machine(
     name = store.experiment("folder", str(tmp_path / "artifacts"))
     found = examined(store.url, name)["MLflow artifacts"]
     assert (found.status, "right only if the server runs here" in found.found) == ("warning", True)
-    # By another name than loopback, as from a pod; a proxy stands for the network.
+    # Under another name than loopback, as from a pod; a proxy simulates the network.
     host, _, port = store.url.removeprefix("http://").partition(":")
     with FaultProxy((host, int(port))) as network:
         network.RequestHandlerClass = ForwardProxy
@@ -218,7 +217,7 @@ def test_artifacts_in_a_folder_of_another_machine(
     assert not list(tmp_path.rglob("doctor-*"))
 
 
-def test_a_database_that_is_locked(store: Store) -> None:
+def test_a_locked_database(store: Store) -> None:
     holder = sqlite3.connect(store.folder / "mlflow.db", isolation_level=None, check_same_thread=False)
     holder.execute("BEGIN EXCLUSIVE")
     release = threading.Timer(20, holder.close)
@@ -234,7 +233,7 @@ def test_a_database_that_is_locked(store: Store) -> None:
     assert found["MLflow artifacts"].status == "skipped"
 
 
-def test_a_server_that_does_not_know_its_name(tmp_path: Path) -> None:
+def test_a_server_that_rejects_its_host_name(tmp_path: Path) -> None:
     with mlflow_server(tmp_path, "--allowed-hosts", "mlflow,mlflow:*") as url:
         found = examined(url)
         assert found["MLflow answers"].status == "ok"

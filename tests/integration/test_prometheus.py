@@ -21,7 +21,8 @@ import yaml
 
 from cnn_jobs.data.dataset import Dataset
 from cnn_jobs.data.prepared import write_prepared
-from tests.conftest import free_port, until
+from cnn_jobs.local_server.server import free_port
+from tests.conftest import until
 from tests.monitoring.test_k8s_monitoring import FOLDER, panels
 
 pytestmark = [

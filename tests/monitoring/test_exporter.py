@@ -13,10 +13,10 @@ from contextlib import AbstractContextManager, contextmanager
 import pytest
 
 from cnn_jobs.errors import DataError, DivergedError
+from cnn_jobs.local_server.server import free_port
 from cnn_jobs.monitoring.metrics import Exporter, push_outcome
 from cnn_jobs.monitoring.monitor import Monitor, MonitoringOptions, monitored
 from cnn_jobs.system.signals import StopRequest
-from tests.conftest import free_port
 from tests.monitoring.pages import live_attempt, pushed, samples
 
 

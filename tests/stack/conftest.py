@@ -1,4 +1,4 @@
-"""MLflow's server with a database and a bucket, as the containers of the stack."""
+"""The stack's MLflow server, with a database and a bucket, as local processes."""
 
 from __future__ import annotations
 
@@ -7,12 +7,10 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.conftest import free_port
-from tests.stack.manifests import STACK
-from tests.stack.mlflow_pod import Running, command, container_of, environment, run_container, serve
-from tests.stack.postgres_server import Database, has_postgres
-
-PASSWORD = "0123456789abcdef-of-a-test"
+from cnn_jobs.local_server.server import free_port
+from tests.helpers.kustomize import STACK
+from tests.helpers.mlflow_pod import Running, command, container_of, environment, run_container, serve
+from tests.helpers.postgres_server import PASSWORD, Database, has_postgres
 
 
 @pytest.fixture(scope="module")
@@ -26,7 +24,7 @@ def database() -> Iterator[Database]:
 def secret(
     moto_server: str, tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest
 ) -> dict[str, str]:
-    """The Secret as a user makes it, with a database and an S3 server of this machine."""
+    """The user's Secret, with a database and an S3 server on this machine."""
     folder = tmp_path_factory.mktemp(PASSWORD)
     sqlite = f"sqlite:///{folder}/mlflow.db"
     return {
@@ -40,14 +38,14 @@ def secret(
 
 @pytest.fixture(scope="module")
 def bucket(secret: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> list[str]:
-    """Made by the overlay's container before MLflow, twice; what it said."""
+    """Output of the overlay's init container, which creates the bucket, run twice."""
     first = container_of("k8s/overlays/in-cluster-store", "Deployment/mlflow", "initContainers")
     return [run_container(first, secret, tmp_path_factory.mktemp("bucket")) for _ in range(2)]
 
 
 @pytest.fixture(scope="module")
 def server(secret: dict[str, str], bucket: list[str], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
-    """The Deployment's container: its port and the address it listens on are this machine's."""
+    """The Deployment's container, on another port and address."""
     home, port = tmp_path_factory.mktemp("mlflow"), free_port()
     container = container_of(STACK, "Deployment/mlflow")
     given = environment(container, secret, home)

@@ -1,4 +1,4 @@
-"""Pods of the rendered Jobs as processes of this machine: same command, arguments and environment."""
+"""Pods of the rendered Jobs as local processes, with their command, arguments and environment."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from pathlib import Path
 from cnn_jobs.cluster.manifests import documents
 from cnn_jobs.cluster.plans import choose
 from cnn_jobs.cluster.settings import Settings
-from tests.stack.manifests import STACK, Object, find
-from tests.stack.mlflow_pod import BIN
+from tests.helpers.kustomize import STACK, Object, find
+from tests.helpers.mlflow_pod import BIN
 from tests.stack.pod_network import PodNetwork, pod_network
 
 FIELDS = {"spec.nodeName": "the-node"}
-# It takes ten seconds; on a machine that does much else, minutes.
-PATIENCE_S = 400.0
+# A run takes ten seconds, on a busy machine minutes.
+TIMEOUT_S = 400.0
 LABEL_UID = "metadata.labels['batch.kubernetes.io/controller-uid']"
 
 
 def container_of_job(name: str) -> Object:
-    """Of a rendered Job without GPUs."""
+    """The container of a Job rendered without GPUs."""
     (job,) = documents(choose([name])[0], Settings(gpus=0))
     (container,) = job["spec"]["template"]["spec"]["containers"]
     return dict(container)
@@ -31,7 +31,7 @@ def container_of_job(name: str) -> Object:
 
 @dataclass
 class JobPod:
-    """One pod of a Job: ``disk`` stands for its volumes, ``more`` for what is in the ConfigMap beside the stack's."""
+    """One pod of a Job. ``disk`` holds its volumes; ``more`` is added to the stack's ConfigMap."""
 
     job: str
     uid: str
@@ -41,11 +41,11 @@ class JobPod:
     more: dict[str, str] = field(default_factory=dict)
 
     def path(self, inside: str) -> Path:
-        """Where a volume of the pod lies on this machine."""
+        """Path on this machine of a path in the pod."""
         return self.disk / inside.strip("/")
 
     def environment(self) -> dict[str, str]:
-        """The ConfigMap's variables, then the manifest's own, which win; and what Kubernetes gives every pod."""
+        """Kubernetes' variables, those of the ConfigMap, and those of the manifest, which win."""
         fields = {**FIELDS, LABEL_UID: self.uid, "metadata.name": self.name}
         made = {"PATH": f"{BIN}:{os.environ['PATH']}", "KUBERNETES_SERVICE_HOST": "10.96.0.1"}
         made |= find(STACK, "ConfigMap", "cnn-jobs")["data"] | self.more
@@ -59,14 +59,14 @@ class JobPod:
 
     @contextmanager
     def network(self) -> Iterator[PodNetwork]:
-        """A pod has its own."""
+        """The pod's network, in which only MLflow can be reached."""
         self.disk.mkdir(parents=True, exist_ok=True)
         with pod_network(self.disk, "mlflow", 5000, ("127.0.0.1", self.mlflow_port)) as network:
             yield network
 
     @contextmanager
     def start(self, *arguments: str, **env: str) -> Iterator[subprocess.Popen[bytes]]:
-        """The container's process, killed at the end of the block if it has not ended; what it says goes to ``log``."""
+        """Runs the container during the block, with its output in ``log``; kills it at the end."""
         container = container_of_job(self.job)
         words = [*container["command"], *map(self._here, container["args"]), *arguments]
         for mount in container["volumeMounts"]:
@@ -86,11 +86,11 @@ class JobPod:
                 process.wait(30)
 
     def run(self, *arguments: str, **env: str) -> int:
-        """To its end; the exit code."""
+        """Runs the container to its end; returns its exit code."""
         with self.start(*arguments, **env) as process:
-            return process.wait(PATIENCE_S)
+            return process.wait(TIMEOUT_S)
 
     @property
     def log(self) -> Path:
-        """Everything it said."""
+        """Output of the container."""
         return self.disk / "log"

@@ -1,7 +1,4 @@
-"""A small evaluator of NetworkPolicies.
-
-By https://kubernetes.io/docs/concepts/services-networking/network-policies/.
-"""
+"""A small evaluator of NetworkPolicies: https://kubernetes.io/docs/concepts/services-networking/network-policies/."""
 
 from __future__ import annotations
 
@@ -13,7 +10,7 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Peer:
-    """An end of a connection: a pod with labels in a namespace, or something outside of the cluster with an address."""
+    """One end of a connection: a pod with labels in a namespace, or an address outside of the cluster."""
 
     name: str
     labels: dict[str, str] = field(default_factory=dict)
@@ -26,7 +23,7 @@ class Peer:
 
 
 def allowed(policies: Iterable[dict[str, Any]], source: Peer, target: Peer, port: int, protocol: str = "TCP") -> bool:
-    """Whether a connection opens: the policies of both ends must let it through."""
+    """Whether the policies of both ends allow a connection."""
     policies = list(policies)
     ends = (("Egress", source, target), ("Ingress", target, source))
     return all(passes(policies, direction, owner, other, port, protocol) for direction, owner, other in ends)
@@ -35,7 +32,7 @@ def allowed(policies: Iterable[dict[str, Any]], source: Peer, target: Peer, port
 def passes(
     policies: Iterable[dict[str, Any]], direction: str, owner: Peer, other: Peer, port: int, protocol: str = "TCP"
 ) -> bool:
-    """Whether the policies of one end let it through: Egress, to ``other``, or Ingress, from it."""
+    """Whether the policies of ``owner`` allow a connection: Egress to ``other``, or Ingress from it."""
     mine = [policy for policy in policies if _selects(policy, owner) and direction in _directions(policy["spec"])]
     if not owner.namespace or not mine:
         return True
@@ -79,7 +76,7 @@ def _is(peer: dict[str, Any], other: Peer, home: str) -> bool:
 
 
 def matches(selector: dict[str, Any], labels: dict[str, str]) -> bool:
-    """Whether a label selector takes these labels; an empty one takes all."""
+    """Whether a label selector matches these labels; an empty one matches all."""
     for rule in selector.get("matchExpressions", []):
         value, values = labels.get(rule["key"]), rule.get("values", [])
         fits = {

@@ -1,8 +1,8 @@
-"""A pod's network as the policies of the stack leave it: a network namespace in which there is MLflow and nothing else.
+"""A pod's network under the stack's policies: a network namespace in which only MLflow can be reached.
 
-The namespace has a loopback of its own and no way out. A socket belongs to the namespace that made it, whoever holds
-it: one that listens inside is handed out, and what comes in there is passed on to the server outside. Its name is in
-the pod's own /etc/hosts. The kernel keeps the pod from everything else, whatever the program in it does.
+The namespace has only a loopback interface. A socket belongs to the namespace that created it, whoever holds it: a
+listening socket is passed out, and its connections are forwarded to the server outside. The pod's own /etc/hosts has
+its name. The kernel blocks everything else, whatever the program does.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-# argv: number of the socket to hand out by, port, hosts file. Ends when its stdin does.
+# argv: descriptor of the socket that passes the listening one out, port, hosts file. Ends with its stdin.
 HOLDER = """
 import fcntl, socket, struct, subprocess, sys
 probe = socket.socket()
@@ -33,31 +33,31 @@ sys.stdin.read()
 
 @functools.cache
 def why_not() -> str:
-    """Why no such network can be made here, "" where it can."""
+    """Why no such network can be created on this machine, "" if it can."""
     if not all(map(shutil.which, ("unshare", "nsenter", "mount"))):
         return "unshare, nsenter or mount is not installed"
     ran = subprocess.run([*_unshare(), "true"], capture_output=True, text=True, check=False)
-    return "" if ran.returncode == 0 else f"this user may make no network namespace: {ran.stderr.strip()}"
+    return "" if ran.returncode == 0 else f"this user may not create network namespaces: {ran.stderr.strip()}"
 
 
 def _unshare() -> list[str]:
-    """For root, or for another user where the kernel lets everybody make namespaces."""
+    """For root, and for other users if the kernel allows them to create namespaces."""
     user = [] if os.geteuid() == 0 else ["--user", "--map-root-user"]
     return ["unshare", *user, "--net", "--mount"]
 
 
 class PodNetwork:
-    """``words``: what a command line begins with that runs in this network. ``sent``: bytes that came out of it."""
+    """``words``: prefix of a command line that runs in this network."""
 
     def __init__(self, holder: int, inside: socket.socket, upstream: tuple[str, int]) -> None:
         user = [] if os.geteuid() == 0 else ["--user", "--preserve-credentials"]
-        # A mount namespace is entered at its root; --wd stays where the program was started.
+        # --wd keeps the working directory: a mount namespace is entered at its root.
         self.words = ["nsenter", f"--target={holder}", *user, "--net", "--mount", "--wd=.", "--"]
         self.inside, self._upstream = inside, upstream
         threading.Thread(target=self._accept, daemon=True).start()
 
     def _accept(self) -> None:
-        with contextlib.suppress(OSError):  # it was closed
+        with contextlib.suppress(OSError):  # closed
             while True:
                 caller, _ = self.inside.accept()
                 threading.Thread(target=self._serve, args=(caller,), daemon=True).start()
@@ -79,7 +79,7 @@ def _copy(source: socket.socket, target: socket.socket) -> None:
 
 @contextmanager
 def pod_network(folder: Path, name: str, port: int, upstream: tuple[str, int]) -> Iterator[PodNetwork]:
-    """In it, ``name``:``port`` is ``upstream`` of this machine. Gone with the block."""
+    """A network for the block, in which ``name``:``port`` is ``upstream`` of this machine."""
     hosts = folder / "hosts"
     hosts.write_text(f"127.0.0.1 localhost\n127.0.0.1 {name}\n")
     ours, theirs = socket.socketpair()

@@ -1,4 +1,4 @@
-"""The containers of MLflow run for real, as the manifests have them, on PostgreSQL (where it is installed) and S3."""
+"""MLflow's containers as in the manifests, on PostgreSQL (if it is installed) and S3."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from pathlib import Path
 import boto3
 import pytest
 
-from tests.conftest import MLFLOW_WARNING, free_port
-from tests.stack.conftest import PASSWORD
-from tests.stack.manifests import STACK
-from tests.stack.mlflow_pod import POD_IP, Running, command, container_of, environment, run_container
-from tests.stack.postgres_server import Database, has_postgres
+from cnn_jobs.local_server.server import free_port
+from tests.conftest import MLFLOW_WARNING
+from tests.helpers.kustomize import STACK
+from tests.helpers.mlflow_pod import POD_IP, Running, command, container_of, environment, run_container
+from tests.helpers.postgres_server import PASSWORD, Database, has_postgres
 
 pytestmark = [pytest.mark.integration, pytest.mark.filterwarnings(MLFLOW_WARNING)]
 
 SERVER = container_of(STACK, "Deployment/mlflow")
 SEARCH = SERVER["readinessProbe"]["httpGet"]["path"]
 NAMES = ["mlflow", "mlflow.cnn-jobs", "mlflow.cnn-jobs.svc", "mlflow.cnn-jobs.svc.cluster.local"]
-# As pods call it, as a port-forward to any port does, and as Prometheus calls a pod.
+# Hosts used by pods, by a port-forward to any port, and by Prometheus.
 HOSTS = [
     *NAMES,
     *(f"{name}:5000" for name in NAMES),
@@ -46,11 +46,11 @@ HAS_EXPORTER = importlib.util.find_spec("prometheus_flask_exporter") is not None
 needs_postgres = pytest.mark.skipif(not has_postgres(), reason="PostgreSQL or psycopg is not installed")
 
 
-def test_the_bucket_is_made_once(bucket: list[str]) -> None:
+def test_the_bucket_is_created_once(bucket: list[str]) -> None:
     assert bucket == ["bucket cnn-jobs-of-the-stack made\n", "bucket cnn-jobs-of-the-stack is there\n"]
 
 
-def test_the_store_is_waited_for(secret: dict[str, str], tmp_path: Path) -> None:
+def test_the_init_container_waits_for_the_store(secret: dict[str, str], tmp_path: Path) -> None:
     from moto.server import ThreadedMotoServer
 
     first = container_of("k8s/overlays/in-cluster-store", "Deployment/mlflow", "initContainers")
@@ -70,33 +70,33 @@ def test_the_store_is_waited_for(secret: dict[str, str], tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize("host", HOSTS)
-def test_it_answers_whoever_may_call(server: Running, host: str) -> None:
+def test_allowed_hosts(server: Running, host: str) -> None:
     status, text = server.get(SEARCH, host)
     assert (status, '"name": "Default"' in text) == (200, True)
 
 
 @pytest.mark.parametrize("host", FOREIGN)
-def test_it_refuses_names_that_are_not_its_own(server: Running, host: str) -> None:
+def test_other_hosts_are_rejected(server: Running, host: str) -> None:
     assert server.get(SEARCH, host)[0] == 403
     assert server.get("/", host)[0] == 403
 
 
 @pytest.mark.parametrize("kind", ["startupProbe", "readinessProbe", "livenessProbe"])
-def test_it_answers_every_probe_as_the_kubelet_sends_it(server: Running, kind: str) -> None:
+def test_probes_as_the_kubelet_sends_them(server: Running, kind: str) -> None:
     request = SERVER[kind]["httpGet"]
     headers = {each["name"]: each["value"] for each in request.get("httpHeaders", [])}
     assert server.get(request["path"], headers.get("Host", f"{POD_IP}:5000"))[0] == 200
 
 
 @pytest.mark.skipif(not HAS_EXPORTER, reason="prometheus-flask-exporter is not installed")
-def test_prometheus_reads_its_metrics_by_the_address_of_the_pod(server: Running) -> None:
+def test_prometheus_scrapes_by_the_address_of_the_pod(server: Running) -> None:
     assert server.get("/metrics", "evil.example")[0] == 403
     server.get(SEARCH, "mlflow:5000")
     status, text = server.get("/metrics", f"{POD_IP}:5000")
     assert (status, "mlflow_http_request_total" in text) == (200, True)
 
 
-def test_no_process_of_it_shows_the_password(server: Running, secret: dict[str, str]) -> None:
+def test_no_command_line_contains_a_secret(server: Running, secret: dict[str, str]) -> None:
     lines = []
     for folder in Path("/proc").glob("[0-9]*"):
         try:
@@ -111,8 +111,8 @@ def test_no_process_of_it_shows_the_password(server: Running, secret: dict[str, 
     assert PASSWORD not in server.log.read_text()
 
 
-def test_it_writes_nothing_outside_of_its_volume(server: Running, tmp_path: Path) -> None:
-    """Files that its processes hold open for writing are below the home that stands for the emptyDir."""
+def test_nothing_is_written_outside_of_its_volume(server: Running) -> None:
+    """Files open for writing are below the folder that replaces the emptyDir."""
     written = set()
     for folder in Path("/proc").glob("[0-9]*"):
         try:
@@ -125,12 +125,12 @@ def test_it_writes_nothing_outside_of_its_volume(server: Running, tmp_path: Path
         except OSError:
             continue
     assert written
-    # Without PostgreSQL, a file of sqlite stands for it.
+    # Without PostgreSQL it uses sqlite.
     assert {p for p in written if not p.is_relative_to(server.log.parent) and not p.match("*/mlflow.db*")} == set()
 
 
 @needs_postgres
-def test_it_never_opens_more_connections_than_the_manifest_reckons_with(server: Running, database: Database) -> None:
+def test_connections_stay_within_the_manifests_calculation(server: Running, database: Database) -> None:
     counts = []
     count = "select count(*) from pg_stat_activity where usename = 'mlflow' and pid <> pg_backend_pid()"
     registry = "/api/2.0/mlflow/registered-models/search"
@@ -140,14 +140,12 @@ def test_it_never_opens_more_connections_than_the_manifest_reckons_with(server: 
             counts.append(connection.execute(count).fetchone()[0])
             time.sleep(0.05)
     assert {call.result()[0] for call in calls} == {200}
-    # Beyond what the pools of one worker keep: so both took part, and the limit is not far off.
+    # More than the pools of one worker keep: both were in use, and the limit was nearly reached.
     assert 10 < max(counts) <= 43
 
 
 @needs_postgres
-def test_without_its_database_it_is_alive_but_not_ready_and_it_comes_back_with_it(
-    server: Running, database: Database
-) -> None:
+def test_without_its_database_it_is_alive_but_not_ready(server: Running, database: Database) -> None:
     probe = SERVER["readinessProbe"]
     assert server.get(probe["httpGet"]["path"], "mlflow:5000")[0] == 200
     database.stop()
@@ -161,7 +159,7 @@ def test_without_its_database_it_is_alive_but_not_ready_and_it_comes_back_with_i
     assert server.get(probe["httpGet"]["path"], "mlflow:5000")[0] == 200
 
 
-def test_files_go_to_the_bucket_and_gc_deletes_them_after_a_month_and_not_before(
+def test_files_go_to_the_bucket_and_gc_deletes_them_after_a_month(
     server: Running, secret: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from mlflow import MlflowClient
@@ -171,7 +169,7 @@ def test_files_go_to_the_bucket_and_gc_deletes_them_after_a_month_and_not_before
     experiment = client.get_experiment(client.create_experiment("gc"))
     assert experiment.artifact_location.startswith("mlflow-artifacts:/")
     run_id = client.create_run(experiment.experiment_id).info.run_id
-    # No key of S3 here: the server alone has them.
+    # Only the server has S3 keys.
     monkeypatch.setenv("MLFLOW_ENABLE_PROXY_MULTIPART_DOWNLOAD", "false")
     (tmp_path / "model.bin").write_bytes(b"weights" * 1000)
     client.log_artifact(run_id, str(tmp_path / "model.bin"), "model")
@@ -200,8 +198,8 @@ def test_files_go_to_the_bucket_and_gc_deletes_them_after_a_month_and_not_before
     ]
 
 
-def test_where_a_service_injects_its_port_the_server_would_die(secret: dict[str, str], tmp_path: Path) -> None:
-    """Why enableServiceLinks is false: what Kubernetes would set for a Service called mlflow."""
+def test_the_port_variable_of_a_service_ends_the_server(secret: dict[str, str], tmp_path: Path) -> None:
+    """Why enableServiceLinks is false: Kubernetes would set this for a Service named mlflow."""
     given = {**environment(SERVER, secret, tmp_path), "MLFLOW_PORT": "tcp://10.96.0.7:5000"}
     words = [word for word in command(SERVER, given, tmp_path, host="127.0.0.1") if not word.startswith("--port=")]
     ran = subprocess.run(words, env=given, cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False)

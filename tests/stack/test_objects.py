@@ -1,4 +1,4 @@
-"""Every object that 'kubectl apply -k' would send: valid, confined, pinned, and without a secret in it."""
+"""All objects of 'kubectl apply -k': valid, confined, with fixed image tags, and without secrets."""
 
 from __future__ import annotations
 
@@ -6,26 +6,26 @@ import copy
 import re
 from typing import Any
 
-import kubernetes_validate  # type: ignore[import-untyped]
+import kubernetes_validate
 import pytest
 import yaml
 
-from tests.cluster.pod_security import violations
-from tests.stack.manifests import CUSTOM, FOLDERS, K8S, ROOT, STACK, Pod, build, find, name_of, pods, strings
+from tests.helpers.kustomize import CUSTOM, FOLDERS, K8S, ROOT, STACK, Pod, build, find, name_of, pods, strings
+from tests.helpers.pod_security import violations
 
 VERSIONS = [f"1.{minor}" for minor in range(31, 38)]
 ALL_PODS = [pytest.param(pod, id=f"{folder}:{pod.owner}") for folder in FOLDERS for pod in pods(build(folder))]
 SECRET_NAME = re.compile(r"(?i)passw|secret|token|_key$|key_id$|credential")
-# A login in a URL; the @ of a reference to an image or a person has no colon before it.
+# A login in a URL; the @ of an image reference or mail address has no colon before it.
 LOGIN = re.compile(r"://[^/\s:@]*:[^/\s@]+@")
 
 
-def test_the_overlays_are_those_of_the_manual() -> None:
+def test_the_overlays() -> None:
     assert FOLDERS[2:] == [f"k8s/overlays/{n}" for n in ("cpu", "in-cluster-store", "kind", "kueue", "monitoring")]
 
 
 @pytest.mark.parametrize("folder", FOLDERS)
-def test_every_object_has_its_place_and_its_part(folder: str) -> None:
+def test_names_are_unique_and_namespaces_are_set(folder: str) -> None:
     names = [name_of(thing) for thing in build(folder)]
     assert len(set(names)) == len(names)
     for thing in build(folder):
@@ -35,13 +35,13 @@ def test_every_object_has_its_place_and_its_part(folder: str) -> None:
 
 
 @pytest.mark.parametrize("folder", FOLDERS)
-def test_it_can_be_applied_again_with_other_images(folder: str) -> None:
-    """A Job that is there cannot be changed; a Deployment, StatefulSet or CronJob can."""
+def test_folders_can_be_applied_again(folder: str) -> None:
+    """An existing Job cannot be changed; a Deployment, StatefulSet or CronJob can."""
     assert not [name_of(thing) for thing in build(folder) if thing["kind"] in ("Job", "Pod")]
 
 
 @pytest.mark.parametrize("folder", FOLDERS)
-def test_on_an_empty_cluster_each_object_comes_after_what_it_needs(folder: str) -> None:
+def test_objects_come_after_those_that_they_need(folder: str) -> None:
     kinds = [thing["kind"] for thing in build(folder)]
     first = ["Namespace", "ResourceQuota", "ServiceAccount", "ConfigMap", "LimitRange", "PersistentVolumeClaim"]
     makers = [number for number, kind in enumerate(kinds) if kind in ("Deployment", "StatefulSet", "CronJob")]
@@ -52,7 +52,7 @@ def test_on_an_empty_cluster_each_object_comes_after_what_it_needs(folder: str) 
 
 @pytest.mark.parametrize("version", VERSIONS)
 @pytest.mark.parametrize("folder", FOLDERS)
-def test_every_object_is_valid(folder: str, version: str) -> None:
+def test_objects_are_valid(folder: str, version: str) -> None:
     checked = 0
     for thing in build(folder):
         if thing["kind"] not in CUSTOM:
@@ -70,14 +70,14 @@ def test_every_object_is_valid(folder: str, version: str) -> None:
         lambda spec: spec.pop("selector"),
     ],
 )
-def test_the_schemas_see_a_mistake(spoil: Any) -> None:
+def test_the_schemas_detect_errors(spoil: Any) -> None:
     thing = copy.deepcopy(find(STACK, "Deployment", "mlflow"))
     spoil(thing["spec"])
     with pytest.raises(kubernetes_validate.ValidationError):
         kubernetes_validate.validate(thing, VERSIONS[0], strict=True)
 
 
-def test_what_the_schemas_do_not_know_is_of_known_versions() -> None:
+def test_versions_of_custom_kinds() -> None:
     found = {(thing["kind"], thing["apiVersion"]) for folder in FOLDERS for thing in build(folder)}
     assert {(kind, version) for kind, version in found if kind in CUSTOM} == {
         ("PodMonitor", "monitoring.coreos.com/v1"),
@@ -102,14 +102,14 @@ def test_the_namespace_enforces_restricted() -> None:
 
 
 @pytest.mark.parametrize("pod", ALL_PODS)
-def test_every_pod_passes_pod_security_restricted(pod: Pod) -> None:
+def test_pod_security_restricted(pod: Pod) -> None:
     assert violations({"spec": pod.spec}) == []
 
 
 @pytest.mark.parametrize("pod", ALL_PODS)
-def test_every_pod_is_confined_beyond_that(pod: Pod) -> None:
+def test_pods_are_confined_further(pod: Pod) -> None:
     assert pod.spec["automountServiceAccountToken"] is False
-    # A Service called mlflow would set MLFLOW_PORT in every pod of the namespace.
+    # A Service named mlflow would set MLFLOW_PORT in every pod of the namespace.
     assert pod.spec["enableServiceLinks"] is False
     assert pod.labels["app.kubernetes.io/part-of"] == "cnn-jobs"
     for container in pod.containers:
@@ -120,7 +120,7 @@ def test_every_pod_is_confined_beyond_that(pod: Pod) -> None:
 
 
 @pytest.mark.parametrize("pod", ALL_PODS)
-def test_every_image_has_a_version(pod: Pod) -> None:
+def test_images_have_versions(pod: Pod) -> None:
     for container in pod.containers:
         _, _, tag = container["image"].rpartition("/")[2].partition(":")
         assert re.fullmatch(r"v?\d+(\.\d+)+(-\d+)?", tag), container["image"]
@@ -134,13 +134,13 @@ def test_kind_never_pulls_our_images() -> None:
         ("cnn-jobs:0.1.0", "Never"),
         ("cnn-jobs-mlflow:3.17.2-1", "Never"),
     }
-    # Whatever is in the cluster is of the default storage class, and on no path of the node.
+    # Volumes use the default storage class, and no path of the node.
     for thing in build("k8s/overlays/kind"):
         assert not {"hostPath", "storageClassName"} & set(strings(thing))
 
 
 @pytest.mark.parametrize("folder", FOLDERS)
-def test_no_object_holds_a_secret(folder: str) -> None:
+def test_objects_contain_no_secret(folder: str) -> None:
     for thing in build(folder):
         assert thing["kind"] != "Secret"
         assert not [text for text in strings(thing) if LOGIN.search(text)]
@@ -150,12 +150,12 @@ def test_no_object_holds_a_secret(folder: str) -> None:
         for container in pod.containers:
             named = [each for each in container.get("env", []) if SECRET_NAME.search(each["name"])]
             assert all(set(each) == {"name", "valueFrom"} for each in named), container["name"]
-            # ... and none reaches a command line, where everybody may read it.
+            # ... and none is on a command line, which everybody may read.
             line = " ".join([*container.get("command", []), *container.get("args", [])])
             assert not re.search(r"\$\((?!POD_IP|POD_NAMESPACE|INGRESS_HOSTS)", line)
 
 
-def test_no_file_holds_a_secret_and_every_one_is_used() -> None:
+def test_files_contain_no_secret_and_are_all_used() -> None:
     listed = set()
     for path in K8S.rglob("*.yaml"):
         text = path.read_text()

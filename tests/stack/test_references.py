@@ -1,4 +1,4 @@
-"""What one object names exists in another, or is on the manual's list of what the user makes."""
+"""Every referenced object exists, or is one that the manual asks the user to create."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ import pytest
 import yaml
 from kubernetes.utils.quantity import parse_quantity
 
-from tests.cluster.job_files import DOCUMENTS
-from tests.stack.manifests import (
+from tests.helpers.job_files import DOCUMENTS
+from tests.helpers.kustomize import (
     FOLDERS,
     K8S,
     PAGE,
@@ -32,7 +32,7 @@ from tests.stack.manifests import (
 )
 from tests.stack.network import matches
 
-# k8s/monitoring alone lacks what it watches.
+# k8s/monitoring alone does not include the pods that it monitors.
 WHOLE = [folder for folder in FOLDERS if folder != "k8s/monitoring"]
 WITH_STORE = ("k8s/overlays/in-cluster-store", "k8s/overlays/kind")
 ROW = re.compile(r"^\| `(?P<secret>[\w-]+)` \| (?:`(?P<key>\w+)`|any) \| (?P<need>needed|optional) \|", re.M)
@@ -41,7 +41,7 @@ PODS = [pytest.param(folder, pod, id=f"{folder}:{pod.owner}") for folder in WHOL
 
 
 def secrets_read(pod: Pod) -> Iterator[tuple[str, str, bool]]:
-    """Secret, key ("*" for all) and whether the pod cannot start without."""
+    """Secret, key ("*" for all) and whether the pod requires it."""
     for container in pod.containers:
         for each in container.get("envFrom", []):
             if source := each.get("secretRef"):
@@ -55,22 +55,22 @@ def secrets_read(pod: Pod) -> Iterator[tuple[str, str, bool]]:
 
 
 @pytest.mark.parametrize(("folder", "pod"), PODS)
-def test_every_secret_that_a_pod_reads_is_in_the_manual(folder: str, pod: Pod) -> None:
+def test_secrets_of_pods_are_in_the_manual(folder: str, pod: Pod) -> None:
     for secret, key, needed in secrets_read(pod):
         assert (secret, key) in DOCUMENTED
-        # The store in the cluster needs what Amazon's S3 does without.
+        # Required by the store in the cluster, but not by Amazon's S3.
         own_store = folder in WITH_STORE and key == "MLFLOW_S3_ENDPOINT_URL"
         assert needed == DOCUMENTED[secret, key] or own_store
 
 
-def test_the_manual_lists_no_secret_that_nobody_reads() -> None:
+def test_the_manual_lists_only_secrets_that_are_read() -> None:
     everything = [pod for folder in WHOLE for pod in pods(build(folder))]
     everything += [pod for path in K8S.glob("*-job.yaml") for pod in pods(yaml.safe_load_all(path.read_text()))]
     read = {(secret, key) for pod in everything for secret, key, _ in secrets_read(pod)}
     assert read == set(DOCUMENTED)
 
 
-def test_the_command_of_the_manual_makes_every_key_and_another_password_each_time() -> None:
+def test_the_manuals_command_creates_all_keys_with_random_passwords() -> None:
     lines = block_of_page("secret").replace("kubectl create", "kubectl --dry-run=client -o yaml create")
     made = [_run(lines.split("\n", 1)[1]) for _ in range(2)]
     for secret in made:
@@ -103,7 +103,7 @@ def _plain(value: str) -> str:
 
 
 @pytest.mark.parametrize(("folder", "pod"), PODS)
-def test_every_config_map_claim_and_account_that_a_pod_names_exists(folder: str, pod: Pod) -> None:
+def test_config_maps_claims_and_accounts_of_pods_exist(folder: str, pod: Pod) -> None:
     there = {name_of(thing) for thing in build(folder)}
     wanted = set()
     for container in pod.containers:
@@ -124,7 +124,7 @@ def test_every_config_map_claim_and_account_that_a_pod_names_exists(folder: str,
     assert wanted <= there
 
 
-def test_what_the_jobs_name_is_in_the_stack() -> None:
+def test_references_of_jobs_are_in_the_stack() -> None:
     jobs = [pod for path in K8S.glob("*-job.yaml") for pod in pods(yaml.safe_load_all(path.read_text()))]
     named = {text for pod in jobs for text in _names(pod)}
     secrets = {"Secret/cnn-jobs", "Secret/cnn-jobs-sources"}
@@ -144,7 +144,7 @@ def _names(pod: Pod) -> Iterator[str]:
 
 
 @pytest.mark.parametrize(("folder", "pod"), PODS)
-def test_volumes_and_ports_of_a_pod_are_its_own(folder: str, pod: Pod) -> None:
+def test_mounts_and_probes_use_volumes_and_ports_of_the_pod(folder: str, pod: Pod) -> None:
     owner = next(thing for thing in build(folder) if name_of(thing) == pod.owner)
     claimed = {claim["metadata"]["name"] for claim in owner["spec"].get("volumeClaimTemplates", [])}
     volumes = {volume["name"] for volume in pod.spec.get("volumes", [])} | claimed
@@ -158,7 +158,7 @@ def test_volumes_and_ports_of_a_pod_are_its_own(folder: str, pod: Pod) -> None:
 
 
 @pytest.mark.parametrize("folder", WHOLE)
-def test_every_service_leads_to_a_pod_and_every_set_of_pods_to_its_service(folder: str) -> None:
+def test_services_select_pods(folder: str) -> None:
     everything = list(pods(build(folder)))
     services = [thing for thing in build(folder) if thing["kind"] == "Service"]
     for service in services:
@@ -174,7 +174,7 @@ def test_every_service_leads_to_a_pod_and_every_set_of_pods_to_its_service(folde
 
 
 @pytest.mark.parametrize("folder", WHOLE)
-def test_every_address_inside_of_the_cluster_is_a_service_with_that_port(folder: str) -> None:
+def test_cluster_addresses_are_services_with_that_port(folder: str) -> None:
     settings = [value for thing in build(folder) if thing["kind"] == "ConfigMap" for value in thing["data"].values()]
     given = [e.get("value", "") for pod in pods(build(folder)) for c in pod.containers for e in c.get("env", [])]
     secret = "http://store:8333 postgres:5432" if any("store" in name_of(o) for o in build(folder)) else ""
@@ -186,15 +186,15 @@ def test_every_address_inside_of_the_cluster_is_a_service_with_that_port(folder:
 
 
 @pytest.mark.parametrize("folder", FOLDERS)
-def test_monitors_name_a_port_of_the_pods_that_they_select(folder: str) -> None:
+def test_monitors_select_pods_with_their_port(folder: str) -> None:
     for thing in build(folder):
-        if thing["kind"] == "PodMonitor" and thing["metadata"]["name"] != "cnn-jobs":  # that one: of the Jobs
+        if thing["kind"] == "PodMonitor" and thing["metadata"]["name"] != "cnn-jobs":  # of the Jobs
             (pod,) = (pod for pod in pods(build(folder)) if matches(thing["spec"]["selector"], pod.labels))
             names = {port["name"] for container in pod.containers for port in container["ports"]}
             assert {endpoint["port"] for endpoint in thing["spec"]["podMetricsEndpoints"]} <= names
 
 
-def test_the_queue_leads_to_a_flavour_and_is_joined_as_the_manual_says() -> None:
+def test_the_queue_has_a_flavour_and_the_label_of_the_manual() -> None:
     folder = "k8s/overlays/kueue"
     queue = find(folder, "LocalQueue", "cnn-jobs")
     (group,) = find(folder, "ClusterQueue", queue["spec"]["clusterQueue"])["spec"]["resourceGroups"]
@@ -208,8 +208,8 @@ def test_the_queue_leads_to_a_flavour_and_is_joined_as_the_manual_says() -> None
     assert labelled["metadata"]["labels"] == {"kueue.x-k8s.io/queue-name": queue["metadata"]["name"]}
 
 
-def test_the_queue_covers_all_that_a_job_requests_in_whatever_namespace_the_stack_is() -> None:
-    """Kueue lets no Job start that requests a resource which its queue does not name."""
+def test_the_queue_covers_everything_that_a_job_requests() -> None:
+    """Kueue admits no Job that requests a resource which its queue does not cover."""
     queue = find("k8s/overlays/kueue", "ClusterQueue", "cnn-jobs")["spec"]
     (group,) = queue["resourceGroups"]
     (flavour,) = group["flavors"]
@@ -225,7 +225,7 @@ def test_the_queue_covers_all_that_a_job_requests_in_whatever_namespace_the_stac
     assert queue["namespaceSelector"]["matchLabels"].items() <= labels.items()
 
 
-def test_in_a_namespace_of_another_name_everything_is_there_and_mlflow_is_called_by_it(tmp_path: Path) -> None:
+def test_another_namespace_is_used_everywhere(tmp_path: Path) -> None:
     shutil.copytree(K8S, tmp_path / "k8s")
     (tmp_path / "own").mkdir()
     content = {"namespace": "team-a", "resources": ["../k8s/overlays/in-cluster-store"]}
@@ -237,7 +237,7 @@ def test_in_a_namespace_of_another_name_everything_is_there_and_mlflow_is_called
     assert not [text for thing in made for text in strings(thing.get("spec", {})) if "mlflow.cnn-jobs" in text]
 
 
-def test_a_volume_for_several_nodes_as_the_manual_shows_it_builds_and_fits_the_quota(tmp_path: Path) -> None:
+def test_the_manuals_volume_for_several_nodes_builds_and_fits_the_quota(tmp_path: Path) -> None:
     shutil.copytree(K8S, tmp_path / "k8s")
     (tmp_path / "my-cluster").mkdir()
     (tmp_path / "my-cluster/kustomization.yaml").write_text(block_of_page("nodes"))
@@ -248,7 +248,7 @@ def test_a_volume_for_several_nodes_as_the_manual_shows_it_builds_and_fits_the_q
     assert made["ResourceQuota/cnn-jobs"]["spec"]["hard"]["requests.storage"] == "2Ti"
 
 
-def test_a_combination_as_the_manual_shows_it_builds(tmp_path: Path) -> None:
+def test_the_manuals_combination_of_overlays_builds(tmp_path: Path) -> None:
     shutil.copytree(K8S, tmp_path / "k8s")
     (tmp_path / "my-cluster").mkdir()
     (tmp_path / "my-cluster/kustomization.yaml").write_text(block_of_page("own"))

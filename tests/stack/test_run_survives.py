@@ -1,7 +1,7 @@
-"""A run loses its process and its disk behind MLflow on PostgreSQL and S3, and ends as one that lost nothing.
+"""A run that lost its process and its disk ends like one that did not, with MLflow on PostgreSQL and S3.
 
-Its pods are processes with the command and environment of the rendered Jobs, each in a network in which there is the
-MLflow server and nothing else.
+Its pods are processes with the command and environment of the rendered Jobs, each in a network in which only the
+MLflow server can be reached.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ from cnn_jobs.report.formats import FILE_NAMES
 from cnn_jobs.tracking.client import DIGEST_LENGTH, TrackingClient
 from cnn_jobs.tracking.records import DatasetInput
 from tests.conftest import MLFLOW_WARNING, striped_dataset, until
+from tests.helpers.mlflow_pod import Running
+from tests.helpers.postgres_server import Database, has_postgres
 from tests.helpers.survival import Outcome, Tracked, compare
 from tests.stack import pod_network
-from tests.stack.job_pod import PATIENCE_S, JobPod
-from tests.stack.mlflow_pod import Running
-from tests.stack.postgres_server import Database, has_postgres
+from tests.stack.job_pod import TIMEOUT_S, JobPod
 
 pytestmark = [
     pytest.mark.integration,
@@ -41,8 +41,8 @@ pytestmark = [
 ]
 
 EXPERIMENT = "cnn-jobs"  # of the stack's ConfigMap
-# 900 of 1,000 pictures train: 45 steps an epoch, a validation and a checkpoint after each. Many of them: the first
-# checkpoint has to be in MLflow well before the last step, also on a fast machine.
+# 900 of 1,000 pictures train: 45 steps an epoch, a validation and a checkpoint after each. Many epochs, so that the
+# first checkpoint is in MLflow well before the last step, also on a fast machine.
 EPOCHS, STEPS = 20, 900
 PROBE = """
 import json, socket, sys
@@ -54,7 +54,7 @@ def ask(host, port):
     return "reached"
 print(json.dumps([ask(*place) for place in json.loads(sys.argv[1])]))
 """
-# What MLflow's client does by itself, with no setting of ours but those of the environment.
+# MLflow's client alone, with the settings of the environment.
 FETCH = """
 import sys
 from mlflow import MlflowClient
@@ -64,13 +64,13 @@ print("asked", flush=True)
 client.download_artifacts(sys.argv[1], "checkpoints/last.pt")
 print("fetched", flush=True)
 """
-# It takes less than a second; the direct way is tried for a minute and more.
+# A fetch takes less than a second; the direct way retries for more than a minute.
 FETCH_S = 10
 
 
 @pytest.fixture(scope="module")
 def pod(server: Running, tmp_path_factory: pytest.TempPathFactory) -> JobPod:
-    """A Job whose pod trains for some seconds; the others are made from it."""
+    """A Job whose pod trains for some seconds; the other pods are derived from it."""
     folder = tmp_path_factory.mktemp("pods")
     data = folder / "stripes.npz"
     write_prepared(striped_dataset(train=1000, test=100), data, compressed=False)
@@ -80,24 +80,24 @@ def pod(server: Running, tmp_path_factory: pytest.TempPathFactory) -> JobPod:
         "CNN_JOBS_BATCH_SIZE": "20",
         "CNN_JOBS_VALIDATIONS_PER_EPOCH": "1",
         "CNN_JOBS_EARLY_STOP_COUNT": "0",
-        # As many as the two pods that run side by side may have of two cores.
+        # Two pods share two cores.
         "CNN_JOBS_THREADS": "1",
     }
     return JobPod("task2", "uid-of-the-whole", "task2-whole", folder / "whole", server.port, settings)
 
 
 def pod_of(pod: JobPod, uid: str, name: str) -> JobPod:
-    """Another pod, with an empty disk of its own."""
+    """Another pod, with an empty disk."""
     return replace(pod, uid=uid, name=name, disk=pod.disk.with_name(name))
 
 
 def outcome(pod: JobPod, folder: Path) -> Outcome:
-    """What MLflow has of the pod's run."""
+    """The pod's run in MLflow."""
     return Tracked(f"http://127.0.0.1:{pod.mlflow_port}", folder, folder).outcome(EXPERIMENT, pod.uid)
 
 
 def runs_of(pod: JobPod) -> Any:
-    """The pod's run in MLflow, as a list: none before it is made."""
+    """The pod's runs in MLflow: one, or none before it is created."""
     from mlflow import MlflowClient
 
     client = MlflowClient(f"http://127.0.0.1:{pod.mlflow_port}")
@@ -107,7 +107,7 @@ def runs_of(pod: JobPod) -> Any:
 
 
 def shipped_checkpoints(pod: JobPod) -> set[str]:
-    """Names of the checkpoints that MLflow has of the pod's run."""
+    """Names of the checkpoints of the pod's run in MLflow."""
     from mlflow import MlflowClient
 
     uri = f"http://127.0.0.1:{pod.mlflow_port}"
@@ -121,14 +121,14 @@ def shipped_checkpoints(pod: JobPod) -> set[str]:
 
 @pytest.fixture(scope="module")
 def trained(pod: JobPod, tmp_path_factory: pytest.TempPathFactory) -> tuple[Outcome, JobPod]:
-    """The outcome of a run that nobody disturbed; and a pod that was killed beside it, its disk gone."""
+    """The outcome of an undisturbed run, and a pod that was killed and lost its disk."""
     killed = pod_of(pod, "uid-of-the-killed", "task2-first")
     with pod.start() as whole, killed.start() as process:
-        until(lambda: process.poll() is not None or "checkpoints/last.pt" in shipped_checkpoints(killed), PATIENCE_S)
+        until(lambda: process.poll() is not None or "checkpoints/last.pt" in shipped_checkpoints(killed), TIMEOUT_S)
         process.send_signal(signal.SIGKILL)
         assert process.wait(30) == -signal.SIGKILL, killed.log.read_text()
         shutil.rmtree(killed.path("/state"))
-        assert whole.wait(PATIENCE_S) == 0, pod.log.read_text()
+        assert whole.wait(TIMEOUT_S) == 0, pod.log.read_text()
     return outcome(pod, tmp_path_factory.mktemp("whole")), killed
 
 
@@ -145,13 +145,13 @@ def test_a_pod_reaches_mlflow_and_neither_the_store_nor_the_database(
         )
     assert inside[0] == "reached"
     assert "reached" not in inside[1:]
-    # They are there, for those who may.
+    # Outside of the pod's network they can be reached.
     assert outside[1:3] == ["reached", "reached"]
     assert secret["MLFLOW_BACKEND_STORE_URI"].startswith("postgresql")
 
 
-def test_runs_that_start_together_with_a_data_set_that_is_new_all_get_it(server: Running, database: Database) -> None:
-    """As the pods of an Indexed Job do: another one's row comes between MLflow's look and its own."""
+def test_runs_that_log_a_new_data_set_at_the_same_time_all_get_it(server: Running, database: Database) -> None:
+    """As in an Indexed Job: another run's row appears between MLflow's query and its insert."""
     from mlflow import MlflowClient
 
     client = MlflowClient(f"http://127.0.0.1:{server.port}")
@@ -174,14 +174,14 @@ def test_runs_that_start_together_with_a_data_set_that_is_new_all_get_it(server:
     assert (found.dataset.name, found.dataset.digest) == (data.name, data.digest[:DIGEST_LENGTH])
 
 
-def test_killed_and_with_its_disk_gone_it_ends_as_one_that_was_never_killed(
+def test_a_killed_run_without_its_disk_ends_like_an_undisturbed_one(
     trained: tuple[Outcome, JobPod], tmp_path: Path
 ) -> None:
     whole, killed = trained
     assert whole.status == "FINISHED"
     assert len([row for row in whole.rows if row[0] == "train/loss"]) == STEPS
     (run,) = runs_of(killed)
-    assert run.info.status == "RUNNING"  # nobody could say otherwise
+    assert run.info.status == "RUNNING"  # SIGKILL leaves it so
 
     second = pod_of(killed, killed.uid, "task2-second")
     assert second.run("--resume", "must") == 0, second.log.read_text()
@@ -190,16 +190,14 @@ def test_killed_and_with_its_disk_gone_it_ends_as_one_that_was_never_killed(
     assert (resumed.status, resumed.tags["cnn_jobs.state"]) == ("FINISHED", "finished")
     assert resumed.tags["cnn_jobs.attempt"] == "2"
     assert (resumed.tags["cnn_jobs.job_uid"], resumed.tags["cnn_jobs.pod"]) == (killed.uid, second.name)
-    # It went on where the killed one had sent its checkpoint, neither from the beginning nor from the end.
+    # It resumed from a checkpoint in MLflow, neither from the beginning nor from the end.
     first = json.loads(second.log.read_text().splitlines()[0])
     assert first["message"] == f"training, at most {STEPS} steps"
     assert 0 < first["step"] < STEPS
 
 
-def test_with_mlflows_own_settings_a_checkpoint_would_not_come_back(
-    trained: tuple[Outcome, JobPod], tmp_path: Path
-) -> None:
-    """The negative control: the client then takes files from S3 itself, which a pod does not reach."""
+def test_with_mlflows_defaults_a_checkpoint_cannot_be_fetched(trained: tuple[Outcome, JobPod], tmp_path: Path) -> None:
+    """Negative control: the client then fetches files from S3 itself, which a pod cannot reach."""
     _, killed = trained
     (run,) = runs_of(killed)
     control = pod_of(killed, killed.uid, "control")
@@ -208,24 +206,28 @@ def test_with_mlflows_own_settings_a_checkpoint_would_not_come_back(
     assert [own[name] for name in names] == ["false", "false"]
     without = {name: value for name, value in own.items() if name not in names}
     words = [sys.executable, "-c", FETCH, run.info.run_id]
-    said = {name: (tmp_path / name) for name in ("as rendered", "without")}
-    with control.network() as network, said["as rendered"].open("wb") as first, said["without"].open("wb") as second:
+    output = {name: (tmp_path / name) for name in ("as rendered", "without")}
+    with (
+        control.network() as network,
+        output["as rendered"].open("wb") as first,
+        output["without"].open("wb") as second,
+    ):
         fetching = subprocess.Popen([*network.words, *words], env=own, stdout=first)
         direct = subprocess.Popen([*network.words, *words], env=without, stdout=second)
         try:
-            assert fetching.wait(PATIENCE_S) == 0
-            until(lambda: said["without"].read_text() or direct.poll() is not None, PATIENCE_S)
+            assert fetching.wait(TIMEOUT_S) == 0
+            until(lambda: output["without"].read_text() or direct.poll() is not None, TIMEOUT_S)
             with contextlib.suppress(subprocess.TimeoutExpired):
                 direct.wait(FETCH_S)
         finally:
             for process in (fetching, direct):
                 process.kill()
                 process.wait(30)
-    came = {name: path.read_text().split() for name, path in said.items()}
+    came = {name: path.read_text().split() for name, path in output.items()}
     assert came == {"as rendered": ["asked", "fetched"], "without": ["asked"]}
 
 
-def test_the_report_on_them_is_kept_in_mlflow(trained: tuple[Outcome, JobPod], tmp_path: Path) -> None:
+def test_their_report_is_kept_in_mlflow(trained: tuple[Outcome, JobPod], tmp_path: Path) -> None:
     from mlflow import MlflowClient
 
     whole, killed = trained
@@ -239,7 +241,7 @@ def test_the_report_on_them_is_kept_in_mlflow(trained: tuple[Outcome, JobPod], t
     assert (run.info.status, kept) == ("FINISHED", {*FILE_NAMES.values(), "plots"})
     content = client.download_artifacts(run.info.run_id, FILE_NAMES["json"], str(tmp_path))
     numbers = json.loads(Path(content).read_text())["numbers"]
-    # Killed or not makes no difference: it is the same recipe and seed, of which the report counts one.
+    # Both runs have the same recipe and seed, of which the report counts one.
     ids = {each.info.run_id for each in client.search_runs([experiment.experiment_id])} - {run.info.run_id}
     assert len(ids) == 2
     (loss,) = [n for n in numbers if (n["measure"], n["statistic"]) == ("last/test_loss", "mean")]

@@ -1,4 +1,4 @@
-"""Numbers and names that must agree: versions, connections, quotas, options, rights."""
+"""Numbers and names that must agree: versions, connections, quotas, options, permissions."""
 
 from __future__ import annotations
 
@@ -16,23 +16,17 @@ import yaml
 from cnn_jobs import __version__
 from cnn_jobs.cli import cli
 from cnn_jobs.system.environment import POD_TRACKING_URI
-from tests.stack.manifests import FOLDERS, K8S, PAGE, STACK, Object, build, find, pods
+from tests.helpers.job_rules import quantity
+from tests.helpers.kustomize import FOLDERS, K8S, PAGE, STACK, Object, build, find, pods
 
 MLFLOW = find(STACK, "Deployment", "mlflow")["spec"]["template"]["spec"]["containers"][0]
-UNITS = {"": 1, "m": 1e-3, "Ki": 2**10, "Mi": 2**20, "Gi": 2**30}
-
-
-def quantity(text: str | float) -> float:
-    """Of Kubernetes, in units."""
-    number, unit = re.fullmatch(r"([\d.]+)([A-Za-z]*)", str(text)).groups()  # type: ignore[union-attr]
-    return float(number) * UNITS[unit]
 
 
 def values(container: Object) -> dict[str, str]:
     return {each["name"]: each["value"] for each in container["env"] if "value" in each}
 
 
-def test_images_and_labels_are_of_the_versions_that_are_here() -> None:
+def test_images_and_labels_have_the_installed_versions() -> None:
     images = {c["image"] for folder in FOLDERS for pod in pods(build(folder)) for c in pod.containers}
     ours = {image for image in images if image.startswith("cnn-jobs")}
     assert ours == {f"cnn-jobs:{__version__}", f"cnn-jobs-mlflow:{mlflow.__version__}-1"}
@@ -47,7 +41,7 @@ def test_the_database_has_connections_for_all_workers_and_a_gc() -> None:
     assert more > 0  # MLflow takes 0 for "not set", and that is 10
     postgres = find(STACK, "StatefulSet", "postgres")["spec"]["template"]["spec"]["containers"][0]
     (limit,) = (int(a.partition("=")[2]) for a in postgres["args"] if a.startswith("max_connections="))
-    # 3 of the process that starts the workers; gc sets nothing, and SQLAlchemy's own values are 5 and 10.
+    # 3 of the process that starts the workers; gc uses SQLAlchemy's defaults, 5 and 10.
     gc = find(STACK, "CronJob", "mlflow-gc")["spec"]["jobTemplate"]["spec"]["template"]["spec"]["containers"][0]
     assert not [each for each in gc["env"] if "POOL" in each["name"]]
     needed = workers * 2 * (size + more) + 3 + 15
@@ -58,7 +52,7 @@ def test_the_database_has_connections_for_all_workers_and_a_gc() -> None:
     assert find(STACK, "Deployment", "mlflow")["spec"]["strategy"] == {"type": "Recreate"}
 
 
-def test_the_server_keeps_artifacts_behind_it_and_secrets_off_its_command_line() -> None:
+def test_the_server_proxies_artifacts_and_has_no_secret_on_its_command_line() -> None:
     line = " ".join([*MLFLOW["command"], *MLFLOW["args"]])
     assert MLFLOW["command"] == ["mlflow", "server"]
     assert not re.search(r"default-artifact-root|backend-store-uri|artifacts-destination|no-serve-artifacts", line)
@@ -68,16 +62,16 @@ def test_the_server_keeps_artifacts_behind_it_and_secrets_off_its_command_line()
     assert values(MLFLOW)["AWS_REQUEST_CHECKSUM_CALCULATION"] == "when_required"
 
 
-def test_probes_ask_the_database_before_traffic_and_only_the_process_for_its_life() -> None:
+def test_readiness_needs_the_database_and_liveness_does_not() -> None:
     search = "/api/2.0/mlflow/experiments/search?max_results=1"
     assert MLFLOW["readinessProbe"]["httpGet"]["path"] == MLFLOW["startupProbe"]["httpGet"]["path"] == search
     assert MLFLOW["livenessProbe"]["httpGet"]["path"] == "/health"
-    # Time to start: five minutes, where 22 s were measured.
+    # Five minutes to start; 22 s were measured.
     assert MLFLOW["startupProbe"]["periodSeconds"] * MLFLOW["startupProbe"]["failureThreshold"] == 300
 
 
 def options() -> Iterator[str]:
-    """Every environment variable that the command line reads."""
+    """All environment variables of the command line."""
 
     def walk(command: click.Command) -> Iterator[str]:
         yield from (parameter.envvar for parameter in command.params if isinstance(parameter.envvar, str))
@@ -92,7 +86,7 @@ def options() -> Iterator[str]:
 
 
 @pytest.mark.parametrize("folder", [STACK, "k8s/overlays/monitoring"])
-def test_settings_are_options_of_the_program_or_of_mlflow(folder: str) -> None:
+def test_settings_are_options_of_cnn_jobs_or_mlflow(folder: str) -> None:
     data = find(folder, "ConfigMap", "cnn-jobs")["data"]
     known = set(options()) | {"MLFLOW_TRACKING_URI"}
     assert set(data) <= known
@@ -101,7 +95,7 @@ def test_settings_are_options_of_the_program_or_of_mlflow(folder: str) -> None:
     assert all(isinstance(value, str) for value in data.values())
 
 
-def test_what_containers_of_our_image_call_is_what_the_program_takes() -> None:
+def test_commands_of_our_image_are_valid() -> None:
     called = []
     for pod in pods(build(STACK)):
         for container in pod.containers:
@@ -125,7 +119,7 @@ def needs(spec: Object, count: int = 1) -> dict[str, float]:
     return total
 
 
-def test_every_job_fits_into_the_quota_beside_the_stack() -> None:
+def test_each_job_fits_into_the_quota_beside_the_stack() -> None:
     jobs = [thing for path in sorted(K8S.glob("*-job.yaml")) for thing in yaml.safe_load_all(path.read_text())]
     jobs = [thing for thing in jobs if thing["kind"] == "Job"]
     assert jobs
@@ -139,19 +133,19 @@ def test_every_job_fits_into_the_quota_beside_the_stack() -> None:
                 assert used <= quantity(limit), (job["metadata"]["name"], name)
 
 
-def test_without_gpus_a_job_that_wants_one_is_refused() -> None:
+def test_the_quota_for_gpus() -> None:
     key = "requests.nvidia.com/gpu"
     for folder, limit in ((STACK, 8), ("k8s/overlays/cpu", 0), ("k8s/overlays/kind", 0)):
         assert quantity(find(folder, "ResourceQuota", "cnn-jobs")["spec"]["hard"][key]) == limit
 
 
-def test_what_kueue_lets_start_the_quota_does_not_refuse() -> None:
+def test_the_quota_accepts_what_kueue_admits() -> None:
     folder = "k8s/overlays/kueue"
     hard = find(folder, "ResourceQuota", "cnn-jobs")["spec"]["hard"]
     (group,) = find(folder, "ClusterQueue", "cnn-jobs")["spec"]["resourceGroups"]
     standing = [needs(pod.spec) for pod in pods(build(folder))]
     bounded = [each for each in group["flavors"][0]["resources"] if f"requests.{each['name']}" in hard]
-    # Disks of nodes are in no quota.
+    # No quota limits the disks of nodes.
     assert [each["name"] for each in bounded] == ["cpu", "memory", "nvidia.com/gpu"]
     for resource in bounded:
         key = f"requests.{resource['name']}"
@@ -159,7 +153,7 @@ def test_what_kueue_lets_start_the_quota_does_not_refuse() -> None:
         assert quantity(resource["nominalQuota"]) + used <= quantity(hard[key])
 
 
-def test_a_container_that_says_nothing_gets_what_the_quota_asks_for() -> None:
+def test_default_requests_satisfy_the_quota() -> None:
     (limits,) = find(STACK, "LimitRange", "cnn-jobs")["spec"]["limits"]
     hard = find(STACK, "ResourceQuota", "cnn-jobs")["spec"]["hard"]
     asked = {key.partition(".")[2] for key in hard if key.startswith("requests.")} - {"nvidia.com/gpu", "storage"}
@@ -169,7 +163,7 @@ def test_a_container_that_says_nothing_gets_what_the_quota_asks_for() -> None:
 
 
 @pytest.mark.parametrize("folder", ["k8s/overlays/in-cluster-store", "k8s/overlays/kind"])
-def test_volumes_fit_into_the_quota_and_seaweedfs_onto_its_own(folder: str) -> None:
+def test_volumes_fit_into_the_quota_and_seaweedfs_into_its_volume(folder: str) -> None:
     sizes = {}
     for thing in build(folder):
         claims = (
@@ -187,7 +181,7 @@ def test_volumes_fit_into_the_quota_and_seaweedfs_onto_its_own(folder: str) -> N
     assert 14 * volume * 2**20 < sizes["store"]
 
 
-def test_who_submits_may_do_that_and_nothing_else() -> None:
+def test_the_role_for_submitting() -> None:
     role = find(STACK, "Role", "cnn-jobs-submit")
     may: dict[tuple[str, str], list[str]] = {
         (group, resource): rule["verbs"]
@@ -208,7 +202,7 @@ def test_who_submits_may_do_that_and_nothing_else() -> None:
     assert not [thing for thing in build(STACK) if thing["kind"].startswith("ClusterRole")]
 
 
-def test_without_a_config_map_a_pod_asks_the_stacks_mlflow() -> None:
+def test_the_default_tracking_uri_of_pods_is_the_stacks() -> None:
     settings = find(STACK, "ConfigMap", "cnn-jobs")["data"]
     service = find(STACK, "Service", "mlflow")
     (port,) = service["spec"]["ports"]
@@ -217,10 +211,10 @@ def test_without_a_config_map_a_pod_asks_the_stacks_mlflow() -> None:
 
 
 @pytest.mark.parametrize("folder", FOLDERS)
-def test_every_variable_of_the_stacks_pods_is_read_by_somebody(folder: str) -> None:
-    """A name with a slip of the pen is a setting that is never made."""
+def test_all_variables_of_the_stacks_pods_are_read(folder: str) -> None:
+    """A misspelled variable would have no effect."""
     known = _read_by_mlflow() | _read_by_boto3()
-    # Of the image of PostgreSQL, and of every program.
+    # Of PostgreSQL's image, and of all programs.
     known |= {"POSTGRES_USER", "POSTGRES_DB", "POSTGRES_PASSWORD", "HOME"}
     for pod in pods(build(folder)):
         for container in pod.containers:
@@ -236,7 +230,7 @@ def _read_by_mlflow() -> set[str]:
     command_line = find_spec("mlflow.cli")
     assert command_line
     assert command_line.origin
-    # Its text: importing it sets up MLflow's whole database.
+    # The source text: importing it would set up MLflow's database.
     return names | set(re.findall(r'envvar="(\w+)"', Path(command_line.origin).read_text()))
 
 

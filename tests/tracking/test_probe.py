@@ -1,5 +1,3 @@
-"""Questions to MLflow by its own client, with short waits."""
-
 from __future__ import annotations
 
 import os
@@ -10,13 +8,13 @@ import requests
 
 from cnn_jobs.tracking import probe
 from tests.conftest import MLFLOW_WARNING
-from tests.doctor import servers
+from tests.helpers import servers
 
 pytestmark = pytest.mark.filterwarnings(MLFLOW_WARNING)
-WAITS = {"connect_s": 2.0, "answer_s": 2.0}
+TIMEOUTS = {"connect_s": 2.0, "answer_s": 2.0}
 
 
-def test_waits_are_short_whatever_the_user_has_set(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_timeouts_are_short_whatever_the_user_has_set(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "600")
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "9")
     probe.prepare()
@@ -24,23 +22,24 @@ def test_waits_are_short_whatever_the_user_has_set(monkeypatch: pytest.MonkeyPat
     assert os.environ["MLFLOW_HTTP_REQUEST_MAX_RETRIES"] == "0"
 
 
-def test_an_error_is_the_one_of_the_network_and_not_mlflows() -> None:
+def test_errors_are_those_of_the_network() -> None:
     probe.prepare()
     with pytest.raises(requests.ConnectionError):
-        probe.ask(f"http://{servers.unused()}", "GET", "/health", **WAITS)
+        probe.ask(f"http://{servers.unused()}", "GET", "/health", **TIMEOUTS)
     with servers.silent() as where, pytest.raises(requests.RequestException, match="Read timed out"):
         probe.ask(f"http://{where}", "GET", "/health", connect_s=1, answer_s=0.2)
 
 
-def test_an_answer_comes_as_it_is() -> None:
+def test_the_parts_of_an_answer() -> None:
     probe.prepare()
     with servers.speaking(lambda path: (503, f"at {path}", {"Content-Type": "text/x", "Date": "today"})) as url:
-        answer = probe.ask(url, "GET", "/health", **WAITS)
+        answer = probe.ask(url, "GET", "/health", **TIMEOUTS)
     assert (answer.status, answer.text, answer.content_type, answer.date) == (503, "at /health", "text/x", "today")
     assert answer.received_s >= answer.sent_s > 1_700_000_000
+    assert answer.milliseconds == 1000 * (answer.received_s - answer.sent_s)
 
 
-def test_a_file_goes_and_comes_back_and_leaves_nothing(mlflow_uri: str, tmp_path: Path) -> None:
+def test_a_file_is_written_read_and_deleted(mlflow_uri: str, tmp_path: Path) -> None:
     probe.prepare()
     file = probe.ProbeFile(mlflow_uri, str(tmp_path / "artifacts"))
     file.write()
@@ -52,7 +51,7 @@ def test_a_file_goes_and_comes_back_and_leaves_nothing(mlflow_uri: str, tmp_path
     assert list((tmp_path / "artifacts").iterdir()) == []
 
 
-def test_the_artifacts_of_an_experiment_or_of_the_first_one(mlflow_uri: str, tmp_path: Path) -> None:
+def test_the_artifact_location_of_an_experiment_or_of_the_default_one(mlflow_uri: str, tmp_path: Path) -> None:
     from mlflow import MlflowClient
 
     probe.prepare()
@@ -62,7 +61,7 @@ def test_the_artifacts_of_an_experiment_or_of_the_first_one(mlflow_uri: str, tmp
     assert (location.endswith("mlruns/0"), exists) == (True, False)
 
 
-def test_the_tables_of_a_database(mlflow_uri: str, tmp_path: Path) -> None:
+def test_the_schema_of_a_database(mlflow_uri: str, tmp_path: Path) -> None:
     probe.prepare()
     found = probe.schema(mlflow_uri)
     assert found.found == found.expected

@@ -16,6 +16,7 @@ from torch import nn
 from cnn_jobs.data.batches import Parts, TrainingData, place_on_device
 from cnn_jobs.data.dataset import Dataset
 from cnn_jobs.errors import PeerLostError
+from cnn_jobs.local_server.server import free_port
 from cnn_jobs.recipe import Recipe
 from cnn_jobs.tasks import TASKS, get_task
 from cnn_jobs.training import process_group
@@ -26,7 +27,7 @@ from cnn_jobs.training.feature_cache import FeatureKey, MemoryFeatures, fill, wi
 from cnn_jobs.training.loop import LoopResult, train
 from cnn_jobs.training.process_group import ProcessGroup
 from cnn_jobs.training.state import TrainState, new_state
-from tests.conftest import free_port, striped_dataset
+from tests.conftest import striped_dataset
 from tests.helpers.training import CPU, NETWORK, RECIPE, STEPS, differences, snapshot
 
 pytestmark = [

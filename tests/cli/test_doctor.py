@@ -1,4 +1,4 @@
-"""The command without what it examines: how it is spelled, what it imports, what it prints."""
+"""``cnn-jobs doctor`` without its checks: options, imports, output."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from click.testing import CliRunner
 
 from cnn_jobs.cli.doctor import doctor, show
 from cnn_jobs.cli.train import train
-from cnn_jobs.doctor import examine
+from cnn_jobs.doctor import examination
 from cnn_jobs.doctor.finding import Finding, failed, ok, skipped, warning
 
 
 @pytest.fixture(autouse=True)
-def _loud() -> Iterator[None]:
-    """The command silences other packages for the rest of its process: not for the rest of the tests."""
+def _restore_log_levels() -> Iterator[None]:
+    """The command silences other packages for the rest of its process; restore them for other tests."""
     loggers = [logging.getLogger(name) for name in ("mlflow", "alembic")]
     before = [each.level for each in loggers]
     yield
@@ -45,7 +45,7 @@ def test_nothing_heavy_is_imported_before_the_command_runs() -> None:
 
 
 @pytest.mark.parametrize("name", ["data", "experiment", "state_dir", "device", "threads"])
-def test_an_option_is_that_of_train_so_that_the_same_is_looked_at(name: str) -> None:
+def test_options_equal_those_of_train(name: str) -> None:
     (ours,), (theirs,) = ([each for each in command.params if each.name == name] for command in (doctor, train))
     assert (ours.opts, ours.envvar) == (theirs.opts, theirs.envvar)
     assert ours.get_default(click.Context(doctor)) == theirs.get_default(click.Context(train))
@@ -53,12 +53,12 @@ def test_an_option_is_that_of_train_so_that_the_same_is_looked_at(name: str) -> 
 
 
 def called(findings: list[Finding], *arguments: str, monkeypatch: pytest.MonkeyPatch) -> tuple[int, str]:
-    monkeypatch.setattr(examine, "examine", lambda subject: findings)
+    monkeypatch.setattr(examination, "examine", lambda subject: findings)
     result = CliRunner().invoke(doctor, arguments)
     return result.exit_code, result.output
 
 
-def test_a_warning_is_no_failure(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_exit_code_and_summary(monkeypatch: pytest.MonkeyPatch) -> None:
     code, shown = called(BAD[:3], monkeypatch=monkeypatch)
     assert code == 0
     assert shown.endswith("1 ok, 1 warning, 1 skipped; a training can start\n")
@@ -81,7 +81,7 @@ def test_json_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     assert json.loads(called(FINE, "--json", monkeypatch=monkeypatch)[1])["ok"] is True
 
 
-def test_in_a_log_each_check_is_one_line_and_what_to_do_stands_below() -> None:
+def test_in_a_log_each_check_is_one_line_and_advice_follows() -> None:
     out = io.StringIO()
     long = failed("/" + "folder/" * 60, "do " * 100 + "it").of("disk")
     show([*BAD, long], out)
@@ -101,8 +101,8 @@ def test_in_a_log_each_check_is_one_line_and_what_to_do_stands_below() -> None:
     assert "\x1b" not in out.getvalue()
 
 
-def test_the_weights_of_a_task_that_takes_none_are_a_finding(tmp_path: Path) -> None:
-    subject = examine.Subject(
+def test_weights_for_a_task_without_any_are_a_finding(tmp_path: Path) -> None:
+    subject = examination.Subject(
         data="shapes",
         task="task2",
         weights="imagenet",
@@ -112,5 +112,5 @@ def test_the_weights_of_a_task_that_takes_none_are_a_finding(tmp_path: Path) -> 
         device="cpu",
         threads=0,
     )
-    found = {each.check: each for each in examine.run(examine._of_data(subject), 30)}
+    found = {each.check: each for each in examination.run(examination.data_checks(subject), 30)}
     assert (found["weights"].status, "task2 begins with none" in found["weights"].found) == ("failed", True)

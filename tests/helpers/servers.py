@@ -1,4 +1,4 @@
-"""Real sockets with real faults."""
+"""Servers on loopback with faults."""
 
 from __future__ import annotations
 
@@ -10,10 +10,12 @@ import socket
 import ssl
 import threading
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from email.utils import formatdate
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+
+from cnn_jobs.local_server.server import free_port
 
 Reply = tuple[int, str, Mapping[str, str]]
 JSON = {"Content-Type": "application/json"}
@@ -21,8 +23,8 @@ JSON = {"Content-Type": "application/json"}
 
 @contextmanager
 def speaking(reply: Callable[[str], Reply], certificate: Path | None = None, login: str = "") -> Iterator[str]:
-    """The URL of an HTTP server on loopback that answers a path as ``reply`` says, to those with this ``user:password``
-    alone where one is given."""
+    """The URL of an HTTP server that answers each path with ``reply``; with ``login`` (``user:password``), only to
+    requests that have it."""
     wanted = f"Basic {base64.b64encode(login.encode()).decode()}"
 
     class Handler(BaseHTTPRequestHandler):
@@ -45,7 +47,7 @@ def speaking(reply: Callable[[str], Reply], certificate: Path | None = None, log
 
     class Server(ThreadingHTTPServer):
         def handle_error(self, request: object, client_address: object) -> None:
-            pass  # a client that does not like the certificate leaves
+            pass  # a client that rejects the certificate disconnects
 
     server = Server(("127.0.0.1", 0), Handler)
     if certificate:
@@ -63,7 +65,7 @@ def speaking(reply: Callable[[str], Reply], certificate: Path | None = None, log
 
 
 def like_mlflow(version: str = "3.17.2", search: Reply = (200, "{}", JSON), **headers: str) -> Callable[[str], Reply]:
-    """Answers /health, /version and the API as MLflow does; ``search`` is what a search of experiments gets."""
+    """The replies of an MLflow server; ``search`` is that to a search of experiments."""
 
     def reply(path: str) -> Reply:
         if path.endswith("/health"):
@@ -77,7 +79,7 @@ def like_mlflow(version: str = "3.17.2", search: Reply = (200, "{}", JSON), **he
 
 @contextmanager
 def silent() -> Iterator[str]:
-    """``host:port`` of a socket to which one can connect, and where nobody ever reads or answers."""
+    """``host:port`` of a socket that accepts connections, but never reads or answers."""
     with socket.socket() as listening:
         listening.bind(("127.0.0.1", 0))
         listening.listen(128)
@@ -85,25 +87,17 @@ def silent() -> Iterator[str]:
 
 
 @contextmanager
-def dripping() -> Iterator[str]:
-    """``host:port`` of a server that begins an answer and adds a byte now and then: no single wait is long."""
+def _accepting(serve: Callable[[socket.socket], object]) -> Iterator[str]:
+    """``host:port`` of a server that calls ``serve`` with each connection, in a thread."""
     ended = threading.Event()
-    with socket.socket() as listening:
-        listening.bind(("127.0.0.1", 0))
-        listening.listen(8)
+    with socket.create_server(("127.0.0.1", 0)) as listening:
 
-        def serve() -> None:
+        def accept() -> None:
             while not ended.is_set():
                 connection, _ = listening.accept()
-                threading.Thread(target=drip, args=(connection,)).start()
+                threading.Thread(target=serve, args=(connection,), daemon=True).start()
 
-        def drip(connection: socket.socket) -> None:
-            with connection, contextlib.suppress(OSError):
-                connection.sendall(b"HTTP/1.1 200 OK\r\nX-Slow: ")
-                while not ended.wait(0.5):
-                    connection.sendall(b"x")
-
-        thread = threading.Thread(target=serve)
+        thread = threading.Thread(target=accept)
         thread.start()
         try:
             yield f"127.0.0.1:{listening.getsockname()[1]}"
@@ -114,8 +108,31 @@ def dripping() -> Iterator[str]:
 
 
 @contextmanager
+def dripping() -> Iterator[str]:
+    """``host:port`` of a server that sends an endless answer byte by byte, so that no read times out."""
+    ended = threading.Event()
+
+    def drip(connection: socket.socket) -> None:
+        with connection, contextlib.suppress(OSError):
+            connection.sendall(b"HTTP/1.1 200 OK\r\nX-Slow: ")
+            while not ended.wait(0.5):
+                connection.sendall(b"x")
+
+    try:
+        with _accepting(drip) as where:
+            yield where
+    finally:
+        ended.set()
+
+
+def hanging_up() -> AbstractContextManager[str]:
+    """``host:port`` of a server that closes each connection."""
+    return _accepting(socket.socket.close)
+
+
+@contextmanager
 def full() -> Iterator[str]:
-    """``host:port`` of a socket whose queue is full: Linux drops what asks for a connection, as a firewall does."""
+    """``host:port`` of a socket with a full queue: Linux drops connection requests, as a firewall does."""
     with socket.socket() as listening:
         listening.bind(("127.0.0.1", 0))
         listening.listen(0)
@@ -130,38 +147,13 @@ def full() -> Iterator[str]:
                 each.close()
 
 
-@contextmanager
-def hanging_up() -> Iterator[str]:
-    """``host:port`` of a server that takes a connection and closes it."""
-    with socket.socket() as listening:
-        listening.bind(("127.0.0.1", 0))
-        listening.listen(8)
-        ended = threading.Event()
-
-        def serve() -> None:
-            while not ended.is_set():
-                connection, _ = listening.accept()
-                connection.close()
-
-        thread = threading.Thread(target=serve)
-        thread.start()
-        try:
-            yield f"127.0.0.1:{listening.getsockname()[1]}"
-        finally:
-            ended.set()
-            socket.create_connection(listening.getsockname()).close()
-            thread.join()
-
-
 def unused() -> str:
     """``host:port`` where nothing listens."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return f"127.0.0.1:{probe.getsockname()[1]}"
+    return f"127.0.0.1:{free_port()}"
 
 
 def certificate(path: Path) -> Path:
-    """A certificate of 127.0.0.1, signed by itself, with its key, in one file."""
+    """A self-signed certificate of 127.0.0.1 and its key, in one file."""
     from cryptography import x509
     from cryptography.hazmat.primitives import hashes, serialization
     from cryptography.hazmat.primitives.asymmetric import ec

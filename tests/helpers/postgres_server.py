@@ -1,4 +1,4 @@
-"""A PostgreSQL on loopback, for tests that want the database which the stack has."""
+"""A PostgreSQL server on loopback, as in the stack."""
 
 from __future__ import annotations
 
@@ -12,14 +12,16 @@ import time
 from pathlib import Path
 from typing import Any
 
-from tests.conftest import free_port
+from cnn_jobs.local_server.server import free_port
+
+PASSWORD = "0123456789abcdef-of-a-test"
 
 
 class Database:
-    """A PostgreSQL of its own on loopback with role and database 'mlflow', that can go and come back."""
+    """A PostgreSQL server with role and database 'mlflow', which can be stopped and started again."""
 
     def __init__(self, password: str) -> None:
-        # As root it refuses to run, and it may not look into pytest's own folders.
+        # It refuses to run as root, and another user cannot read pytest's folders.
         self.user: dict[str, Any] = {"user": 65534, "group": 65534, "extra_groups": []} if os.geteuid() == 0 else {}
         self.home = Path(tempfile.mkdtemp(prefix="cnn-jobs-postgres-"))
         self.port, self.password = free_port(), password
@@ -37,11 +39,11 @@ class Database:
 
     @property
     def uri(self) -> str:
-        """As the Secret has it."""
+        """Its URI, as in the Secret."""
         return f"postgresql+psycopg://mlflow:{self.password}@127.0.0.1:{self.port}/mlflow"
 
     def start(self) -> None:
-        """Returns when it takes connections."""
+        """Starts it; returns when it accepts connections."""
         words = [program("postgres"), "-D", str(self.home / "data"), "-p", str(self.port), "-k", str(self.home)]
         words += ["-c", "listen_addresses=127.0.0.1", "-c", "max_connections=100"]
         with (self.home / "log").open("ab") as log:
@@ -49,12 +51,12 @@ class Database:
         self.connect("postgres").close()
 
     def stop(self) -> None:
-        """Clients are sent away."""
+        """Stops it, disconnecting all clients."""
         self.process.send_signal(signal.SIGINT)
         self.process.wait(30)
 
     def connect(self, name: str = "mlflow") -> Any:
-        """A connection, waited for."""
+        """A connection, after waiting for the server."""
         import psycopg
 
         deadline = time.monotonic() + 60
@@ -67,17 +69,17 @@ class Database:
                 time.sleep(0.2)
 
     def remove(self) -> None:
-        """With its data."""
+        """Stops it and deletes its data."""
         self.stop()
         shutil.rmtree(self.home)
 
 
 def program(name: str) -> str:
-    """Where a program of PostgreSQL is, "" for nowhere."""
+    """Path of a program of PostgreSQL, "" if it is missing."""
     places = sorted(Path("/usr/lib/postgresql").glob("*/bin"))
     return shutil.which(name, path=os.pathsep.join([os.environ["PATH"], *map(str, places)])) or ""
 
 
 def has_postgres() -> bool:
-    """Whether there is one here, and the driver that the server's image has."""
+    """Whether PostgreSQL and the driver of the server's image are installed."""
     return bool(program("initdb")) and importlib.util.find_spec("psycopg") is not None

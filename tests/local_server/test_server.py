@@ -1,3 +1,5 @@
+from __future__ import annotations
+
 import contextlib
 import http.client
 import json
@@ -6,23 +8,21 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
-import psutil
 import pytest
 
 from cnn_jobs.errors import StateDirError, TrackingError
 from cnn_jobs.local_server import Server, running_server, start_server, stop_server
-from cnn_jobs.local_server import process as record
-from cnn_jobs.local_server.process import ProcessId, end, identify
-from cnn_jobs.local_server.server import free_port, is_free
+from cnn_jobs.local_server.process import ProcessId, identify
+from cnn_jobs.local_server.server import free_port, is_free, read_record, write_record
+from tests.conftest import until
 
 SLEEP = [sys.executable, "-c", "import time; time.sleep(60)"]
 
 
-def command_line(*arguments: str, directory: Path) -> "subprocess.CompletedProcess[str]":
+def command_line(*arguments: str, directory: Path) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "cnn_jobs.local_server", *arguments, "--dir", str(directory)]
     return subprocess.run(command, capture_output=True, text=True, timeout=120)
 
@@ -34,8 +34,8 @@ def status_of(server: Server) -> int:
 
 
 @pytest.fixture
-def sleeper() -> Iterator["subprocess.Popen[bytes]"]:
-    """A living process that has nothing to do with any server."""
+def sleeper() -> Iterator[subprocess.Popen[bytes]]:
+    """A process that belongs to no server."""
     with subprocess.Popen(SLEEP) as process:
         yield process
         process.kill()
@@ -43,7 +43,7 @@ def sleeper() -> Iterator["subprocess.Popen[bytes]"]:
 
 @pytest.fixture
 def taken() -> Iterator[int]:
-    """A port that another program holds."""
+    """A port on which another program listens."""
     with socket.socket() as holder:
         holder.bind(("127.0.0.1", 0))
         holder.listen()
@@ -52,107 +52,63 @@ def taken() -> Iterator[int]:
 
 @pytest.fixture
 def directory(tmp_path: Path) -> Iterator[Path]:
-    """A directory for a server, with a space in its name; what a failed test leaves running is ended."""
+    """A directory for a server, with a space in its name; the server is stopped after the test."""
     path = tmp_path / "local server"
     yield path
     stop_server(path)
 
 
-def identity_of(process: "subprocess.Popen[bytes]") -> ProcessId:
+def identity_of(process: subprocess.Popen[bytes]) -> ProcessId:
     identity = identify(process.pid)
     assert identity is not None
     return identity
 
 
-# Processes
-
-
-def test_a_process_is_itself_until_it_ends(sleeper: "subprocess.Popen[bytes]") -> None:
-    identity = identity_of(sleeper)
-    assert identity.is_alive()
-    sleeper.kill()
-    while psutil.Process(sleeper.pid).status() != psutil.STATUS_ZOMBIE:
-        time.sleep(0.01)
-    assert not identity.is_alive()  # a zombie serves nobody
-
-
-def test_a_recycled_pid_is_another_process(sleeper: "subprocess.Popen[bytes]") -> None:
-    now = identity_of(sleeper)
-    assert not ProcessId(now.pid, now.started_s - 100, now.command).is_alive()
-    assert not ProcessId(now.pid, now.started_s, ("-m", "mlflow", "server")).is_alive()
-
-
-def test_end_ends_a_process_and_those_below_it() -> None:
-    spawner = f"import subprocess; subprocess.run({SLEEP!r})"
-    with subprocess.Popen([sys.executable, "-c", spawner]) as process:
-        while not (below := psutil.Process(process.pid).children()):
-            time.sleep(0.01)
-        assert end([identity_of(process)]) == []
-        assert identify(below[0].pid) is None
-    assert identify(process.pid) is None
-
-
-def test_end_kills_what_ignores_sigterm() -> None:
-    stubborn = "import signal, time; signal.signal(15, signal.SIG_IGN); print(flush=True); time.sleep(60)"
-    with subprocess.Popen([sys.executable, "-c", stubborn], stdout=subprocess.PIPE) as process:
-        assert process.stdout is not None
-        process.stdout.readline()
-        identity = identity_of(process)
-        assert end([identity], grace_s=0.3) == [identity]
-        assert not identity.is_alive()
-
-
-# Ports
-
-
 def test_a_taken_port_is_not_free(taken: int) -> None:
     assert not is_free(taken)
-    said: list[str] = []
-    assert free_port(taken, said.append) > taken
-    assert said[0].startswith(f"port {taken} is taken; using ")
+    messages: list[str] = []
+    assert free_port(taken, messages.append) > taken
+    assert messages[0].startswith(f"port {taken} is taken; using ")
 
 
 def test_any_free_port() -> None:
-    assert is_free(free_port(0, print))
+    assert is_free(free_port())
 
 
-def test_no_port_left(monkeypatch: pytest.MonkeyPatch, taken: int) -> None:
+def test_no_free_port(monkeypatch: pytest.MonkeyPatch, taken: int) -> None:
     monkeypatch.setattr("cnn_jobs.local_server.server.PORTS_TRIED", 1)
     with pytest.raises(TrackingError, match=f"no port from {taken} to {taken} is free"):
-        free_port(taken, print)
-
-
-# The record
+        free_port(taken)
 
 
 def fake_record(directory: Path, *processes: ProcessId) -> None:
     directory.mkdir(exist_ok=True)
-    record.write(Server("http://127.0.0.1:1", 1, processes), directory)
+    write_record(Server("http://127.0.0.1:1", 1, processes), directory)
 
 
-def test_record_survives_writing_and_reading(tmp_path: Path) -> None:
+def test_a_record_is_read_as_written(tmp_path: Path) -> None:
     server = Server("http://127.0.0.1:5000", 5000, (ProcessId(1, 2.5, ("-m", "mlflow")), ProcessId(3, 4.5, ())))
-    record.write(server, tmp_path)
-    assert record.read(tmp_path) == server
+    write_record(server, tmp_path)
+    assert read_record(tmp_path) == server
     assert [path.name for path in tmp_path.iterdir()] == ["server.json"]
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", '{"url": "x"}', '{"url": "x", "port": 1, "processes": []}'])
-def test_a_damaged_record_is_none(tmp_path: Path, text: str) -> None:
+def test_a_damaged_record_counts_as_none(tmp_path: Path, text: str) -> None:
     (tmp_path / "server.json").write_text(text)
-    assert record.read(tmp_path) is None
+    assert read_record(tmp_path) is None
     assert running_server(tmp_path) is None
     assert not stop_server(tmp_path)
 
 
-def test_stop_spares_a_recycled_pid(directory: Path, sleeper: "subprocess.Popen[bytes]") -> None:
+def test_stop_spares_a_recycled_pid(directory: Path, sleeper: subprocess.Popen[bytes]) -> None:
     now = identity_of(sleeper)
     fake_record(directory, ProcessId(now.pid, now.started_s - 100, now.command))
-    said: list[str] = []
-    assert not stop_server(directory, say=said.append)
-    assert said == [f"no MLflow server runs in {directory}"]
+    messages: list[str] = []
+    assert not stop_server(directory, notify=messages.append)
+    assert messages == [f"no MLflow server runs in {directory}"]
     assert sleeper.poll() is None
-    assert record.read(directory) is None
+    assert read_record(directory) is None
 
 
 def test_stop_ends_a_worker_whose_parent_was_killed(directory: Path) -> None:
@@ -163,38 +119,38 @@ def test_stop_ends_a_worker_whose_parent_was_killed(directory: Path) -> None:
     assert identify(worker.pid) is None
 
 
-def test_stop_where_nothing_ever_ran(tmp_path: Path) -> None:
+def test_stop_without_a_server(tmp_path: Path) -> None:
     done = command_line("stop", directory=tmp_path / "none")
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout == f"no MLflow server runs in {tmp_path / 'none'}\n"
     assert not (tmp_path / "none").exists()
 
 
-def test_status_and_url_where_nothing_runs(tmp_path: Path) -> None:
+def test_status_and_url_without_a_server(tmp_path: Path) -> None:
     assert command_line("status", directory=tmp_path).stdout == f"no MLflow server runs in {tmp_path}\n"
     done = command_line("url", directory=tmp_path)
     assert (done.returncode, done.stdout) == (1, "")
     assert "make local-run" in done.stderr
 
 
-def test_start_in_a_place_that_is_a_file(tmp_path: Path) -> None:
+def test_start_in_a_file(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(StateDirError, match="cannot be written"):
         start_server(tmp_path / "file")
 
 
-# With a server that is no MLflow: what the program does when it fails, without MLflow's seconds.
+# With a stub in place of MLflow, which starts in seconds: failures of the server.
 
 
 @pytest.fixture
 def broken_mlflow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """``python -m mlflow`` is the file that is returned."""
+    """The file that ``python -m mlflow`` runs."""
     (tmp_path / "modules").mkdir()
     monkeypatch.setenv("PYTHONPATH", str(tmp_path / "modules"))
     return tmp_path / "modules" / "mlflow.py"
 
 
-def test_a_server_that_dies_is_reported_with_its_last_words(directory: Path, broken_mlflow: Path) -> None:
+def test_a_server_that_exits_is_reported_with_the_end_of_its_log(directory: Path, broken_mlflow: Path) -> None:
     broken_mlflow.write_text("print('first'); raise SystemExit('the database is\\n\\nbroken')")
     done = command_line("start", "--port", "0", directory=directory)
     assert done.returncode == 1
@@ -202,24 +158,20 @@ def test_a_server_that_dies_is_reported_with_its_last_words(directory: Path, bro
         "error: the MLflow server ended while it started; "
         f"{directory / 'server.log'} ends with: first | the database is | broken\n"
     )
-    assert record.read(directory) is None
+    assert read_record(directory) is None
 
 
-def test_a_server_that_says_nothing_is_ended(directory: Path, broken_mlflow: Path) -> None:
+def test_a_server_that_does_not_answer_is_ended(directory: Path, broken_mlflow: Path) -> None:
     broken_mlflow.write_text("import time; time.sleep(60)")
-    said: list[str] = []
+    messages: list[str] = []
     with pytest.raises(TrackingError, match="did not answer within 1 s"):
-        start_server(directory, say=said.append, timeout_s=1)
-    pid = int(said[0].split("(pid ")[1].split(",")[0])
-    # A process that was killed takes a moment to be gone.
-    deadline = time.monotonic() + 10
-    while identify(pid) and time.monotonic() < deadline:
-        time.sleep(0.01)
-    assert identify(pid) is None
-    assert record.read(directory) is None
+        start_server(directory, notify=messages.append, timeout_s=1)
+    pid = int(messages[0].split("(pid ")[1].split(",")[0])
+    until(lambda: identify(pid) is None, 10)
+    assert read_record(directory) is None
 
 
-# Takes three seconds to come to its port, as MLflow does; 'taken' ends it as uvicorn would.
+# Listens after a delay, as MLflow does, and exits if the port is taken, as uvicorn does.
 SLOW_SERVER = """
 import http.server, sys, time
 time.sleep(float(open({delay!r}).read()))
@@ -230,8 +182,8 @@ http.server.HTTPServer(("127.0.0.1", int(sys.argv[sys.argv.index("--port") + 1])
 """
 
 
-def test_the_answer_of_another_program_on_the_port_does_not_count(
-    tmp_path: Path, directory: Path, broken_mlflow: Path, sleeper: "subprocess.Popen[bytes]"
+def test_answers_of_another_program_on_the_port_do_not_count(
+    tmp_path: Path, directory: Path, broken_mlflow: Path, sleeper: subprocess.Popen[bytes]
 ) -> None:
     (tmp_path / "delay").write_text("0")
     broken_mlflow.write_text(SLOW_SERVER.format(delay=str(tmp_path / "delay")))
@@ -240,7 +192,7 @@ def test_the_answer_of_another_program_on_the_port_does_not_count(
     assert not Server(server.url, server.port, (identity_of(sleeper),)).answers()
 
 
-def test_a_port_lost_while_starting_is_replaced(tmp_path: Path, directory: Path, broken_mlflow: Path) -> None:
+def test_a_port_taken_during_the_start_is_replaced(tmp_path: Path, directory: Path, broken_mlflow: Path) -> None:
     (tmp_path / "delay").write_text("1.5")
     broken_mlflow.write_text(SLOW_SERVER.format(delay=str(tmp_path / "delay")))
     thieves: list[socket.socket] = []
@@ -251,7 +203,7 @@ def test_a_port_lost_while_starting_is_replaced(tmp_path: Path, directory: Path,
             thieves.append(socket.create_server(("127.0.0.1", port)))
 
     try:
-        server = start_server(directory, free_port(0, print), say=steal)
+        server = start_server(directory, free_port(), notify=steal)
         assert server.port != thieves[0].getsockname()[1]
         assert server.answers()
     finally:
@@ -259,18 +211,18 @@ def test_a_port_lost_while_starting_is_replaced(tmp_path: Path, directory: Path,
             thief.close()
 
 
-def test_two_starts_at_once_make_one_server(tmp_path: Path, directory: Path, broken_mlflow: Path) -> None:
+def test_two_simultaneous_starts_create_one_server(tmp_path: Path, directory: Path, broken_mlflow: Path) -> None:
     (tmp_path / "delay").write_text("1")
     broken_mlflow.write_text(SLOW_SERVER.format(delay=str(tmp_path / "delay")))
     command = [sys.executable, "-m", "cnn_jobs.local_server", "start", "--port", "0", "--dir", str(directory)]
     both = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(2)]
-    said = [process.communicate(timeout=60)[0] for process in both]
+    output = [process.communicate(timeout=60)[0] for process in both]
     assert [process.returncode for process in both] == [0, 0]
-    assert sorted("reusing" in text for text in said) == [False, True]
-    assert sum("another start or stop is under way" in text for text in said) == 1
+    assert sorted("reusing" in text for text in output) == [False, True]
+    assert sum("another start or stop is in progress" in text for text in output) == 1
 
 
-def test_the_users_own_mlflow_variables_do_not_reach_the_server(
+def test_mlflow_variables_of_the_user_do_not_reach_the_server(
     directory: Path, broken_mlflow: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     broken_mlflow.write_text("import json, os; raise SystemExit(json.dumps(dict(os.environ)))")
@@ -287,8 +239,8 @@ def test_the_users_own_mlflow_variables_do_not_reach_the_server(
 
 @pytest.mark.integration
 @pytest.mark.slow
-def test_life_of_a_server(directory: Path, taken: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")  # nobody there: it must not be asked
+def test_the_life_cycle_of_a_server(directory: Path, taken: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")  # nothing listens there: it must not be used
     started = command_line("start", "--port", str(taken), directory=directory)
     assert started.returncode == 0, started.stderr
     assert f"port {taken} is taken" in started.stdout
@@ -314,11 +266,11 @@ def test_life_of_a_server(directory: Path, taken: int, monkeypatch: pytest.Monke
 
 @pytest.mark.integration
 @pytest.mark.slow
-def test_a_killed_server_is_replaced_and_leaves_no_worker(directory: Path, sleeper: "subprocess.Popen[bytes]") -> None:
+def test_a_killed_server_is_replaced_and_leaves_no_worker(directory: Path, sleeper: subprocess.Popen[bytes]) -> None:
     first = start_server(directory)
     os.kill(first.pid, signal.SIGKILL)
     os.waitpid(first.pid, 0)
-    assert first.processes[1].is_alive()  # the worker lives on, and holds the port
+    assert first.processes[1].is_alive()  # the worker still runs, and holds the port
     second = start_server(directory, first.port)
     assert not first.processes[1].is_alive()
     assert (second.port, status_of(second)) == (first.port, http.client.OK)
@@ -328,7 +280,7 @@ def test_a_killed_server_is_replaced_and_leaves_no_worker(directory: Path, sleep
 
 @pytest.mark.integration
 @pytest.mark.slow
-def test_a_database_that_is_none(directory: Path) -> None:
+def test_a_damaged_database(directory: Path) -> None:
     directory.mkdir()
     (directory / "mlflow.db").write_bytes(b"this is no database" * 1000)
     done = command_line("start", "--port", "0", directory=directory)

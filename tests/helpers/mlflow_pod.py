@@ -1,4 +1,4 @@
-"""Containers of the stack as processes of this machine: same command, arguments and environment."""
+"""Containers of the stack as local processes, with their command, arguments and environment."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from http.client import HTTPConnection
 from pathlib import Path
 
-from tests.stack.manifests import Object, build, expand, pods
+from tests.helpers.kustomize import Object, build, expand, pods
 
 POD_IP = "10.244.3.17"
 READY_S = 120.0
@@ -21,7 +21,7 @@ BIN = Path(sys.executable).parent
 
 
 def environment(container: Object, secret: dict[str, str], home: Path) -> dict[str, str]:
-    """What the kubelet would set, /tmp replaced by ``home``; nothing of this machine but PATH."""
+    """The environment that the kubelet sets, with ``home`` for /tmp, and PATH of this machine."""
     made = {"PATH": f"{BIN}:{os.environ['PATH']}", "TMPDIR": str(home)}
     for each in container["env"]:
         source = each.get("valueFrom", {})
@@ -40,7 +40,7 @@ def environment(container: Object, secret: dict[str, str], home: Path) -> dict[s
 
 
 def command(container: Object, given: dict[str, str], home: Path, **replaced: str) -> list[str]:
-    """Command and arguments, expanded; ``replaced``: options that this machine needs otherwise."""
+    """Command and arguments, expanded; ``replaced``: options with another value on this machine."""
     found = [
         expand(word, given).replace("/tmp", str(home)) for word in [*container["command"], *container.get("args", [])]
     ]
@@ -51,7 +51,7 @@ def command(container: Object, given: dict[str, str], home: Path, **replaced: st
 
 
 def container_of(folder: str, owner: str, kind: str = "containers") -> Object:
-    """The one container of one object, or the one among its ``initContainers``."""
+    """The only container of an object, or its only init container."""
     (pod,) = (pod for pod in pods(build(folder)) if pod.owner == owner)
     found: list[Object] = pod.spec[kind]
     (container,) = found
@@ -59,7 +59,7 @@ def container_of(folder: str, owner: str, kind: str = "containers") -> Object:
 
 
 def run_container(container: Object, secret: dict[str, str], home: Path, *arguments: str, **env: str) -> str:
-    """What a container prints that is not a server; ``arguments`` in place of its own, where there are any."""
+    """Runs a container to its end; returns its output. ``arguments`` replace its own, if given."""
     given = {**environment(container, secret, home), **env}
     words = command(container, given, home)
     if arguments:
@@ -71,14 +71,14 @@ def run_container(container: Object, secret: dict[str, str], home: Path, *argume
 
 @dataclass(frozen=True)
 class Running:
-    """A server that answers on loopback."""
+    """A running server on loopback."""
 
     process: subprocess.Popen[bytes]
     port: int
     log: Path
 
     def get(self, path: str, host: str, method: str = "GET") -> tuple[int, str]:
-        """Status and text of an answer to a request with this Host header."""
+        """Status and body of the response to a request with this Host header."""
         connection = HTTPConnection("127.0.0.1", self.port, timeout=30)
         try:
             connection.putrequest(method, path, skip_host=True)
@@ -92,7 +92,7 @@ class Running:
 
 @contextmanager
 def serve(words: list[str], given: dict[str, str], port: int, home: Path) -> Iterator[Running]:
-    """Runs a server until the end of the block; it answers /health when the block begins."""
+    """Runs a server during the block; it answers /health at the beginning."""
     log = home / "server.log"
     with log.open("wb") as out:
         process = subprocess.Popen(

@@ -1,4 +1,4 @@
-"""The command line, called in this process as a user calls it."""
+"""The command line, called in this process."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from cnn_jobs.cli import main
 
 @dataclass(frozen=True)
 class Called:
-    """What came of it."""
+    """Exit code and output of a call."""
 
     code: int
     stdout: str
@@ -27,7 +27,7 @@ class Called:
 
 
 def call(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> Called:
-    """``cnn-jobs arguments``, with everything that ``main`` makes of an error."""
+    """``cnn-jobs arguments``, including how ``main`` reports an error."""
     monkeypatch.setattr("sys.argv", ["cnn-jobs", *arguments])
     monkeypatch.setattr("cnn_jobs.cli.log_format.configure", lambda form: None)
     monkeypatch.setattr("cnn_jobs.cli.dump_stacks_on_signal", lambda: None)

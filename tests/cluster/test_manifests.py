@@ -1,4 +1,4 @@
-"""What is checked in: every Job of the registry, by the contracts of this project."""
+"""The rendered files: every Job of the registry, with the properties that cnn-jobs relies on."""
 
 from __future__ import annotations
 
@@ -13,17 +13,28 @@ import pytest
 import yaml
 
 from cnn_jobs import __version__
-from cnn_jobs.cluster.manifests import differences, text_of, write_files
-from cnn_jobs.cluster.plans import DISTRIBUTED, PROCESSES, SEEDS, all_plans, choose
-from cnn_jobs.cluster.settings import RESNET, Settings, needs_of
+from cnn_jobs.cluster.drift import differences
+from cnn_jobs.cluster.manifests import text_of, write_files
+from cnn_jobs.cluster.plans import PROCESSES, SEEDS, all_plans, choose
+from cnn_jobs.cluster.resources import RESNET, resources_of
+from cnn_jobs.cluster.settings import Settings
 from cnn_jobs.errors import CONTINUE, UserError
 from cnn_jobs.networks.spec import ResNet18
 from cnn_jobs.tasks import INTERPRETATIONS, TASKS
-from tests.cluster.job_files import DOCUMENTS, FOLDER, OBJECTS, PATHS, ROOT, container_of, env_of, pod_of
-from tests.cluster.job_rules import quantity
+from tests.helpers.job_files import (
+    DDP,
+    DOCUMENTS,
+    FOLDER,
+    OBJECTS,
+    PATHS,
+    ROOT,
+    TRAINING,
+    container_of,
+    env_of,
+    pod_of,
+)
+from tests.helpers.job_rules import quantity
 
-TOGETHER = [f"{task}-ddp-job.yaml" for task in DISTRIBUTED]
-TRAINING = [*(f"{task}{end}-job.yaml" for task in TASKS for end in ("", "-seeds")), *TOGETHER]
 SEEDED = [name for name in TRAINING if name.endswith("-seeds-job.yaml")]
 OTHERS = [*(f"{name}-job.yaml" for name in INTERPRETATIONS), "report-job.yaml", "prepare-data-job.yaml"]
 WITH_GPU = [*TRAINING, "doctor-job.yaml"]
@@ -31,33 +42,33 @@ COMPONENTS = {"report": "report", "prepare-data": "data", "doctor": "doctor"}
 GPU = "nvidia.com/gpu"
 
 
-def test_there_is_a_file_for_every_task_its_seeds_and_what_goes_with_them_and_no_other() -> None:
+def test_there_is_a_file_for_each_job_and_no_other() -> None:
     assert set(DOCUMENTS) == {*TRAINING, *OTHERS, "doctor-job.yaml"}
-    assert len(DOCUMENTS) == 2 * len(TASKS) + len(DISTRIBUTED) + len(INTERPRETATIONS) + 3
+    assert len(DOCUMENTS) == 2 * len(TASKS) + len(DDP) + len(INTERPRETATIONS) + 3
 
 
-def test_the_files_are_what_the_registry_renders() -> None:
+def test_the_files_are_as_rendered() -> None:
     assert differences(FOLDER, Settings()) == []
 
 
 @pytest.mark.parametrize("path", PATHS, ids=lambda path: path.name)
-def test_a_file_applies_on_its_own(path: Path) -> None:
+def test_a_file_is_complete_in_itself(path: Path) -> None:
     job, *others = OBJECTS[path.name]
     assert (job["apiVersion"], job["kind"]) == ("batch/v1", "Job")
-    assert [each["kind"] for each in others] == (["Service", "NetworkPolicy"] if path.name in TOGETHER else [])
+    assert [each["kind"] for each in others] == (["Service", "NetworkPolicy"] if path.name in DDP else [])
     for each in OBJECTS[path.name]:
         assert f"{each['metadata']['name']}-job.yaml" == path.name
         assert each["metadata"]["namespace"] == "cnn-jobs"
         assert each["metadata"]["labels"] == job["metadata"]["labels"]
 
 
-def test_no_two_files_make_the_same_job() -> None:
+def test_jobs_have_different_names() -> None:
     made = [(job["metadata"]["namespace"], job["metadata"]["name"]) for job in DOCUMENTS.values()]
     assert len(set(made)) == len(made)
 
 
 @pytest.mark.parametrize("path", PATHS, ids=lambda path: path.name)
-def test_a_file_is_for_people_too(path: Path) -> None:
+def test_files_are_readable(path: Path) -> None:
     lines = path.read_text().splitlines()
     assert "do not edit" in path.read_text()
     assert max(map(len, lines)) <= 120
@@ -65,14 +76,14 @@ def test_a_file_is_for_people_too(path: Path) -> None:
     assert [line.split(":")[0] for line in lines if re.match(r"\w", line)] == [
         *["apiVersion", "kind", "metadata", "spec"] * len(OBJECTS[path.name])
     ]
-    # What a reader would ask has its answer above it: why, of each rule, too.
+    # A comment above explains each of these, including each rule.
     for field, count in (("podReplacementPolicy: ", 1), ("podFailurePolicy:", 1), ("- action: ", 3), ("resources:", 1)):
         numbers = [number for number, line in enumerate(lines) if line.strip().startswith(field)]
         assert len(numbers) == count
         assert all(lines[number - 1].strip().startswith("# ") for number in numbers)
 
 
-def test_every_process_renders_the_same_bytes(tmp_path: Path) -> None:
+def test_rendering_is_deterministic(tmp_path: Path) -> None:
     script = (
         "import sys, pathlib; from cnn_jobs.cluster import manifests, plans, settings; "
         "manifests.write_files(plans.all_plans(), settings.Settings(), pathlib.Path(sys.argv[1]))"
@@ -85,23 +96,23 @@ def test_every_process_renders_the_same_bytes(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", DOCUMENTS)
-def test_the_image_has_a_tag_that_stays(name: str) -> None:
+def test_images_have_a_fixed_tag(name: str) -> None:
     assert container_of(DOCUMENTS[name])["image"] == f"cnn-jobs:{__version__}" != "cnn-jobs:latest"
     assert container_of(DOCUMENTS[name])["imagePullPolicy"] == "IfNotPresent"
     assert env_of(DOCUMENTS[name])["CNN_JOBS_CONTAINER_IMAGE"] == container_of(DOCUMENTS[name])["image"]
 
 
 @pytest.mark.parametrize("name", DOCUMENTS)
-def test_exit_codes_mean_to_kubernetes_what_the_program_means(name: str) -> None:
+def test_the_failure_policy_matches_the_exit_codes(name: str) -> None:
     job = DOCUMENTS[name]
-    never, disruption, again = job["spec"]["podFailurePolicy"]["rules"]
+    never, disruption, resume = job["spec"]["podFailurePolicy"]["rules"]
     box = container_of(job)["name"]
     assert never == {
         "action": "FailIndex" if name in SEEDED else "FailJob",
         "onExitCodes": {"containerName": box, "operator": "In", "values": [UserError.exit_code]},
     }
     assert disruption == {"action": "Ignore", "onPodConditions": [{"type": "DisruptionTarget", "status": "True"}]}
-    assert again == {
+    assert resume == {
         "action": "Ignore",
         "onExitCodes": {"containerName": box, "operator": "In", "values": [CONTINUE]},
     }
@@ -110,11 +121,11 @@ def test_exit_codes_mean_to_kubernetes_what_the_program_means(name: str) -> None
 
 
 @pytest.mark.parametrize("name", DOCUMENTS)
-def test_a_job_ends_some_time_and_goes_away(name: str) -> None:
+def test_jobs_have_a_deadline_and_a_time_to_live(name: str) -> None:
     job = DOCUMENTS[name]
     assert 3600 <= job["spec"]["activeDeadlineSeconds"] <= 24 * 3600
     assert job["spec"]["ttlSecondsAfterFinished"] == 24 * 3600
-    # A stop takes less than 10 s; a drain need not wait for more than half a minute.
+    # A stop takes less than 10 s; a drain should not wait longer than half a minute.
     assert 10 < pod_of(job)["terminationGracePeriodSeconds"] <= 30
     limit = "backoffLimitPerIndex" if name in SEEDED else "backoffLimit"
     assert {each for each in job["spec"] if each.startswith("backoff")} == {limit}
@@ -124,12 +135,12 @@ def test_a_job_ends_some_time_and_goes_away(name: str) -> None:
 @pytest.mark.parametrize("name", SEEDED)
 def test_the_index_is_the_seed(name: str) -> None:
     spec = DOCUMENTS[name]["spec"]
-    # Equal: more seeds can be added later (elastic Indexed Jobs).
+    # Equal, so that seeds can be added later (elastic Indexed Jobs).
     assert (spec["completionMode"], spec["completions"], spec["parallelism"]) == ("Indexed", SEEDS, SEEDS)
     assert "maxFailedIndexes" not in spec
     index = "metadata.annotations['batch.kubernetes.io/job-completion-index']"
     assert env_of(DOCUMENTS[name])["CNN_JOBS_SEED"] == index
-    # All else is as in the Job of one run.
+    # Everything else equals the Job of one run.
     single = DOCUMENTS[name.replace("-seeds", "")]
     ours, theirs = container_of(DOCUMENTS[name]), container_of(single)
     assert {k: v for k, v in ours.items() if k != "env"} == {k: v for k, v in theirs.items() if k != "env"}
@@ -137,7 +148,7 @@ def test_the_index_is_the_seed(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", DOCUMENTS)
-def test_labels_say_what_it_is_and_are_those_of_the_pods(name: str) -> None:
+def test_labels_of_job_and_pods(name: str) -> None:
     job = DOCUMENTS[name]
     labels = dict(job["metadata"]["labels"])
     assert labels == job["spec"]["template"]["metadata"]["labels"]
@@ -153,7 +164,7 @@ def test_labels_say_what_it_is_and_are_those_of_the_pods(name: str) -> None:
     }
 
 
-def test_the_pod_monitor_selects_training_pods_and_their_port_and_no_others() -> None:
+def test_the_pod_monitor_selects_exactly_the_training_pods() -> None:
     monitor = yaml.safe_load((FOLDER / "monitoring/podmonitor.yaml").read_text())["spec"]
     wanted = monitor["selector"]["matchLabels"].items()
     (endpoint,) = monitor["podMetricsEndpoints"]
@@ -169,7 +180,7 @@ def test_the_pod_monitor_selects_training_pods_and_their_port_and_no_others() ->
 
 
 @pytest.mark.parametrize("name", DOCUMENTS)
-def test_training_and_the_doctor_get_a_gpu_and_no_other_job_does(name: str) -> None:
+def test_exactly_training_and_doctor_get_a_gpu(name: str) -> None:
     job = DOCUMENTS[name]
     resources, tolerations = container_of(job)["resources"], pod_of(job).get("tolerations", [])
     gpus = [resources[each].get(GPU, 0) for each in ("requests", "limits")]
@@ -179,7 +190,7 @@ def test_training_and_the_doctor_get_a_gpu_and_no_other_job_does(name: str) -> N
 
 
 @pytest.mark.parametrize("name", DOCUMENTS)
-def test_cpu_and_memory_are_asked_for_and_bounded_and_the_disk_has_room_for_the_volumes(name: str) -> None:
+def test_requests_equal_limits_and_the_disk_has_room_for_the_volumes(name: str) -> None:
     resources = container_of(DOCUMENTS[name])["resources"]
     for what in ("cpu", "memory"):
         assert resources["requests"][what] == resources["limits"][what]
@@ -195,14 +206,14 @@ def on_disk(job: dict[str, Any]) -> list[dict[str, Any]]:
     return [each for each in volumes if each["emptyDir"].get("medium") != "Memory"]
 
 
-@pytest.mark.parametrize("name", TOGETHER)
-def test_processes_of_one_run_find_each_other(name: str) -> None:
+@pytest.mark.parametrize("name", DDP)
+def test_processes_of_a_distributed_run_reach_rank_0(name: str) -> None:
     job, service, policy = OBJECTS[name]
     spec, pod, own = job["spec"], pod_of(job), job["metadata"]["name"]
     assert (spec["completionMode"], spec["completions"], spec["parallelism"]) == ("Indexed", PROCESSES, PROCESSES)
     arguments = container_of(job)["args"]
     assert arguments[arguments.index("--world-size") + 1] == str(PROCESSES)
-    # Rank 0 is index 0, by the name that a headless Service gives the pod of a subdomain.
+    # Rank 0 is index 0, under the name that a headless Service gives a pod with a subdomain.
     assert env_of(job)["MASTER_ADDR"] == f"{own}-0.{pod['subdomain']}"
     assert pod["subdomain"] == service["metadata"]["name"]
     assert service["spec"]["clusterIP"] == "None"
@@ -212,13 +223,13 @@ def test_processes_of_one_run_find_each_other(name: str) -> None:
     assert ports[port["targetPort"]] == port["port"] == int(env_of(job)["MASTER_PORT"])
     pods = {"batch.kubernetes.io/job-name": own}
     assert service["spec"]["selector"] == policy["spec"]["podSelector"]["matchLabels"] == pods
-    assert "was not run so far: docs/distributed.md" in (FOLDER / name).read_text()
-    # The run is finished when rank 0 says so, and no sooner.
+    assert "has not been run yet: docs/distributed.md" in (FOLDER / name).read_text()
+    # The Job succeeds exactly when rank 0 does.
     assert spec["successPolicy"] == {"rules": [{"succeededIndexes": "0"}]}
 
 
-@pytest.mark.parametrize("name", TOGETHER)
-def test_shared_memory_is_there_and_is_counted(name: str) -> None:
+@pytest.mark.parametrize("name", DDP)
+def test_shared_memory_is_mounted_and_counts_as_memory(name: str) -> None:
     job, single = DOCUMENTS[name], DOCUMENTS[name.replace("-ddp", "")]
     (shared,) = [each for each in pod_of(job)["volumes"] if each["name"] == "shm"]
     assert shared["emptyDir"]["medium"] == "Memory"
@@ -227,24 +238,24 @@ def test_shared_memory_is_there_and_is_counted(name: str) -> None:
     assert ours == theirs + quantity(shared["emptyDir"]["sizeLimit"])
 
 
-def test_the_state_of_a_run_with_kept_features_has_room_for_them() -> None:
+def test_the_state_volume_has_room_for_cached_features() -> None:
     # docs/transfer.md: 12.0 GB for CIFAR-10, and checkpoints of 134 + 101 + 34 + 11 MB.
     assert RESNET.state_gib * 2**30 > 12.0e9 + 280e6
-    assert {name for name, task in TASKS.items() if needs_of(task) is RESNET} == {
+    assert {name for name, task in TASKS.items() if resources_of(task) is RESNET} == {
         name for name, task in TASKS.items() if isinstance(task.network, ResNet18)
     }
     (state,) = [each for each in pod_of(DOCUMENTS["task4a-job.yaml"])["volumes"] if each["name"] == "state"]
     assert state["emptyDir"]["sizeLimit"] == f"{RESNET.state_gib}Gi"
 
 
-def test_kubernetes_api_and_services_stay_outside() -> None:
+def test_pods_have_no_api_token_and_no_service_variables() -> None:
     for job in DOCUMENTS.values():
         assert pod_of(job)["automountServiceAccountToken"] is False
         assert pod_of(job)["enableServiceLinks"] is False
         assert not {"serviceAccountName", "hostNetwork", "shareProcessNamespace"} & pod_of(job).keys()
 
 
-def test_only_what_loads_data_can_write_it() -> None:
+def test_only_prepare_data_can_write_the_data_volume() -> None:
     for name, job in DOCUMENTS.items():
         mounts = {each["name"]: each for each in container_of(job)["volumeMounts"]}
         assert mounts.get("data", {}).get("readOnly") is {"prepare-data-job.yaml": None, "report-job.yaml": None}.get(
@@ -253,16 +264,16 @@ def test_only_what_loads_data_can_write_it() -> None:
         assert ("data" in mounts) is (name != "report-job.yaml")
 
 
-def test_settings_and_logins_of_the_cluster_are_optional() -> None:
+def test_config_map_and_secrets_are_optional() -> None:
     shared = {"name": "cnn-jobs", "optional": True}
     sources = {"secretRef": {"name": "cnn-jobs-sources", "optional": True}}
     for name, job in DOCUMENTS.items():
-        # Where data comes from is no business of those who train.
+        # Only prepare-data reads the logins for the sources of the data.
         own = [sources] if name == "prepare-data-job.yaml" else []
         assert container_of(job)["envFrom"] == [{"configMapRef": shared}, {"secretRef": shared}, *own]
 
 
-def test_without_a_gpu_nothing_asks_for_one() -> None:
+def test_without_gpus_no_job_requests_one() -> None:
     for plan in all_plans():
         text = text_of(plan, Settings(gpus=0))
         assert "nvidia" not in text
@@ -274,7 +285,7 @@ def rendered(settings: Settings) -> dict[str, dict[str, Any]]:
     return {plan.file: next(yaml.safe_load_all(text_of(plan, settings))) for plan in all_plans()}
 
 
-def test_other_settings_change_what_they_name_and_nothing_else() -> None:
+def test_settings_change_nothing_but_their_fields() -> None:
     image, other = "registry.example/cnn-jobs:1.2.3", Settings(image="registry.example/cnn-jobs:1.2.3", namespace="a-b")
     for name, job in rendered(other).items():
         assert container_of(job)["image"] == env_of(job)["CNN_JOBS_CONTAINER_IMAGE"] == image
@@ -292,7 +303,7 @@ def test_other_settings_change_what_they_name_and_nothing_else() -> None:
         assert container_of(job)["resources"]["limits"].get(GPU) == (4 if name in WITH_GPU else None)
 
 
-def test_without_a_data_volume_nothing_asks_for_one_and_caches_are_where_they_can_be_written() -> None:
+def test_without_a_data_volume_no_job_mounts_one_and_caches_are_writable() -> None:
     settings = Settings(data_claim="")
     for plan in choose([], data_volume=False):
         job = next(yaml.safe_load_all(text_of(plan, settings)))
@@ -306,13 +317,13 @@ def test_without_a_data_volume_nothing_asks_for_one_and_caches_are_where_they_ca
         choose(["prepare-data"], data_volume=False)
 
 
-def test_another_data_volume_is_another_claim_and_nothing_else() -> None:
+def test_another_data_claim_changes_nothing_else() -> None:
     for name, job in rendered(Settings(data_claim="pictures")).items():
         text = yaml.safe_dump(job).replace("claimName: pictures", "claimName: cnn-jobs-data")
         assert yaml.safe_load(text) == DOCUMENTS[name]
 
 
-def test_a_claim_for_the_state_makes_it_durable_in_trainings_alone() -> None:
+def test_a_state_claim_makes_only_trainings_durable() -> None:
     for name, job in rendered(Settings(state_claim="runs")).items():
         volumes = {each["name"]: each for each in pod_of(job)["volumes"]}
         if name not in TRAINING:
@@ -324,7 +335,7 @@ def test_a_claim_for_the_state_makes_it_durable_in_trainings_alone() -> None:
     assert all("CNN_JOBS_DURABLE_STATE" not in env_of(job) for job in DOCUMENTS.values())
 
 
-def test_a_file_appears_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_files_are_written_atomically(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     plan = all_plans()[0]
     (path,) = write_files([plan], Settings(), tmp_path / "new")
     before = path.read_text()

@@ -1,5 +1,3 @@
-"""What is written is read back as it was, by every parser."""
-
 from __future__ import annotations
 
 from typing import Any
@@ -9,7 +7,7 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cnn_jobs.cluster.yaml_text import to_yaml
+from cnn_jobs.cluster.yaml_writer import Commented, plain, to_yaml
 
 TEXT = st.text(st.characters(codec="utf-8", exclude_categories=["Cs", "Cn", "Co", "Cf"]))
 SCALARS = st.one_of(
@@ -25,25 +23,25 @@ MAPPINGS = st.recursive(
 
 
 @given(MAPPINGS)
-def test_what_is_written_is_read_back(content: dict[str, Any]) -> None:
-    assert yaml.safe_load(to_yaml(content, {})) == content
+def test_parsing_returns_what_was_written(content: dict[str, Any]) -> None:
+    assert yaml.safe_load(to_yaml(content)) == content
 
 
 @pytest.mark.parametrize(
     "word",
     ["yes", "No", "on", "OFF", "true", "null", "~", "y", "N", "1.10", "1e3", "0x10", "1_000", "2026-11-24", "", "="],
 )
-def test_what_some_parser_takes_for_no_string_is_quoted(word: str) -> None:
-    assert to_yaml({"a": word}, {}) == f'a: "{word}"\n'
+def test_ambiguous_strings_are_quoted(word: str) -> None:
+    assert to_yaml({"a": word}) == f'a: "{word}"\n'
 
 
-def test_the_order_and_the_form_are_as_given() -> None:
+def test_order_and_layout() -> None:
     content = {
         "kind": "Job",
         "a": {"z": 1, "b": [True, "x y", "--out"]},
         "list": [{"name": "one", "in": [{"k": {"deep": "5Gi"}}]}, {"c": []}, {"d": {}}],
     }
-    assert to_yaml(content, {}) == (
+    assert to_yaml(content) == (
         "kind: Job\n"
         "a:\n"
         "  z: 1\n"
@@ -58,18 +56,18 @@ def test_the_order_and_the_form_are_as_given() -> None:
     )
 
 
-def test_a_comment_stands_above_what_it_is_of_and_is_wrapped() -> None:
-    content = {"a": {"b": 1}, "l": [{"name": "one", "v": 1}, {"v": 2}]}
-    comments = {"a.b": "Why.", "l[one]": "The first.", "l[1]": "The second.", "l[one].v": "word " * 40}
-    text = to_yaml(content, comments)
-    assert yaml.safe_load(text) == content
+def test_a_comment_stands_above_its_field_or_item_and_is_wrapped() -> None:
+    items = [
+        Commented("The first.", {"name": "one", "v": Commented("word " * 40, 1)}),
+        Commented("The second.", {"v": 2}),
+        Commented("", {"w": 3}),
+    ]
+    content = {"a": {"b": Commented("Why.", 1)}, "l": Commented("Both.", items)}
+    assert plain(content) == {"a": {"b": 1}, "l": [{"name": "one", "v": 1}, {"v": 2}, {"w": 3}]}
+    text = to_yaml(content)
+    assert yaml.safe_load(text) == plain(content)
     lines = text.splitlines()
-    assert lines[:6] == ["a:", "  # Why.", "  b: 1", "l:", "  # The first.", "  - name: one"]
-    assert lines[-2:] == ["  # The second.", "  - v: 2"]
+    assert lines[:7] == ["a:", "  # Why.", "  b: 1", "# Both.", "l:", "  # The first.", "  - name: one"]
+    assert lines[-3:] == ["  # The second.", "  - v: 2", "  - w: 3"]
     assert sum(line.startswith("    # word") for line in lines) == 2
     assert max(map(len, lines)) <= 118
-
-
-def test_a_comment_of_nothing_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"comments of nothing: a\.c"):
-        to_yaml({"a": {"b": 1}}, {"a.c": "Why."})

@@ -1,64 +1,37 @@
-"""What a pod calls is what the program takes, and what it is told by its environment is what somebody reads."""
+"""A pod's arguments are valid for its command, and each of its environment variables is read by some program."""
 
 from __future__ import annotations
 
 import ast
 import re
 from pathlib import Path
-from typing import Any
 
 import click
 import matplotlib
 import pytest
 from click.core import ParameterSource
 
-from cnn_jobs.cli import COMMANDS, cli
-from cnn_jobs.cluster.plans import DISTRIBUTED, PROCESSES
+from cnn_jobs.cluster.plans import PROCESSES
 from cnn_jobs.data.sources import default_cache_dir
 from cnn_jobs.tasks import INTERPRETATIONS, TASKS
-from tests.cluster.job_files import DOCUMENTS, ROOT, container_of, env_of, pod_of
+from tests.helpers.job_files import (
+    DDP,
+    DOCUMENTS,
+    ROOT,
+    TRAINING,
+    UID,
+    container_of,
+    context_of,
+    env_of,
+    in_the_pod,
+    pod_of,
+)
 
-TOGETHER = [f"{task}-ddp-job.yaml" for task in DISTRIBUTED]
-TRAINING = [*(f"{task}{end}-job.yaml" for task in TASKS for end in ("", "-seeds")), *TOGETHER]
 VARIABLES = sorted({(name, variable) for name, job in DOCUMENTS.items() for variable in env_of(job)})
-INDEX = "3"
-UID = "0c5ce1c2-4ba5-4bb2-8a3c-5b34bb1bcd33"
-
-
-def context_of(job: dict[str, Any]) -> click.Context:
-    """The context of the command that the container calls, all options parsed; nothing is run."""
-    container = container_of(job)
-    assert container["command"] == ["cnn-jobs"]
-    with cli.make_context("cnn-jobs", list(container["args"])) as context:
-        name, command, rest = cli.resolve_command(context, context._protected_args + context.args)
-        assert name in COMMANDS
-        while isinstance(command, click.Group) and rest:
-            name, command, rest = command.resolve_command(context, rest)
-        assert command is not None
-        assert not isinstance(command, click.Group)
-        with command.make_context(name, list(rest), parent=context) as inner:
-            return inner
-
-
-def in_the_pod(job: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    """The environment as Kubernetes makes it of the manifest, of index 3 where it has indexes."""
-    fields = {
-        "metadata.labels['batch.kubernetes.io/controller-uid']": UID,
-        "metadata.annotations['batch.kubernetes.io/job-completion-index']": INDEX,
-        "metadata.name": f"{job['metadata']['name']}-x7k2p",
-        "spec.nodeName": "node-1",
-    }
-    for name in ("CNN_JOBS_STATE_DIR", "CNN_JOBS_CACHE_DIR"):  # of the tests
-        monkeypatch.delenv(name)
-    for name, value in env_of(job).items():
-        monkeypatch.setenv(name, fields.get(value, value))
-    monkeypatch.setenv("KUBERNETES_SERVICE_HOST", "10.96.0.1")
-    if job["spec"].get("completionMode") == "Indexed":
-        monkeypatch.setenv("JOB_COMPLETION_INDEX", INDEX)
 
 
 @pytest.mark.parametrize("name", DOCUMENTS)
-def test_the_program_takes_the_arguments(name: str) -> None:
+def test_arguments_are_valid_for_the_command(name: str) -> None:
     context = context_of(DOCUMENTS[name])
     task = name.removesuffix("-job.yaml").removesuffix("-seeds").removesuffix("-ddp")
     if task in TASKS | INTERPRETATIONS:
@@ -71,7 +44,7 @@ def test_the_program_takes_the_arguments(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", TRAINING)
-def test_a_training_pod_trains_what_its_name_says(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_training_pod_trains_the_task_of_its_name(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     in_the_pod(DOCUMENTS[name], monkeypatch)
     given = context_of(DOCUMENTS[name]).params
     seeds = name.endswith("-seeds-job.yaml")
@@ -83,19 +56,19 @@ def test_a_training_pod_trains_what_its_name_says(name: str, monkeypatch: pytest
     assert given["durable_state"] is False
     assert given["resume"] == "auto"
     assert given["ship_deadline"] == 3600
-    assert given["world_size"] == (PROCESSES if name in TOGETHER else 1)
+    assert given["world_size"] == (PROCESSES if name in DDP else 1)
     assert given["group"] == (UID if seeds else "")
     (port,) = [each for each in container_of(DOCUMENTS[name])["ports"] if each["name"] == "metrics"]
     assert (given["metrics_host"], given["metrics_port"]) == ("0.0.0.0", port["containerPort"])
 
 
-def test_a_claim_for_the_state_is_told_to_the_program(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_claim_for_the_state_makes_it_durable(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CNN_JOBS_DURABLE_STATE", "true")
     in_the_pod(DOCUMENTS["task2-job.yaml"], monkeypatch)
     assert context_of(DOCUMENTS["task2-job.yaml"]).params["durable_state"] is True
 
 
-def test_what_the_config_map_sets_reaches_the_program(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_config_map_sets_options_of_the_command(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CNN_JOBS_EXPERIMENT", "autumn")
     monkeypatch.setenv("CNN_JOBS_DATA", "shapes")
     for name, job in DOCUMENTS.items():
@@ -106,7 +79,7 @@ def test_what_the_config_map_sets_reaches_the_program(monkeypatch: pytest.Monkey
             assert params["data"] == "shapes"
 
 
-def test_the_doctor_examines_what_a_training_pod_sees() -> None:
+def test_the_doctor_has_the_environment_of_a_training_pod() -> None:
     doctor, training = DOCUMENTS["doctor-job.yaml"], DOCUMENTS["task2-job.yaml"]
     ours, theirs = container_of(doctor), container_of(training)
     assert pod_of(doctor)["volumes"] == pod_of(training)["volumes"]
@@ -122,7 +95,7 @@ def test_the_report_is_kept_in_mlflow() -> None:
     assert context_of(DOCUMENTS["report-job.yaml"]).params["log"] is True
 
 
-def test_data_and_weights_are_looked_for_where_they_are_staged(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_data_and_weights_are_read_from_where_they_are_staged(monkeypatch: pytest.MonkeyPatch) -> None:
     import torch
 
     from cnn_jobs.models.weights import IMAGENET_FILE
@@ -144,7 +117,7 @@ def test_data_and_weights_are_looked_for_where_they_are_staged(monkeypatch: pyte
 
 
 @pytest.mark.parametrize("name", DOCUMENTS)
-def test_every_path_in_the_environment_is_in_a_volume_and_what_is_written_in_a_writable_one(name: str) -> None:
+def test_paths_in_the_environment_are_in_volumes_and_written_ones_in_writable_volumes(name: str) -> None:
     mounts = {each["mountPath"]: each for each in container_of(DOCUMENTS[name])["volumeMounts"]}
     for variable, value in env_of(DOCUMENTS[name]).items():
         if value.startswith("/"):
@@ -155,7 +128,7 @@ def test_every_path_in_the_environment_is_in_a_volume_and_what_is_written_in_a_w
 
 
 def read_by_the_program() -> set[str]:
-    """Words in strings of the program's code, but for the code that writes the manifests."""
+    """Upper-case strings in the code, except in the code that renders the manifests."""
     found: set[str] = set()
     for path in (ROOT / "cnn_jobs").rglob("*.py"):
         if "cluster" not in path.relative_to(ROOT).parts:
@@ -168,7 +141,7 @@ READ = read_by_the_program()
 
 
 def is_known(variable: str, command: click.Command) -> bool:
-    """Whether the called command, this program, MLflow, torch, matplotlib or the system reads it."""
+    """Whether the command, cnn-jobs, MLflow, torch, matplotlib or the system reads the variable."""
     if variable.startswith("CNN_JOBS_"):
         return variable in READ or variable in [parameter.envvar for parameter in command.params]
     if variable.startswith("MLFLOW_"):
@@ -185,12 +158,12 @@ def is_known(variable: str, command: click.Command) -> bool:
 
 
 @pytest.mark.parametrize(("name", "variable"), VARIABLES)
-def test_somebody_reads_each_variable(name: str, variable: str) -> None:
+def test_each_variable_is_read(name: str, variable: str) -> None:
     command = context_of(DOCUMENTS[name]).command
     assert is_known(variable, command)
 
 
-def test_a_variable_that_nobody_reads_is_found() -> None:
+def test_an_unread_variable_is_detected() -> None:
     train = context_of(DOCUMENTS["task2-job.yaml"]).command
     for variable in ("CNN_JOBS_SEED", "CNN_JOBS_JOB_UID", "MLFLOW_TRACKING_URI", "TORCH_HOME", "MPLCONFIGDIR", "HOME"):
         assert is_known(variable, train)

@@ -29,7 +29,7 @@ KINDS = ("containers", "initContainers", "ephemeralContainers")
 
 
 def violations(template: dict[str, Any]) -> list[str]:
-    """What in a pod (``metadata`` and ``spec``) 'restricted' does not allow; none where it is admitted."""
+    """Fields of a pod (``metadata`` and ``spec``) that 'restricted' does not allow; none if it is admitted."""
     spec = template["spec"]
     found = [*_of_pod(spec), *_of_annotations(template.get("metadata", {}).get("annotations", {}))]
     for kind in KINDS:
@@ -54,7 +54,7 @@ def _of_pod(spec: dict[str, Any]) -> Iterator[str]:
 
 
 def _of_context(context: dict[str, Any]) -> Iterator[str]:
-    """What is forbidden for pod and container alike."""
+    """Rules for pod and container alike."""
     if context.get("windowsOptions", {}).get("hostProcess"):
         yield "hostProcess"
     selinux = context.get("seLinuxOptions", {})
@@ -94,7 +94,7 @@ def _of_container(container: dict[str, Any], spec: dict[str, Any]) -> Iterator[s
 
 
 def _of_probes(container: dict[str, Any]) -> Iterator[str]:
-    """Since 1.34: a probe or hook goes to the pod itself."""
+    """Since 1.34 a probe or hook may only address the pod itself."""
     probes = [container.get(name, {}) for name in ("livenessProbe", "readinessProbe", "startupProbe")]
     hooks = [container.get("lifecycle", {}).get(name, {}) for name in ("postStart", "preStop")]
     for each in probes + hooks:

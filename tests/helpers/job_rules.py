@@ -1,6 +1,6 @@
-"""What the API server refuses although the schema allows it: rules of kubernetes/pkg/apis/{batch,core}/validation.
+"""Rules of the API server beyond the schema, from kubernetes/pkg/apis/{batch,core}/validation.
 
-Of the fields that the Jobs of this project use, for 1.31 and later.
+For the fields that the Jobs of cnn-jobs use, in 1.31 and later.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ FIELDS = {"metadata.name", "metadata.namespace", "metadata.uid", "spec.nodeName"
 FIELDS |= {"status.hostIP", "status.podIP", "status.hostIPs", "status.podIPs"}
 KEYED_FIELD = re.compile(r"metadata\.(labels|annotations)\['([^']+)'\]")
 ACTIONS = ("FailJob", "FailIndex", "Ignore", "Count")
-UNITS = {"": 1, "m": 1e-3, "Mi": 2**20, "Gi": 2**30}
+UNITS = {"": 1, "m": 1e-3, "Ki": 2**10, "Mi": 2**20, "Gi": 2**30}
 
 
 def refusals(job: dict[str, Any]) -> list[str]:
-    """Why the Job would be refused; none where it would be taken."""
+    """Rules that the Job violates; none if the API server would accept it."""
     spec, pod = job["spec"], job["spec"]["template"]["spec"]
     return [
         *_names(job),
