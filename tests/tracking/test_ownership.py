@@ -188,7 +188,7 @@ def test_a_run_is_found_by_its_key(mlflow_uri: str, tmp_path: Path) -> None:
     assert find_run(client, header("another"), 30) is None
 
 
-def test_importing_mlflow_is_not_of_the_time_limit(mlflow_uri: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_time_limit_excludes_the_import_of_mlflow(mlflow_uri: str, monkeypatch: pytest.MonkeyPatch) -> None:
     real, loaded = TrackingClient.load, []
 
     def slow(self: TrackingClient) -> None:
@@ -198,12 +198,12 @@ def test_importing_mlflow_is_not_of_the_time_limit(mlflow_uri: str, monkeypatch:
 
     monkeypatch.setattr(TrackingClient, "load", slow)
     began = time.monotonic()
-    with pytest.raises(OutageError, match="does not answer"):
+    with pytest.raises(OutageError, match="does not answer|gave no answer"):
         find_run(TrackingClient(unused_address()), header(), 0.3)
     assert time.monotonic() - began > 1.0
     assert loaded
 
 
 def test_a_server_that_is_away_is_an_outage() -> None:
-    with pytest.raises(OutageError, match="does not answer"):
+    with pytest.raises(OutageError, match="does not answer|gave no answer"):
         find_run(TrackingClient(unused_address()), header(), 0.1)

@@ -1,4 +1,4 @@
-"""What only a CUDA device can show: that it repeats, goes on, and rounds as it should. ``pytest -m gpu``."""
+"""What only a CUDA device can show: repeatable bits, resumption, rounding. Run by ``pytest -m gpu``."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from cnn_jobs.errors import PeerLostError
 from cnn_jobs.local_server.server import free_port
 from cnn_jobs.recipe import Recipe
 from cnn_jobs.tasks import TASKS, get_task
-from cnn_jobs.training import process_group
 from cnn_jobs.training.checkpoint import load_checkpoint, save_checkpoint
 from cnn_jobs.training.cuda_graph import WARM_UP_STEPS, GraphedStep
 from cnn_jobs.training.device import Placement, configure_arithmetic, select_device
-from cnn_jobs.training.feature_cache import FeatureKey, MemoryFeatures, fill, with_features
+from cnn_jobs.training.feature_cache import fill, with_features
+from cnn_jobs.training.feature_store import FeatureKey, MemoryFeatures
 from cnn_jobs.training.loop import LoopResult, train
-from cnn_jobs.training.process_group import ProcessGroup
+from cnn_jobs.training.process_group import DistributedGroup
 from cnn_jobs.training.state import TrainState, new_state
 from tests.conftest import striped_dataset
 from tests.helpers.training import CPU, NETWORK, RECIPE, STEPS, differences, snapshot
@@ -51,7 +51,7 @@ def _deterministic() -> Iterator[None]:
 def made(
     task: str, recipe: Recipe, dataset: Dataset = PICTURES, placement: Placement | None = None, network: Any = None
 ) -> tuple[TrainState, TrainingData]:
-    """State before the first step, and data, on the device; of ResNet18 the trunk computes its features anew."""
+    """State before the first step, and data, on the device; the backbone of a ResNet18 computes its features at each step."""
     placement = placement or select_device("cuda")
     transform = get_task(task).transform
     data = place_on_device(dataset, recipe, transform, placement.device, placement.memory_format)
@@ -82,18 +82,18 @@ def test_every_task_gives_the_same_bytes_twice(name: str, augmentation: str) -> 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 @pytest.mark.parametrize("name", TASKS)
-def test_a_step_that_is_one_graph_gives_the_bits_of_its_kernels_one_by_one(
+def test_a_captured_step_gives_the_bits_of_single_kernels(
     name: str, precision: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     recipe = replace(get_task(name).recipe, epochs=1, batch_size=8, precision=precision)
     replays = []
-    record = GraphedStep._record
+    capture = GraphedStep._capture
 
     def count(self: GraphedStep, images: torch.Tensor, labels: torch.Tensor) -> None:
-        record(self, images, labels)
+        capture(self, images, labels)
         replays.append(self._graph)
 
-    monkeypatch.setattr(GraphedStep, "_record", count)
+    monkeypatch.setattr(GraphedStep, "_capture", count)
     ended = []
     for graph in (True, False):
         state, data = made(name, recipe)
@@ -105,7 +105,7 @@ def test_a_step_that_is_one_graph_gives_the_bits_of_its_kernels_one_by_one(
 
 
 @pytest.mark.parametrize("task", [FINAL, "small"])
-def test_stopped_at_any_step_and_continued_from_its_file_it_is_the_same_training(task: str, tmp_path: Path) -> None:
+def test_a_training_stopped_at_any_step_and_resumed_from_its_checkpoint_keeps_every_bit(task: str, tmp_path: Path) -> None:
     def begin() -> tuple[TrainState, TrainingData]:
         if task == "small":
             return made(FINAL, RECIPE, striped_dataset(), network=NETWORK)
@@ -126,8 +126,8 @@ def test_stopped_at_any_step_and_continued_from_its_file_it_is_the_same_training
         assert differences(snapshot(whole), snapshot(state)) == [], stop
 
 
-def test_without_its_generators_it_would_be_another_one() -> None:
-    """The negative control: dropout draws from the device's generator."""
+def test_a_checkpoint_without_generators_would_give_another_training() -> None:
+    """Control experiment: dropout draws from the device's generator."""
     whole, data = made(FINAL, SHORT)
     train(whole, data, SHORT)
     first, data = made(FINAL, SHORT)
@@ -158,8 +158,8 @@ def test_single_precision_is_single_precision(name: str) -> None:
     assert 0 < float((logits - wanted).abs().max() / wanted.abs().max()) < 2e-5
 
 
-def test_a_cpu_and_the_device_train_alike() -> None:
-    """For as long as roundings have not grown: weights, order of images and augmentation are the same."""
+def test_a_cpu_and_the_device_start_with_nearly_the_same_losses() -> None:
+    """Until rounding errors have grown: weights, order of images and augmentation are the same."""
     recipe = replace(SHORT, augmentation="flip+crop", optimizer="sgd", lr=0.01)
     losses = []
     for placement in (select_device("cuda"), CPU):
@@ -171,7 +171,7 @@ def test_a_cpu_and_the_device_train_alike() -> None:
 
 
 @pytest.mark.parametrize("way", ["to the CPU", "to the device"])
-def test_a_training_that_moves_goes_on_with_its_own_moments(way: str, tmp_path: Path) -> None:
+def test_a_training_keeps_its_moments_on_another_device(way: str, tmp_path: Path) -> None:
     recipe = replace(SHORT, augmentation="none")
     places = [select_device("cuda"), CPU]
     first, second = places if way == "to the CPU" else reversed(places)
@@ -204,7 +204,7 @@ def test_bfloat16_and_fast_arithmetic_train() -> None:
     assert state.train_losses[0] == pytest.approx(plain.train_losses[0], rel=0.05)
 
 
-def test_kept_features_of_the_trunk_train_to_the_same_losses_as_computed_ones() -> None:
+def test_stored_features_give_the_losses_of_computed_ones() -> None:
     recipe = replace(get_task("task4a").recipe, epochs=1, batch_size=8)
     losses = []
     for keep in (False, True):
@@ -229,14 +229,14 @@ def store_of_one() -> dist.TCPStore:
     return dist.TCPStore("127.0.0.1", free_port(), is_master=True, use_libuv=False)
 
 
-def test_a_group_of_one_on_nccl_is_a_process_alone() -> None:
+def test_a_group_of_one_on_nccl_trains_as_a_single_process() -> None:
     recipe = replace(SHORT, augmentation="none", optimizer="sgd")
     alone, data = made("task3d-batchnorm", recipe)
     train(alone, data, recipe)
     state, data = made("task3d-batchnorm", recipe)
-    group = ProcessGroup(0, 1, store_of_one(), torch.device("cuda"), lambda: None)
+    group = DistributedGroup(0, 1, store_of_one(), torch.device("cuda"), lambda: None)
     try:
-        group.adopt(state)
+        group.broadcast_state(state)
         assert group.backend == dist.get_backend() == "nccl"
         assert isinstance(state.model.norm1, nn.SyncBatchNorm)
         assert train(state, data, recipe, group=group) is LoopResult.COMPLETE
@@ -250,8 +250,8 @@ def test_a_group_of_one_on_nccl_is_a_process_alone() -> None:
     assert differences(saved, expected) == []
 
 
-def test_who_waits_for_a_process_on_nccl_that_is_lost_gets_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The other of two never comes: rank 0 waits in the driver's own rendezvous until it is told."""
+def test_waiting_on_nccl_for_a_lost_process_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The other of two never comes: rank 0 waits in the driver until ``check`` raises."""
     asked = []
 
     def check() -> None:
@@ -259,6 +259,6 @@ def test_who_waits_for_a_process_on_nccl_that_is_lost_gets_out(monkeypatch: pyte
         if len(asked) > 20:
             raise PeerLostError("lost rank 1")
 
-    monkeypatch.setattr(process_group.ProcessGroup, "_guard", lambda self: None)  # which would end this process
+    monkeypatch.setattr(DistributedGroup, "_guard", lambda self: None)  # which would end this process
     with pytest.raises(PeerLostError, match="lost rank 1"):
-        ProcessGroup(0, 2, store_of_one(), torch.device("cuda"), check)
+        DistributedGroup(0, 2, store_of_one(), torch.device("cuda"), check)
