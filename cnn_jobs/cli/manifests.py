@@ -101,7 +101,7 @@ def check_command(out: Path, **given: Any) -> None:
 
     Takes the options with which they were rendered. Everything counts: fields, comments, missing and surplus files.
     """
-    from cnn_jobs.cluster.drift import differences
+    from cnn_jobs.cluster.manifests import differences
     from cnn_jobs.cluster.plans import choose
 
     settings = _settings(**given)

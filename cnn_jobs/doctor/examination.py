@@ -14,7 +14,8 @@ from functools import partial
 from pathlib import Path
 from typing import Generic, Self, TypeVar
 
-from cnn_jobs.doctor import artifacts, data, database, machine, object_store, server, versions
+from cnn_jobs.data.s3 import SCHEME
+from cnn_jobs.doctor import artifacts, data, database, machine, server
 from cnn_jobs.doctor.finding import OK, Finding, SkippedError, failed, from_error, ok, skipped
 from cnn_jobs.errors import CnnJobsError, TrackingUriError
 from cnn_jobs.tasks import get_task
@@ -77,15 +78,15 @@ def data_checks(subject: Subject) -> dict[str, Check]:
     """Checks of the data set, the pretrained weights, and S3 where one of them is there."""
     task = get_task(subject.task) if subject.task else None
     weights = subject.weights or (task.recipe.weights if task else "")
-    uris = [uri for uri in (subject.data, weights) if uri.startswith(object_store.SCHEME)]
-    calls = {uri: BackgroundCall(partial(object_store.look, uri)) for uri in uris}
+    uris = [uri for uri in (subject.data, weights) if uri.startswith(SCHEME)]
+    calls = {uri: BackgroundCall(partial(data.look_up, uri)) for uri in uris}
 
-    def stored(uri: str) -> object_store.StoredObject | None:
+    def stored(uri: str) -> data.StoredObject | None:
         try:
             return calls[uri].result(SHARED_LIMIT_S) if uri in calls else None
         except NoAnswerError as error:
-            finding = failed(f"{uri}: {error}", f"check {object_store.ENDPOINT} and the network")
-            return object_store.StoredObject(finding)
+            finding = failed(f"{uri}: {error}", f"check {data.ENDPOINT} and the network")
+            return data.StoredObject(finding)
 
     def check_weights() -> Finding:
         if task and weights:
@@ -187,7 +188,7 @@ def _machine_checks(subject: Subject) -> dict[str, Check]:
         "threads": lambda: machine.check_threads(subject.threads),
         "shared memory": machine.check_shared_memory,
         "disk": lambda: machine.check_disk(subject.state_dir),
-        "versions": versions.check_versions,
+        "versions": machine.check_versions,
     }
 
 

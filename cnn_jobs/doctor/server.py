@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from cnn_jobs.doctor import network
 from cnn_jobs.doctor.finding import Finding, failed, ok, skipped, warning
-from cnn_jobs.doctor.versions import lowest_version
+from cnn_jobs.doctor.machine import lowest_version
 from cnn_jobs.system.environment import version_of
 
 if TYPE_CHECKING:

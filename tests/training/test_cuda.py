@@ -105,7 +105,9 @@ def test_a_captured_step_gives_the_bits_of_single_kernels(
 
 
 @pytest.mark.parametrize("task", [FINAL, "small"])
-def test_a_training_stopped_at_any_step_and_resumed_from_its_checkpoint_keeps_every_bit(task: str, tmp_path: Path) -> None:
+def test_a_training_stopped_at_any_step_and_resumed_from_its_checkpoint_keeps_every_bit(
+    task: str, tmp_path: Path
+) -> None:
     def begin() -> tuple[TrainState, TrainingData]:
         if task == "small":
             return made(FINAL, RECIPE, striped_dataset(), network=NETWORK)
