@@ -80,10 +80,10 @@ class Recipe:
     def hashed(self) -> dict[str, Any]:
         """What a recipe hash covers: ``ALWAYS_HASHED``, and each later field unless it has the default with which it
         was introduced. A new field therefore leaves the hashes of existing runs unchanged."""
-        introduced = introduced_values()
-        return {
-            name: value for name, value in asdict(self).items() if name in ALWAYS_HASHED or value != introduced[name]
-        }
+        values = asdict(self)
+        later = [each for each in fields(self) if each.name not in ALWAYS_HASHED]
+        at_default = {each.name for each in later if values[each.name] == each.metadata["introduced_as"]}
+        return {name: value for name, value in values.items() if name not in at_default}
 
 
 def introduced_values() -> dict[str, Any]:
