@@ -59,7 +59,7 @@ def main(arguments: list[str]) -> None:
 def measure(task: str, where: str, steps: int) -> dict[str, float]:
     """One training of ``steps`` steps; shares of the training thread's and of the whole process' CPU time."""
     from benchmarks.setting import random_dataset
-    from cnn_jobs.local_server import start_server, stop_server
+    from cnn_jobs.local_server.server import start_server, stop_server
 
     with tempfile.TemporaryDirectory(prefix="cnn-jobs-recording-") as name:
         folder = Path(name)

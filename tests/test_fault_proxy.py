@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 import pytest
 import requests
 
-from cnn_jobs.local_server import start_server, stop_server
+from cnn_jobs.local_server.server import start_server, stop_server
 from tests.helpers.fault_proxy import Fault, FaultProxy, Request, random_schedule
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import click
 
 from cnn_jobs.errors import CnnJobsError
-from cnn_jobs.local_server import running_server, start_server, stop_server
+from cnn_jobs.local_server.server import running_server, start_server, stop_server
 
 _dir_option = click.option(
     "--dir",

@@ -1,4 +1,8 @@
-"""The MLflow server of a directory: start it, find it, stop it."""
+"""The MLflow server of a directory: start it, find it, stop it.
+
+The directory holds the database, the artifacts, ``server.log`` and ``server.json``, which identifies the server.
+MLflow itself is not imported, since that takes seconds: HTTP and processes are enough.
+"""
 
 from __future__ import annotations
 

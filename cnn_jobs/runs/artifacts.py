@@ -7,7 +7,6 @@ import csv
 import io
 import shutil
 import time
-import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
@@ -18,22 +17,18 @@ from torch import nn
 
 from cnn_jobs.data.batches import TrainingData
 from cnn_jobs.errors import DivergedError
-from cnn_jobs.models.build import PixelModel, whole_network
-from cnn_jobs.networks.spec import InputTransform
+from cnn_jobs.models.build import whole_network
 from cnn_jobs.recipe import Recipe
-from cnn_jobs.system.environment import version_of
 from cnn_jobs.system.figures import BLACK, BLUE, SKY_BLUE, VERMILION, save_figure
 from cnn_jobs.system.files import write_text
 from cnn_jobs.tasks import Task
 from cnn_jobs.tracking import names
-from cnn_jobs.tracking.connection import configure_client
+from cnn_jobs.tracking.model_export import save_mlflow_model
 from cnn_jobs.training.evaluation import Evaluation, evaluate
 from cnn_jobs.training.loop import DeviceTime
 from cnn_jobs.training.state import TrainState, Validation
 
 SMOOTHING_STEPS = 50
-# Two images: torch.export treats a batch of one as a constant.
-EXAMPLE_BATCH = 2
 # By model (best, last) and part (train, val, test).
 Evaluations = dict[str, dict[str, Evaluation]]
 
@@ -207,39 +202,3 @@ def most_confident_mistakes(labels: torch.Tensor, logits: torch.Tensor, count: i
     confidence, predicted = logits.double().softmax(dim=1).max(dim=1)
     wrong = (predicted != labels).nonzero().flatten()
     return wrong[confidence[wrong].argsort(descending=True, stable=True)][:count]
-
-
-# -- the MLflow model --------------------------------------------------------------------------------------------------
-
-
-def save_mlflow_model(network: nn.Module, transform: InputTransform, image: tuple[int, int, int], folder: Path) -> Path:
-    """Writes a model to ``folder`` that ``mlflow.pytorch.load_model`` loads: (N, *image) pixels in [0, 1] to logits.
-
-    In the format of torch.export: loading it needs neither this package nor pickle.
-    """
-    configure_client()
-    import mlflow.pytorch
-    from mlflow.models import ModelSignature
-    from mlflow.types import Schema, TensorSpec
-
-    # Exported from the CPU in the plain memory format: it must load on any machine.
-    model = PixelModel(copy.deepcopy(network), transform).cpu().to(memory_format=torch.contiguous_format).eval()
-    example = torch.zeros(EXAMPLE_BATCH, *image)
-    with torch.inference_mode():
-        classes = model(example).shape[1]
-    float32 = np.dtype("float32")
-    signature = ModelSignature(
-        inputs=Schema([TensorSpec(float32, (-1, *image))]),
-        outputs=Schema([TensorSpec(float32, (-1, classes))]),
-    )
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of MLflow and torch.export; users cannot act on them
-        mlflow.pytorch.save_model(
-            model,
-            str(folder),
-            serialization_format="pt2",
-            signature=signature,
-            input_example=example.numpy(),
-            pip_requirements=[f"{name}=={version_of(name)}" for name in ("torch", "mlflow", "numpy")],
-        )
-    return folder

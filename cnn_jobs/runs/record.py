@@ -27,6 +27,8 @@ from cnn_jobs.training.device import device_name
 from cnn_jobs.training.feature_cache import FeaturePlan
 from cnn_jobs.training.state import TrainState
 
+POD_TAGS = {names.JOB_UID: "job_uid", names.COMPLETION_INDEX: "completion_index", names.POD: "pod", names.NODE: "node"}
+
 
 def first_tags(run: Run) -> dict[str, str]:
     """The tags with which the run is created."""
@@ -43,7 +45,7 @@ def first_tags(run: Run) -> dict[str, str]:
 
 def record_attempt(run: Run, recorder: JournalRecorder, plan: FeaturePlan | None = None) -> None:
     """Where this attempt runs, and whether it keeps the frozen backbone's features."""
-    git = git_facts()
+    git, facts = git_facts(), pod_facts()
     recorder.tags(
         {
             **({names.FEATURE_CACHE: plan.text} if plan else {}),
@@ -54,7 +56,7 @@ def record_attempt(run: Run, recorder: JournalRecorder, plan: FeaturePlan | None
             names.THREADS: run.threads,
             names.DETERMINISTIC: not run.options.fast,
             **({names.WORLD_SIZE: run.processes, names.BACKEND: run.backend} if run.backend else {}),
-            **{names.PREFIX + name: value for name, value in pod_facts().items()},
+            **{tag: facts[name] for tag, name in POD_TAGS.items() if name in facts},
         }
     )
 

@@ -12,8 +12,6 @@ import torch
 from cnn_jobs.errors import DeviceError
 from cnn_jobs.system.environment import cpu_name
 
-DEVICES = ("auto", "cpu", "cuda")
-
 
 @dataclass(frozen=True)
 class Placement:

@@ -25,7 +25,6 @@ from cnn_jobs.training.feature_store import DiskFeatures, FeatureKey, FeatureSto
 from cnn_jobs.training.loop import DeviceTime
 from cnn_jobs.training.observer import Observer, Phase
 
-MODES = ("auto", "memory", "disk", "off")
 FEATURE_TYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 # Images at a time in the pass over all of them. The same in every attempt: it decides the last bits.
 CHUNK = {"cpu": 50, "cuda": 500}

@@ -9,7 +9,7 @@ import pytest
 
 from cnn_jobs.data.dataset import Dataset
 from cnn_jobs.data.prepared import write_prepared
-from cnn_jobs.local_server import start_server, stop_server
+from cnn_jobs.local_server.server import start_server, stop_server
 from tests.helpers.forkserver import fork_server
 from tests.helpers.survival import Lab
 

@@ -16,8 +16,7 @@ import pytest
 import torch
 
 from cnn_jobs.data.prepared import write_prepared
-from cnn_jobs.local_server import start_server, stop_server
-from cnn_jobs.local_server.server import free_port
+from cnn_jobs.local_server.server import free_port, start_server, stop_server
 from tests.conftest import striped_dataset
 from tests.helpers.survival import Outcome, Tracked, compare
 

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from cnn_jobs.local_server import start_server, stop_server
+from cnn_jobs.local_server.server import start_server, stop_server
 from tests.helpers import servers
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(300)]

@@ -16,7 +16,7 @@ import pytest
 
 from cnn_jobs.data.dataset import Dataset
 from cnn_jobs.data.prepared import write_prepared
-from cnn_jobs.local_server import Server, start_server, stop_server
+from cnn_jobs.local_server.server import Server, start_server, stop_server
 from tests.helpers.tracking import unused_address
 
 pytestmark = [pytest.mark.integration, pytest.mark.slow, pytest.mark.filterwarnings("default")]

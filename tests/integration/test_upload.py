@@ -18,7 +18,7 @@ from typing import Any
 
 import pytest
 
-from cnn_jobs.local_server import Server, start_server, stop_server
+from cnn_jobs.local_server.server import Server, start_server, stop_server
 from cnn_jobs.tracking.journal import Reader
 from cnn_jobs.tracking.records import Metric
 from tests.helpers.fault_proxy import Fault, FaultProxy, random_schedule

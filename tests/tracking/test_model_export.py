@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from cnn_jobs.models.build import PixelModel, build_model
-from cnn_jobs.runs.artifacts import save_mlflow_model
 from cnn_jobs.tasks import TASKS
+from cnn_jobs.tracking.model_export import save_mlflow_model
 
 
 # torch.export and MLflow raise warnings of their own while loading.
