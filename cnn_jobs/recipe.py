@@ -99,7 +99,7 @@ def _finite_and(test: Callable[[float], bool]) -> Callable[[Any], bool]:
     return lambda value: math.isfinite(value) and test(value)
 
 
-# A field, the test of its value and the rule in words; seeds stay below 2**63, as torch's generators want them.
+# A field, the test of its value and the rule as text; seeds stay below 2**63, as torch's generators want them.
 _RULES: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
     ("epochs", _at_least(1), "at least 1"),
     ("batch_size", _at_least(1), "at least 1"),
@@ -181,7 +181,7 @@ def plan(recipe: Recipe, seeds: str = "", sweeps: Sequence[str] = ()) -> list[Pl
         raise UserError("--sweep names one field twice; put all its values into one, as in lr=1e-3,1e-4")
     if seeds:
         if "seed" in axes:
-            raise UserError("--seeds and --sweep seed=... say the same; use one of them")
+            raise UserError("--seeds and --sweep seed=... mean the same; use one of them")
         axes["seed"] = list(parse_seeds(seeds))
     if not axes:
         return [Planned("", recipe)]

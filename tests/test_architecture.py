@@ -57,7 +57,7 @@ def test_every_room_has_a_floor() -> None:
     assert {room_of(path) for path in MODULES} == set(FLOOR)
 
 
-@pytest.mark.parametrize("room", FLOOR)
+@pytest.mark.parametrize("room", sorted(FLOOR))
 def test_imports_point_down(room: str) -> None:
     upward = [
         f"{path.relative_to(PACKAGE)} imports {other}"
@@ -96,6 +96,19 @@ def test_the_page_names_files_that_exist() -> None:
     named = set(re.findall(r"`([\w/]+\.py)`", PAGE.read_text()))
     assert len(named) > 30
     assert [name for name in named if not (PACKAGE / name).is_file() and not (PACKAGE.parent / name).is_file()] == []
+
+
+def test_pages_name_test_files_and_modules_that_exist() -> None:
+    root = PACKAGE.parent
+    pages = [root / "README.md", root / "CONTRIBUTING.md", *(root / "docs").glob("*.md")]
+    named = {
+        f"{page.name}: {path}"
+        for page in pages
+        if page.name != "log.md"  # which tells of the past
+        for path in re.findall(r"`((?:cnn_jobs|tests|benchmarks|k8s)/[\w./-]+\.\w+)", page.read_text())
+        if not (root / path).exists()
+    }
+    assert named <= {"image.md: k8s/image/torch-cpu.txt"}  # made where the index can be reached
 
 
 def test_the_page_names_functions_that_exist() -> None:

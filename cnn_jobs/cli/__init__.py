@@ -28,12 +28,12 @@ COMMANDS = {
     "replay": ("runs", "Send to MLflow what it lacks of a run."),
     "reap": ("runs", "Repair the status of runs whose process is gone."),
     "reproduce": ("runs", "Train again what a run recorded, and compare."),
-    "doctor": ("doctor", "Check data, MLflow, credentials, device and disk; say what to do."),
+    "doctor": ("doctor", "Check data, MLflow, credentials, device and disk; advise what to do."),
     "manifests": ("manifests", "Write the Kubernetes Jobs from the registry, or check them."),
     "submit": ("submit", "Run a task on a Kubernetes cluster, as a new Job."),
     "status": ("jobs", "Show Jobs, their pods and their MLflow runs in a table."),
     "logs": ("jobs", "Show the log of a Job's pods, or follow it to the Job's end."),
-    "cancel": ("jobs", "Stop a Job and say so in MLflow."),
+    "cancel": ("jobs", "Stop a Job, and mark its runs as cancelled in MLflow."),
     "data": ("data", "Stage and check data sets."),
 }
 

@@ -33,7 +33,7 @@ COLOURS = {"ok": "green", "warning": "yellow", "failed": "bold red", "skipped": 
 @option("threads", type=click.IntRange(min=0), default=0, help="CPU threads; 0: as many as this process may use.")
 @option("json", is_flag=True, default=False, help="One line of JSON in place of the table.")
 def doctor(**given: Any) -> None:
-    """Check data, weights, MLflow, S3, device, disk, clock and versions, and say what to do.
+    """Check data, weights, MLflow, S3, device, disk, clock and versions, and advise what to do.
 
     \b
     Takes the options and variables of train, and checks what train would use.

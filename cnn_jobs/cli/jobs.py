@@ -98,7 +98,7 @@ def _port_forward(namespace: str) -> str:
 
 
 def _runs(jobs: Sequence[JobStatus], namespace: str) -> dict[str, RemoteRun]:
-    """Runs by key; without MLflow none, and a line on stderr says why."""
+    """Runs by key; without MLflow none, and a line on stderr with the reason."""
     from cnn_jobs.tracking.cancellation import JobRuns
 
     recording = [job for job in jobs if job.records]

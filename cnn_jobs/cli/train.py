@@ -83,7 +83,7 @@ def _shared() -> bool:
     "group",
     default=lambda: job_group(shared=_shared()),
     show_default="in an Indexed Job its UID, else the run's key",
-    help="One word for runs that were started together.",
+    help="A name for runs that are started together.",
 )
 @option("run_name", default="", help="Name of the run in MLflow; by default the task and the seed.")
 @state_dir_option

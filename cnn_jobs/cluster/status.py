@@ -128,7 +128,7 @@ def _pod_text(status: Mapping[str, Any], state: Mapping[str, Any], *, terminatin
     reasons: list[Any] = []
     if ended := state.get("terminated"):
         code = int(ended.get("exitCode", 0))
-        # 'Error' and 'Completed' repeat what the exit code says.
+        # 'Error' and 'Completed' repeat the exit code.
         own = ended.get("reason") if ended.get("reason") not in ("Error", "Completed") else None
         reasons = [own, f"exit code {code}"]
         if code and not status.get("message"):

@@ -137,7 +137,7 @@ class DistributedRendezvous(Rendezvous):
     def wait_for_end(self) -> None:
         """Waits until rank 0 has finished the run. Raises what it ended with.
 
-        After a signal too: its final status says whether the run's state is saved.
+        After a signal too: its final status reports whether the run's state is saved.
         """
         result = self._wait(self.result_of_root, grace_s=FINAL_STATUS_TIMEOUT_S)
         if result["code"]:

@@ -1,1 +1,1 @@
-"""Checks of what a training needs: data, MLflow, keys, device, disk; each finding says what to do."""
+"""Checks of what a training needs: data, MLflow, keys, device, disk; each finding with advice."""

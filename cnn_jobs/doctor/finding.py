@@ -45,7 +45,7 @@ def skipped(why: str) -> Finding:
 
 
 class SkippedError(Exception):
-    """Raised by a check that cannot run; the text says why."""
+    """Raised by a check that cannot run; the text is the reason."""
 
 
 def from_error(error: CnnJobsError, advice: str) -> Finding:

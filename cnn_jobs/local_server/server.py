@@ -51,7 +51,7 @@ class Server:
     def answers(self, timeout_s: float = 10.0) -> bool:
         """Whether this server, and no other program on its port, answers a request that needs its database.
 
-        MLflow's ``/health`` says "OK" without its database.
+        MLflow's ``/health`` answers "OK" without its database.
         """
         if not any(process.listens_on(self.port) for process in self.processes[0].family()):
             return False

@@ -1,7 +1,7 @@
 """The metrics page for Prometheus, and the outcome of a command for a Pushgateway.
 
 Names and units follow https://prometheus.io/docs/practices/naming/: base units, ``_total`` for what only rises, a time
-since 1970 instead of an age. The only labels are the task and words from fixed lists; the scrape adds run and pod
+since 1970 instead of an age. The only labels are the task and values from fixed lists; the scrape adds run and pod
 (``k8s/monitoring/podmonitor.yaml``). A Pushgateway never forgets a series, so only the outcome by task goes there
 (https://prometheus.io/docs/practices/pushing/).
 """
@@ -95,16 +95,16 @@ class Collector:
         phases = {phase.value: float(phase is monitor.phase) for phase in Phase}
         yield self._gauges("cnn_jobs_phase", "1 for the phase that the process is in.", "phase", phases)
         yield self._gauge("cnn_jobs_step", "Global optimiser step that was recorded last.", monitor.step)
-        yield self._gauge("cnn_jobs_planned_steps", "Steps of the whole run at most.", monitor.steps_planned)
+        yield self._gauge("cnn_jobs_planned_steps", "Maximum number of steps of the whole run.", monitor.steps_planned)
         epoch = monitor.step // live.steps_per_epoch if live else 0
-        yield self._gauge("cnn_jobs_epoch", "Whole passes over the training images so far.", epoch)
+        yield self._gauge("cnn_jobs_epoch", "Completed passes over the training images.", epoch)
         planned = live.epochs if live else 0
-        yield self._gauge("cnn_jobs_planned_epochs", "Epochs of the whole run at most.", planned)
-        yield self._gauge("cnn_jobs_start_timestamp_seconds", "When this process's work began.", monitor.began_at)
-        text = "When the run last got further: a step, a validation, a new phase."
+        yield self._gauge("cnn_jobs_planned_epochs", "Maximum number of epochs of the whole run.", planned)
+        yield self._gauge("cnn_jobs_start_timestamp_seconds", "When this process started its work.", monitor.began_at)
+        text = "When the run last made progress: a step, a validation, a new phase."
         yield self._gauge("cnn_jobs_last_progress_timestamp_seconds", text, monitor.progressed_at)
         if live:
-            text = "When the last checkpoint was written; before the first of this attempt, when that began."
+            text = "When the last checkpoint was written; before the first one, when this attempt began."
             yield self._gauge("cnn_jobs_last_checkpoint_timestamp_seconds", text, live.checkpointed_at)
         for key, (name, text) in LATEST.items():
             if key in monitor.latest:
@@ -118,18 +118,20 @@ class Collector:
         live = self._monitor.live
         yield self._counter("cnn_jobs_images", "Images that this process has trained on.", totals.images)
         if live:
-            text = "Processes of the present run so far, with this one."
+            text = "Attempts of the present run so far, this one included."
             yield self._counter("cnn_jobs_attempts", text, live.number)
         steps = {"useful": totals.useful_steps, "wasted": totals.wasted_steps}
-        text = "Optimiser steps of all attempts, by whether they are in the present state or were lost with a kill."
+        text = "Optimiser steps over all attempts; wasted: lost with a kill."
         yield self._counters("cnn_jobs_steps", text, "usefulness", steps)
         seconds = {"useful": totals.useful_device_s, "wasted": totals.wasted_device_s}
-        text = "Seconds of the device in training, evaluation and trunk, of all attempts; wasted: lost with a kill."
+        text = (
+            "Device seconds in training, evaluation and frozen backbone, over all attempts; wasted: lost with a kill."
+        )
         yield self._counters("cnn_jobs_device_seconds", text, "usefulness", seconds)
-        text = "Runs of this process that ended, by how."
+        text = "Runs of this process that ended, by their state."
         yield self._counters("cnn_jobs_runs_ended", text, "state", self._monitor.ended)
         if live and (memory := device_memory(live.device_type)):
-            text = "Memory of the training device (on a CPU, of this process): used now, the most so far, the limit."
+            text = "Memory of the training device (on a CPU, of this process): used, peak and limit."
             yield self._gauges("cnn_jobs_device_memory_bytes", text, "kind", memory)
 
     def _delivery(self, totals: Totals) -> Iterable[Metric]:
@@ -137,7 +139,7 @@ class Collector:
             records, seconds = live.backlog()
             text = "Records of the journal that MLflow has not acknowledged."
             yield self._gauge("cnn_jobs_journal_backlog_records", text, records)
-            text = "For how long MLflow has not had everything; 0 when it has."
+            text = "How long MLflow has lacked a record; 0 when it lacks none."
             yield self._gauge("cnn_jobs_journal_backlog_seconds", text, seconds)
         text = "Calls to MLflow that failed, by kind."
         yield self._counters("cnn_jobs_ship_errors", text, "kind", totals.upload_errors)
@@ -148,24 +150,24 @@ class Collector:
         return self._filled(GaugeMetricFamily(name, text, labels=["task"]), {(): value})
 
     def _gauges(self, name: str, text: str, label: str, values: Mapping[str, float]) -> Metric:
-        return self._filled(GaugeMetricFamily(name, text, labels=["task", label]), _by_word(values))
+        return self._filled(GaugeMetricFamily(name, text, labels=["task", label]), _by_label(values))
 
     def _counter(self, name: str, text: str, value: float) -> Metric:
         return self._filled(CounterMetricFamily(name, text, labels=["task"]), {(): value})
 
     def _counters(self, name: str, text: str, label: str, values: Mapping[str, float]) -> Metric:
-        return self._filled(CounterMetricFamily(name, text, labels=["task", label]), _by_word(values))
+        return self._filled(CounterMetricFamily(name, text, labels=["task", label]), _by_label(values))
 
     def _filled(
         self, family: GaugeMetricFamily | CounterMetricFamily, values: Mapping[tuple[str, ...], float]
     ) -> Metric:
-        for words, value in values.items():
-            family.add_metric([self._monitor.task, *words], value)
+        for labels, value in values.items():
+            family.add_metric([self._monitor.task, *labels], value)
         return family
 
 
-def _by_word(values: Mapping[str, float]) -> dict[tuple[str, ...], float]:
-    return {(word,): value for word, value in values.items()}
+def _by_label(values: Mapping[str, float]) -> dict[tuple[str, ...], float]:
+    return {(label,): value for label, value in values.items()}
 
 
 # After a scrape the answer still has to leave this machine.
@@ -264,7 +266,9 @@ def _push(url: str, task: str, exit_code: int, seconds: float, trouble: list[str
     def gauge(name: str, text: str, value: float) -> None:
         Gauge(name, text, registry=registry).set(value)
 
-    gauge("cnn_jobs_last_completion_timestamp_seconds", "When the task's last command ended, well or not.", now)
+    gauge(
+        "cnn_jobs_last_completion_timestamp_seconds", "When the task's last command ended, whatever its exit code.", now
+    )
     gauge("cnn_jobs_last_exit_code", "Exit code of the task's last command.", exit_code)
     gauge("cnn_jobs_last_duration_seconds", "How long the task's last command took.", seconds)
     if exit_code == 0:

@@ -91,7 +91,7 @@ def record_start(run: Run, recorder: JournalRecorder, backbone: Backbone | None 
         to = names.frozen_checkpoint(backbone.digest())
         recorder.artifact(save_checkpoint(run.folder / to, {"model": backbone.layers.state_dict()}), to)
     table = as_markdown(describe(run.task.network, run.image, len(dataset.classes)))
-    # Last: it says that all of the above is recorded.
+    # Last: it marks that all of the above is recorded.
     recorder.artifact(write_text(folder / START_COMPLETE, table), START_COMPLETE)
 
 

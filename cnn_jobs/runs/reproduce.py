@@ -38,7 +38,7 @@ Rows = dict[tuple[str, int], list[float]]
 
 @dataclass(frozen=True)
 class Comparison:
-    """How many values of one kind were compared, and where they differ, in words."""
+    """How many values of one kind were compared, and where they differ."""
 
     what: str
     compared: int

@@ -38,7 +38,7 @@ def keep_freed_memory() -> bool:
 
 
 def start_of_process() -> float:
-    """When this process started, on the clock of ``time.monotonic``; now, where the system does not say."""
+    """When this process started, on the clock of ``time.monotonic``; now, where the system does not know."""
     try:
         # Field 22, in clock ticks since boot; the name in field 2 may hold spaces and brackets.
         ticks = int(Path("/proc/self/stat").read_text().rpartition(")")[2].split()[19])

@@ -234,7 +234,7 @@ def call_within(timeout_s: float, call: Callable[[], Result]) -> Result:
     """Returns what ``call`` returns; repeats it over an outage for at most ``timeout_s`` seconds.
 
     Raises ``OutageError`` when the time is up, and whatever else ``call`` raises. A call that hangs does not hold up
-    the caller: it is left behind in a thread.
+    the caller: its thread is abandoned.
     """
     answers: queue.SimpleQueue[tuple[Result | None, BaseException | None]] = queue.SimpleQueue()
     end, backoff = time.monotonic() + timeout_s, Backoff(0.2, 10.0)

@@ -82,7 +82,7 @@ def ask(uri: str, method: str, endpoint: str, *, connect_s: float, answer_s: flo
             **arguments,
         )
     except MlflowException as error:
-        raise error.__context__ or error from None  # MLflow's own error does not tell the kinds apart
+        raise error.__context__ or error from None  # MLflow's own error does not distinguish the kinds
     with response:
         received = time.time()
         text = next(response.iter_content(MOST_CHARACTERS), b"").decode(errors="replace")
@@ -164,7 +164,7 @@ class ProbeFile:
             self.repository.log_artifact(str(path), self.folder)  # type: ignore[no-untyped-call]
 
     def read(self) -> bytes:
-        """Downloads the file; proxied artifacts through the server, whatever the environment says."""
+        """Downloads the file; proxied artifacts through the server, whatever the environment sets."""
         from mlflow.store.artifact.http_artifact_repo import HttpArtifactRepository
 
         if self._s3 is not None:

@@ -90,7 +90,7 @@ def attempt_record(header: RunHeader, mark: AttemptMark, from_step: int = 0) -> 
 
 @dataclass(frozen=True)
 class JournalSummary:
-    """What a journal says of its run; ``mark`` and ``status`` are those of its last attempt."""
+    """What a journal records about its run; ``mark`` and ``status`` are those of its last attempt."""
 
     header: RunHeader | None = None
     mark: AttemptMark | None = None

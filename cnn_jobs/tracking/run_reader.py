@@ -51,7 +51,7 @@ class TrainingRun:
     """One run of a task: params, last metric values and tags by name; curves and files where they were read.
 
     ``train_loss`` is thinned: at each validation, the mean over the steps since the previous one. ``mistakes``: a PNG.
-    ``lacking``: what could not be read, in words.
+    ``lacking``: what could not be read, as text.
     """
 
     run_id: str
@@ -98,7 +98,7 @@ class Aside:
 
 
 def reason_against(run: TrainingRun, tasks: Sequence[str]) -> str:
-    """Why a run cannot be counted, in words; "" where it can."""
+    """Why a run cannot be counted; "" where it can."""
     state = run.tags.get(names.STATE, "")
     if run.task not in tasks:
         return f"this version has no task '{run.task}'"

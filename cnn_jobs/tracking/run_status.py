@@ -25,7 +25,7 @@ STATES = (FINISHED, INTERRUPTED, FAILED, DIVERGED, CANCELLED, UNSENT, SUPERSEDED
 
 @dataclass(frozen=True)
 class RunStatus:
-    """The end of a run: MLflow's status, the state, the reason in words, and when."""
+    """The end of a run: MLflow's status, the state, the reason, and when."""
 
     status: str
     state: str

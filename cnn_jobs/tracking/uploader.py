@@ -94,7 +94,7 @@ class Uploader:
         return self._answers, self._known.unread if self._joined else 0
 
     def close(self, status: RunStatus) -> None:
-        """Sets the run's final status, when ``round`` says that nothing is left or when time is up."""
+        """Sets the run's final status, when ``round`` has nothing left to send, or when time is up."""
         run = self.run or self._join()
         if self.rejected.count and status.status == "FINISHED":
             status = replace(status, status="FAILED", state=FAILED, reason=self.rejected.summary())
@@ -103,7 +103,7 @@ class Uploader:
         if self._replay and now.status == "FINISHED":
             return  # whatever a later attempt, which found nothing to do, left in the journal
         if now.cancelled and status.status == "KILLED":
-            # The reason is that of whoever cancelled it.
+            # It keeps the reason of its cancellation.
             why = now.tags.get(names.REASON, "")
             both = why if status.reason in why else f"{why}; {status.reason}"
             status = replace(status, state=CANCELLED, reason=both.removeprefix("; "))

@@ -39,7 +39,7 @@ def accuracy(logits: torch.Tensor, labels: torch.Tensor) -> float:
 
 
 class EvaluationStoppedError(Exception):
-    """``should_stop`` said yes before the last batch. Internal: no user sees it."""
+    """``should_stop`` was true before the last batch. Internal: no user sees it."""
 
 
 def evaluate(
@@ -53,7 +53,7 @@ def evaluate(
     """The model's figures on every image, in evaluation mode; restores the model's mode afterwards.
 
     ``batch_size`` 0 chooses by the device. Raises ``EvaluationStoppedError`` where ``should_stop``, asked between two
-    batches, says yes.
+    batches, is true.
     """
     batch_size = batch_size or EVALUATION_BATCH[images.device.type]
     was_training = model.training

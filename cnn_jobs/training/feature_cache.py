@@ -107,7 +107,7 @@ def fill(
     should_stop: Callable[[], bool] = lambda: False,
     on_chunk: Callable[[int], object] = lambda images: None,
 ) -> bool:
-    """Computes the missing chunks, in order; ``False`` where ``should_stop`` said yes before the end.
+    """Computes the missing chunks, in order; ``False`` where ``should_stop`` was true before the end.
 
     ``on_chunk`` gets the number of images of each chunk.
     """
@@ -148,7 +148,7 @@ class FeaturePlan:
 
     @property
     def text(self) -> str:
-        """The plan in words."""
+        """The plan as text, for a tag and the log."""
         size = f", {_size(self.key.total_bytes)} for {self.key.count:,} images" if self.mode != "off" else ""
         return f"{self.mode}{size}{f' ({self.why})' if self.why else ''}"
 
@@ -205,7 +205,7 @@ class FeatureCache:
         run_key: str = "",
         resumed: bool = False,
     ) -> TrainingData | None:
-        """The data as inputs of the trained layers; ``None`` where ``should_stop`` said yes before all was computed.
+        """The data as inputs of the trained layers; ``None`` where ``should_stop`` was true before all was computed.
 
         ``resumed``: the training resumes from a checkpoint, so that an earlier attempt had the features. Raises
         ``DiskFullError`` or ``StateDirError``.
@@ -264,7 +264,7 @@ class FeatureCache:
 
     @contextmanager
     def _only_writer(self, key: FeatureKey, observer: Observer, should_stop: Callable[[], bool]) -> Iterator[bool]:
-        """Waits until no other process computes these features; ``False`` where ``should_stop`` says yes before."""
+        """Waits until no other process computes these features; ``False`` where ``should_stop`` is true before."""
         path = make_folder(self._folder) / f"{key.name}.lock"
         waiting = False
         while (descriptor := try_lock(path)) is None:

@@ -107,7 +107,7 @@ class DiskFeatures:
 
     def check(self, should_stop: Callable[[], bool] = lambda: False) -> bool:
         """Reads the file: a chunk that differs from what was written is missing again. ``False`` where ``should_stop``
-        said yes before the end."""
+        was true before the end."""
         intact: dict[int, int] = {}
         for number, crc in self._sums.items():
             if should_stop():
@@ -123,7 +123,7 @@ class DiskFeatures:
 
     @staticmethod
     def bytes_there(key: FeatureKey, folder: Path) -> int:
-        """Size of the key's file, where an index says that features were computed; else 0."""
+        """Size of the key's file, where an index lists computed features; else 0."""
         try:
             (folder / f"{key.name}.json").stat()
             return (folder / f"{key.name}.features").stat().st_size

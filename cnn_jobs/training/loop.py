@@ -178,7 +178,7 @@ def validate(
 ) -> bool:
     """Evaluates on the validation set, keeps the best weights and decides about early stopping.
 
-    Returns ``False``, with the state unchanged, where ``should_stop`` said yes in any process.
+    Returns ``False``, with the state unchanged, where ``should_stop`` was true in any process.
     """
     started = time.perf_counter()
     share = group.share(data.validation)
@@ -199,7 +199,7 @@ def validate(
 def _evaluate_share(
     state: TrainState, images: Examples, recipe: Recipe, should_stop: Callable[[], bool]
 ) -> Evaluation | None:
-    """``None`` where ``should_stop`` said yes."""
+    """``None`` where ``should_stop`` was true."""
     if not len(images):  # more processes than images
         return Evaluation(0.0, 0.0, torch.empty(0))
     try:
