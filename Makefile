@@ -59,8 +59,9 @@ local-stop: ## stop the local MLflow server (its data stays in .local)
 local-status: ## show whether the local MLflow server runs, and where
 	@if [ -f $(LOCAL)/server.json ]; then $(SERVER) status --dir $(LOCAL); else echo "no local MLflow server runs"; fi
 
-test: $(VENV)/.installed-test ## the fast tests (under 10 minutes)
-	$(BIN)/python -m pytest --durations=10 -m "not slow and not integration and not cluster and not gpu and not image"
+# Two at a time: half of the time goes into imports and waits.
+test: $(VENV)/.installed-test ## the fast tests (about four minutes)
+	$(BIN)/python -m pytest -n 2 --dist loadfile --durations=10 -m "not slow and not integration and not cluster and not gpu and not image"
 
 # Two at a time: most of the slow ones wait for servers, timeouts and heartbeats.
 test-all: $(VENV)/.installed-test ## the fast, slow and integration tests
