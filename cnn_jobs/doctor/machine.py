@@ -12,8 +12,7 @@ import uuid
 from pathlib import Path
 
 from cnn_jobs.doctor.finding import Finding, failed, from_error, ok, skipped, warning
-from cnn_jobs.errors import DeviceError, from_os_error
-from cnn_jobs.tracking.connection import first_line
+from cnn_jobs.errors import DeviceError, first_line, from_os_error
 
 DRIVER_S = 5.0
 # Variables that grant a process certain GPUs, with the values that grant none; many images set 'all' without a GPU.

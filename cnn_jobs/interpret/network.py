@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from cnn_jobs.errors import CheckpointMismatchError, UserError
+from cnn_jobs.errors import CheckpointMismatchError, UserError, one_line
 from cnn_jobs.interpret.measurements import Array
 from cnn_jobs.interpret.picture import Pixels
 from cnn_jobs.models.build import build_network, whole_network
@@ -156,9 +156,8 @@ def network_of_run(remote: TrackingClient, run_id: str) -> InspectedNetwork:
     try:
         return _from_checkpoints(run.name, best, frozen)
     except (RuntimeError, KeyError) as error:
-        reason = " ".join(str(error).split())
         raise CheckpointMismatchError(
-            f"{run.name}: its checkpoint is of another version of cnn-jobs ({reason}); train it again"
+            f"{run.name}: its checkpoint is of another version of cnn-jobs ({one_line(error)}); train it again"
         ) from error
 
 
