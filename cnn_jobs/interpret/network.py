@@ -15,8 +15,7 @@ from torch import nn
 from cnn_jobs.errors import CheckpointMismatchError, UserError, one_line
 from cnn_jobs.interpret.measurements import Array
 from cnn_jobs.interpret.picture import Pixels
-from cnn_jobs.models.build import build_network, whole_network
-from cnn_jobs.models.resnet import resize
+from cnn_jobs.models.build import build_network, resize, whole_network
 from cnn_jobs.models.weights import IMAGENET, Weights
 from cnn_jobs.networks.spec import InputTransform, ResNet18
 from cnn_jobs.tasks import get_task

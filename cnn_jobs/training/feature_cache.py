@@ -16,7 +16,7 @@ import torch
 
 from cnn_jobs.data.batches import Examples, ImageSet, Parts, TrainingData
 from cnn_jobs.errors import UserError
-from cnn_jobs.models.resnet import Backbone
+from cnn_jobs.models.build import Backbone
 from cnn_jobs.system.files import make_folder
 from cnn_jobs.system.lock import try_lock
 from cnn_jobs.training.device import available_memory

@@ -13,8 +13,7 @@ from functools import partial
 import torch
 from torch.nn import functional as F
 
-from cnn_jobs.data.batches import Examples, TrainingData, augmentation_generator
-from cnn_jobs.data.split import epoch_order
+from cnn_jobs.data.batches import Examples, TrainingData, augmentation_generator, epoch_order
 from cnn_jobs.errors import DivergedError, RecipeError
 from cnn_jobs.recipe import Recipe
 from cnn_jobs.training.checkpoint import Checkpointer

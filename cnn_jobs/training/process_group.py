@@ -21,8 +21,8 @@ from torch import nn
 from torch.distributed import PrefixStore, Store  # type: ignore[attr-defined]
 
 from cnn_jobs.data.batches import Examples
-from cnn_jobs.data.split import derived_seed
 from cnn_jobs.errors import CnnJobsError, PeerLostError, one_line
+from cnn_jobs.recipe import derived_seed
 from cnn_jobs.training.evaluation import Evaluation
 from cnn_jobs.training.state import TrainState
 

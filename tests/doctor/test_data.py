@@ -16,15 +16,18 @@ from cnn_jobs.doctor import data
 from cnn_jobs.doctor.finding import failed, ok
 from cnn_jobs.doctor.object_store import StoredObject
 from cnn_jobs.models import weights
-from tests.data.test_cifar10 import archive, members
 from tests.helpers import servers
-
-__all__ = ["archive", "members"]
+from tests.helpers.datasets import cifar10_archive
 
 
 @pytest.fixture
 def cache_dir() -> Path:
     return default_cache_dir()
+
+
+@pytest.fixture
+def archive(cache_dir: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    return cifar10_archive(cache_dir, monkeypatch)
 
 
 @pytest.fixture

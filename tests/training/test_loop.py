@@ -10,8 +10,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cnn_jobs.data.batches import augmentation_generator
-from cnn_jobs.data.split import epoch_order
+from cnn_jobs.data.batches import augmentation_generator, epoch_order
 from cnn_jobs.errors import DivergedError, RecipeError
 from cnn_jobs.networks.spec import ConvBlock, ConvNet
 from cnn_jobs.recipe import Recipe
