@@ -42,8 +42,8 @@ class Examples(ABC):
         """Inputs of the network (B, ...) and labels (B,) int64 at ``positions`` (B,) of the part."""
 
     @abstractmethod
-    def some(self, places: slice) -> Examples:
-        """A part of the part."""
+    def subset(self, positions: slice) -> Examples:
+        """The examples at ``positions`` of the part."""
 
     def stream(
         self, batches: Sequence[torch.Tensor], augmentation: str, generator_of: Callable[[int], torch.Generator]
@@ -97,9 +97,9 @@ class ImageSet(Examples):
             images, labels = self.batch(torch.cat(list(group)))
             yield from zip(torch.split(images, sizes), torch.split(labels, sizes), strict=True)
 
-    def some(self, places: slice) -> ImageSet:
-        """A part of the part."""
-        return replace(self, indices=self.indices[places])
+    def subset(self, positions: slice) -> ImageSet:
+        """The examples at ``positions`` of the part."""
+        return replace(self, indices=self.indices[positions])
 
     def whole(self) -> ImageSet:
         """All images of the data set."""
@@ -176,11 +176,6 @@ def split_indices(images: int, validation_fraction: float, split_seed: int) -> t
 def epoch_order(images: int, seed: int, epoch: int) -> torch.Tensor:
     """The order of one epoch: a permutation (int64) of range(images)."""
     return torch.randperm(images, generator=generator_for("order", seed, epoch))
-
-
-def augmentation_generator(seed: int, epoch: int, batch: int) -> torch.Generator:
-    """The randomness of one batch's augmentation: a resumed run draws the same."""
-    return generator_for("augmentation", seed, epoch, batch)
 
 
 def augment(images: torch.Tensor, augmentation: str, generator: torch.Generator) -> torch.Tensor:

@@ -84,8 +84,7 @@ def _open_s3(uri: str, cache_dir: Path) -> Dataset:
         if fresh:
             raise
         _log.warning("the cached copy is damaged and downloaded again: %s", error)
-    file, _ = s3.download(uri, cache_dir)
-    return _open_file(file, uri=uri, cache_dir=cache_dir)
+    return _open_s3(uri, cache_dir)
 
 
 def _open_file(path: Path, *, uri: str, cache_dir: Path | None) -> Dataset:

@@ -52,10 +52,8 @@ class Weights:
     @property
     def has_head(self) -> bool:
         """Whether they include a last layer that fits the layer before it."""
-        weight, bias = self.tensors.get("fc.weight"), self.tensors.get("fc.bias")
-        if weight is None or bias is None:
-            return False
-        return weight.ndim == 2 and weight.shape[1] == HEAD_FEATURES and bias.shape == weight.shape[:1]
+        weight, bias = (self.tensors.get(name, torch.empty(0)) for name in ("fc.weight", "fc.bias"))
+        return weight.shape[1:] == (HEAD_FEATURES,) and bias.shape == weight.shape[:1]
 
 
 def open_weights(source: str) -> Weights | None:

@@ -201,11 +201,7 @@ def window_output_size(size: int, *, kernel: int, stride: int, padding: int = 0)
 
     Raises ``RecipeError`` if no window fits.
     """
-    if size < 1 or kernel < 1 or stride < 1 or padding < 0:
-        raise RecipeError(
-            f"size {size}, kernel {kernel}, stride {stride}, padding {padding}: the first three must be "
-            "at least 1 and padding at least 0"
-        )
+    _check(size=size, kernel=kernel, stride=stride, padding=padding)
     if kernel > size + 2 * padding:
         raise RecipeError(
             f"kernel {kernel} is larger than its input of {size} pixels with padding {padding}; "
@@ -216,7 +212,7 @@ def window_output_size(size: int, *, kernel: int, stride: int, padding: int = 0)
 
 def same_padding(kernel: int) -> int:
     """Padding that keeps the size at stride 1: (kernel - 1) / 2. Raises ``RecipeError`` for an even kernel."""
-    _positive(kernel=kernel)
+    _check(kernel=kernel)
     if kernel % 2 == 0:
         raise RecipeError(f"kernel {kernel} is even: no equal padding on both sides keeps the size; use an odd kernel")
     return (kernel - 1) // 2
@@ -228,9 +224,7 @@ def kernels_between(size: int, output: int, *, stride: int = 1, padding: int = 0
     They are solutions of output <= (size + 2 padding - kernel) / stride + 1 < output + 1. Raises ``RecipeError`` if
     there are none.
     """
-    _positive(size=size, output=output, stride=stride)
-    if padding < 0:
-        raise RecipeError(f"padding {padding}: must be at least 0")
+    _check(size=size, output=output, stride=stride, padding=padding)
     largest = size + 2 * padding - (output - 1) * stride
     kernels = range(max(1, largest - stride + 1), largest + 1)
     if not kernels:
@@ -249,16 +243,17 @@ def receptive_field(windows: Sequence[tuple[int, int]]) -> int:
     """
     field, jump = 1, 1
     for kernel, stride in windows:
-        _positive(kernel=kernel, stride=stride)
+        _check(kernel=kernel, stride=stride)
         field += (kernel - 1) * jump
         jump *= stride
     return field
 
 
-def _positive(**numbers: int) -> None:
+def _check(**numbers: int) -> None:
     for name, number in numbers.items():
-        if number < 1:
-            raise RecipeError(f"{name.replace('_', ' ')} {number}: must be at least 1")
+        least = 0 if name == "padding" else 1
+        if number < least:
+            raise RecipeError(f"{name} {number}: must be at least {least}")
 
 
 # -- as text -----------------------------------------------------------------------------------------------------------

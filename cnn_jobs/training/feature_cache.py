@@ -75,9 +75,9 @@ class FeatureSet(Examples):
         chosen = self.source.indices[positions]
         return self.store.read(chosen + self.first).to(self.device), self.labels[chosen]
 
-    def some(self, places: slice) -> FeatureSet:
-        """The part's features at ``places``."""
-        return replace(self, source=self.source.some(places))
+    def subset(self, positions: slice) -> FeatureSet:
+        """The features at ``positions`` of the part."""
+        return replace(self, source=self.source.subset(positions))
 
 
 def features_of(backbone: Backbone, pixels: torch.Tensor, precision: str) -> torch.Tensor:

@@ -143,7 +143,7 @@ class DistributedGroup(ProcessGroup):
     def share(self, examples: Examples) -> Examples:
         """The shares differ by at most one image."""
         first, end = (len(examples) * number // self.size for number in (self.rank, self.rank + 1))
-        return examples.some(slice(first, end))
+        return examples.subset(slice(first, end))
 
     def begin_step(self, seed: int, step: int) -> None:
         """Seeds torch by the position in the training: no checkpoint has to keep the generators of all processes."""

@@ -10,8 +10,8 @@ from cnn_jobs.data.batches import (
     ImageSet,
     TrainingData,
     augment,
-    augmentation_generator,
     epoch_order,
+    generator_for,
     place_on_device,
     random_crop,
     split_indices,
@@ -99,7 +99,7 @@ def test_batches_have_the_requested_memory_format(
     tiny_dataset: Dataset, memory_format: torch.memory_format, augmentation: str
 ) -> None:
     part = placed(tiny_dataset, memory_format=memory_format).train
-    images, labels = part.batch(torch.arange(6), augmentation, augmentation_generator(0, 0, 0))
+    images, labels = part.batch(torch.arange(6), augmentation, generator_for("augmentation", 0, 0, 0))
     assert images.is_contiguous(memory_format=memory_format)
     assert (tuple(images.shape), images.dtype, labels.dtype) == ((6, 3, 16, 16), torch.float32, torch.int64)
 
@@ -191,7 +191,7 @@ def test_every_epoch_and_seed_has_its_own_order() -> None:
 
 def test_a_flip_mirrors_about_half_of_the_images() -> None:
     images = random_images(400)
-    changed = augment(images, "flip", augmentation_generator(0, 0, 0))
+    changed = augment(images, "flip", generator_for("augmentation", 0, 0, 0))
     mirrored = 0
     for before, after in zip(images, changed, strict=True):
         if not torch.equal(after, before):
@@ -202,7 +202,9 @@ def test_a_flip_mirrors_about_half_of_the_images() -> None:
 
 def test_a_flip_swaps_left_and_right() -> None:
     image = torch.tensor([[1, 2, 3], [4, 5, 6], [7, 8, 9]], dtype=torch.uint8).expand(8, 3, 3, 3)
-    seen = {tuple(map(tuple, after[0].tolist())) for after in augment(image, "flip", augmentation_generator(0, 0, 0))}
+    seen = {
+        tuple(map(tuple, after[0].tolist())) for after in augment(image, "flip", generator_for("augmentation", 0, 0, 0))
+    }
     assert seen == {((1, 2, 3), (4, 5, 6), (7, 8, 9)), ((3, 2, 1), (6, 5, 4), (9, 8, 7))}
 
 
@@ -224,7 +226,7 @@ def test_a_crop_shifts_every_image_by_its_own_offset_with_black_borders() -> Non
     assert len(known) == 81
     images = image.expand(1500, -1, -1, -1)
     # The look-up fails for anything but one of the 81 shifts; all of them occur.
-    found = [known[after.numpy().tobytes()] for after in random_crop(images, augmentation_generator(0, 0, 0))]
+    found = [known[after.numpy().tobytes()] for after in random_crop(images, generator_for("augmentation", 0, 0, 0))]
     assert set(found) == set(known.values())
 
 
@@ -233,7 +235,7 @@ def test_flip_and_crop_are_combined() -> None:
     reach = range(-CROP_PADDING, CROP_PADDING + 1)
     straight = {shifted(image, down, right).numpy().tobytes() for down in reach for right in reach}
     mirrored = {shifted(image.flip(2), down, right).numpy().tobytes() for down in reach for right in reach}
-    results = augment(image.expand(300, -1, -1, -1), "flip+crop", augmentation_generator(0, 0, 0))
+    results = augment(image.expand(300, -1, -1, -1), "flip+crop", generator_for("augmentation", 0, 0, 0))
     seen = {after.numpy().tobytes() for after in results}
     assert seen <= straight | mirrored
     assert len(seen & straight) > 20
@@ -244,7 +246,7 @@ def test_a_black_border_is_normalised_as_black_pixels() -> None:
     white = torch.full((60, 3, 6, 6), 255, dtype=torch.uint8)
     one, shift = torch.full((1, 3, 1, 1), 1 / 255), torch.full((1, 3, 1, 1), 0.5)
     part = ImageSet(white, torch.zeros(60, dtype=torch.int64), torch.arange(60), one, shift, torch.contiguous_format)
-    images, _ = part.batch(torch.arange(60), "flip+crop", augmentation_generator(0, 0, 0))
+    images, _ = part.batch(torch.arange(60), "flip+crop", generator_for("augmentation", 0, 0, 0))
     assert {round(value, 4) for value in images.unique().tolist()} == {-0.5, 0.5}
 
 
@@ -253,7 +255,7 @@ def test_augmentation_is_a_function_of_seed_epoch_and_batch_alone(tiny_dataset: 
     part, positions = placed(tiny_dataset).train, torch.arange(30)
 
     def batch(*place: int) -> bytes:
-        images, _ = part.batch(positions, augmentation, augmentation_generator(*place))
+        images, _ = part.batch(positions, augmentation, generator_for("augmentation", *place))
         return images.numpy().tobytes()
 
     first = batch(0, 0, 0)
@@ -268,13 +270,13 @@ def test_augmentation_is_a_function_of_seed_epoch_and_batch_alone(tiny_dataset: 
 def test_the_images_in_memory_are_unchanged(tiny_dataset: Dataset, augmentation: str) -> None:
     data = placed(tiny_dataset)
     before = data.train.images.clone()
-    images, _ = data.train.batch(torch.arange(30), augmentation, augmentation_generator(0, 0, 0))
+    images, _ = data.train.batch(torch.arange(30), augmentation, generator_for("augmentation", 0, 0, 0))
     images.fill_(0)
     assert torch.equal(data.train.images, before)
 
 
 def test_without_augmentation_nothing_is_drawn(tiny_dataset: Dataset) -> None:
-    generator = augmentation_generator(0, 0, 0)
+    generator = generator_for("augmentation", 0, 0, 0)
     before = generator.get_state()
     placed(tiny_dataset).train.batch(torch.arange(3), "none", generator)
     assert torch.equal(generator.get_state(), before)

@@ -286,10 +286,10 @@ def test_receptive_field_is_what_the_gradient_reaches(windows: list[tuple[int, i
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: window_output_size(0, kernel=1, stride=1), "size 0, kernel 1, stride 1, padding 0: the first three"),
-        (lambda: window_output_size(8, kernel=0, stride=1), "size 8, kernel 0, stride 1, padding 0: the first three"),
-        (lambda: window_output_size(8, kernel=3, stride=0), "size 8, kernel 3, stride 0, padding 0: the first three"),
-        (lambda: window_output_size(8, kernel=3, stride=1, padding=-1), "padding -1: the first three must be at least"),
+        (lambda: window_output_size(0, kernel=1, stride=1), "size 0: must be at least 1"),
+        (lambda: window_output_size(8, kernel=0, stride=1), "kernel 0: must be at least 1"),
+        (lambda: window_output_size(8, kernel=3, stride=0), "stride 0: must be at least 1"),
+        (lambda: window_output_size(8, kernel=3, stride=1, padding=-1), "padding -1: must be at least 0"),
         (lambda: window_output_size(4, kernel=5, stride=1), "kernel 5 is larger than its input of 4 pixels"),
         (lambda: window_output_size(2, kernel=7, stride=1, padding=2), "2 pixels with padding 2; use larger images"),
         (lambda: same_padding(0), "kernel 0: must be at least 1"),
