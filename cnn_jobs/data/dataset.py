@@ -21,27 +21,20 @@ SPLITS = ("train", "test")
 class Dataset:
     """Images and labels of a training and a test split.
 
-    Raises ``DataError`` (exit 2) if a tensor is not of the documented form, or a label has no class.
+    Images are (N, 3, H, W) uint8, contiguous, on the CPU, of one size; labels are (N,) int64, indices into ``classes``.
+    ``synthetic``: generated, as is ``shapes``; everything that shows a result has to state it. Raises ``DataError``
+    (exit 2) if a tensor is of another form, or a label has no class.
     """
 
-    name: str
-    """``cifar10``, ``shapes``, or the base name of the file, directory or key without its suffix."""
-    uri: str
-    """The URI by which it was opened, without credentials."""
+    name: str  # cifar10, shapes, or the base name of the file, directory or key without its suffix
+    uri: str  # by which it was opened, without credentials
     classes: tuple[str, ...]
-    """Class names; a label is an index into them."""
     train_images: torch.Tensor
-    """(N, 3, H, W) uint8, contiguous, on the CPU."""
     train_labels: torch.Tensor
-    """(N,) int64, in [0, number of classes)."""
     test_images: torch.Tensor
-    """(M, 3, H, W) uint8, contiguous, on the CPU; H and W as in ``train_images``."""
     test_labels: torch.Tensor
-    """(M,) int64, in [0, number of classes)."""
-    digest: str
-    """64 hex digits: see ``content_digest``."""
+    digest: str  # see content_digest
     synthetic: bool = False
-    """True for ``shapes`` and files prepared from it: everything that shows a result has to state it."""
 
     def __post_init__(self) -> None:
         if not self.classes or len(set(self.classes)) != len(self.classes):

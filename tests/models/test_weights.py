@@ -122,10 +122,12 @@ def test_a_head_for_other_classes_or_none_is_accepted(tmp_path: Path) -> None:
     weights = open_weights(str(tmp_path / "seven.pth"))
     assert weights
     assert weights.has_head
-    torch.save(without("fc.bias"), tmp_path / "half.pth")
-    weights = open_weights(str(tmp_path / "half.pth"))
-    assert weights
-    assert not weights.has_head
+    narrow = {**resnet18().state_dict(), "fc.weight": torch.zeros(1000, 3)}
+    for content in (narrow, without("fc.bias")):
+        torch.save(content, tmp_path / "half.pth")
+        weights = open_weights(str(tmp_path / "half.pth"))
+        assert weights
+        assert not weights.has_head
     assert pretrained_resnet18(weights).note == "the weights have no last layer: the network's answer is random"
 
 

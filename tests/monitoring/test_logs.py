@@ -67,3 +67,4 @@ def test_no_secret_is_in_a_message_a_field_or_a_traceback(formatter: logging.For
     except ValueError:
         made = record("http://u:%s@h", "hunter2", exc_info=sys.exc_info(), fields={"a": ["http://u:hunter2@h"]})
     assert "hunter2" not in formatter.format(made)
+    assert "hunter2" not in formatter.format(record("", json_line='{"url": "http://u:hunter2@h"}'))
