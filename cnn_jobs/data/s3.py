@@ -111,11 +111,15 @@ def make_client(
         request_checksum_calculation="when_required",
         response_checksum_validation="when_required",
     )
-    names_server = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
-    # boto3 does not know MLflow's variable.
-    endpoint = None if names_server else os.environ.get("MLFLOW_S3_ENDPOINT_URL") or None
     # A new session: boto3's default session would keep the first credentials that it read.
-    return boto3.Session().client("s3", endpoint_url=endpoint, config=config)
+    return boto3.Session().client("s3", endpoint_url=endpoint_url(), config=config)
+
+
+def endpoint_url() -> str | None:
+    """MLflow's variable, which boto3 does not know, if those of AWS are unset."""
+    if os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL"):
+        return None
+    return os.environ.get("MLFLOW_S3_ENDPOINT_URL") or None
 
 
 def _without_credentials(url: str) -> str:
