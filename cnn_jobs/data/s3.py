@@ -86,7 +86,7 @@ def split_uri(uri: str) -> tuple[str, str]:
     bucket, _, key = uri.removeprefix(SCHEME).partition("/")
     if "@" in bucket:
         raise DataError(
-            "s3://...@...: a URI must not contain credentials; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
+            "s3://...@...: credentials do not belong in a URI; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
         )
     if not bucket or not key:
         raise DataError(f"{uri}: has no {'key' if bucket else 'bucket'}; the form is s3://bucket/key")

@@ -140,7 +140,7 @@ def test_another_kind_of_server(aws: None, monkeypatch: pytest.MonkeyPatch) -> N
     ("uri", "words"),
     [
         ("s3://bucket", "has no key"),
-        ("s3://key:hunter2@bucket/x.npz", "credentials do not belong into a URI"),
+        ("s3://key:hunter2@bucket/x.npz", "credentials do not belong in a URI"),
         ("s3://not a bucket/x.npz", "not a bucket"),
     ],
 )
