@@ -18,7 +18,7 @@ PACKAGES = ("torch", "torchvision", "lightning", "mlflow", "numpy", "pillow")
 
 def conditions(arguments: Sequence[str], threads: int, program: str = "benchmarks.run") -> dict[str, Any]:
     """Machine, versions, command and how busy the machine already was: JSON-ready."""
-    facts = environment.collect(torch.device("cpu"), threads)
+    facts = environment.lineage("cpu", threads)
     return {
         "date": time.strftime("%Y-%m-%d", time.gmtime()),
         "command": shlex.join(["python", "-m", program, *(_without_folder(word) for word in arguments)]),

@@ -128,8 +128,8 @@ def _subset(dataset: Any, train: int, test: int) -> Any:
     """The first images of a fixed order, of all classes."""
     import torch
 
+    from cnn_jobs.data.batches import generator_for
     from cnn_jobs.data.dataset import Dataset
-    from cnn_jobs.data.split import generator_for
 
     def part(images: torch.Tensor, labels: torch.Tensor, count: int) -> tuple[Any, Any]:
         chosen = torch.randperm(len(images), generator=generator_for("subset", 0))[:count]

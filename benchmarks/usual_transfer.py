@@ -12,7 +12,7 @@ from torchvision import transforms
 from torchvision.models import resnet18
 
 from benchmarks.usual import fork_allowed
-from cnn_jobs.data.split import split_indices
+from cnn_jobs.data.batches import split_indices
 
 EVALUATION_BATCH = 100
 

@@ -1,7 +1,7 @@
-"""Every error a user can meet, and the exit code it ends with.
+"""Every error that a user can meet, with its exit code, and the texts of errors of libraries.
 
-Exit code 2 says "this can never work, do not try again" (Kubernetes: ``FailJob``); 75 says "progress is saved, the
-same command goes on" (Kubernetes: ``Ignore``); 1 says "this attempt failed".
+Exit code 2: the command can never succeed as it was given (Kubernetes: ``FailJob``). 75: progress is saved, and the
+same command continues (Kubernetes: ``Ignore``). 1: this attempt failed.
 A message names the value, the rule and the next step, on one line.
 """
 
@@ -14,21 +14,20 @@ CONTINUE = 75
 
 
 class CnnJobsError(Exception):
-    """An attempt failed in a way that a later one may not."""
+    """An attempt failed; a later one may succeed."""
 
     exit_code = 1
-    # Of the run that it ended, where there was one.
-    run_key = ""
+    run_key = ""  # of the run that failed, if there was one
 
 
 class UserError(CnnJobsError):
-    """The request can never work as it was made."""
+    """The command can never succeed as it was given."""
 
     exit_code = 2
 
 
 class RecipeError(UserError):
-    """A recipe field is out of range, or two of them contradict each other."""
+    """A recipe field is out of range, or two fields contradict each other."""
 
 
 class DataError(UserError):
@@ -40,39 +39,39 @@ class WeightsError(UserError):
 
 
 class DeviceError(UserError):
-    """The device asked for is not on this machine."""
+    """The requested device is not on this machine."""
 
 
 class StateDirError(UserError):
-    """The state directory cannot be written."""
+    """A file or folder cannot be written."""
 
 
 class TrackingUriError(UserError):
-    """``MLFLOW_TRACKING_URI`` is not one that MLflow understands."""
+    """``MLFLOW_TRACKING_URI`` is not a URI that MLflow supports."""
 
 
 class DivergedError(UserError):
-    """The training loss was not finite: the recipe diverges, and would again."""
+    """The training loss was not finite: the recipe diverges, and would do so again."""
 
 
 class TrackingError(CnnJobsError):
-    """MLflow refused, or did not answer in time."""
+    """MLflow refused a call, or did not answer in time."""
 
 
 class RemoteDataError(CnnJobsError):
-    """An object store did not answer, or refused: another attempt may succeed."""
+    """A server of data or weights failed or did not answer: another attempt may succeed."""
 
 
 class DiskFullError(CnnJobsError):
-    """A disk has no room left."""
+    """A disk has no space left."""
 
 
 class DiskError(CnnJobsError):
-    """A disk, or what is mounted in its place, does not do what it should."""
+    """A disk, or what is mounted in its place, fails."""
 
 
 class InterruptedRunError(CnnJobsError):
-    """A signal asked the run to stop before it was done; ``saved``: this attempt brought it further."""
+    """A signal stopped the run before it was complete. ``saved``: this attempt made progress that is saved."""
 
     def __init__(self, message: str = "stopped", *, saved: bool = False) -> None:
         super().__init__(message)
@@ -81,9 +80,9 @@ class InterruptedRunError(CnnJobsError):
 
 
 class StoppedError(SystemExit):
-    """SIGTERM came to a command that has nothing to continue from: exit code 1.
+    """SIGTERM stopped a command that has no state to resume from: exit code 1.
 
-    No ``Exception``: many places pass on whatever a library raises under a name of theirs, and this is none of it.
+    Not an ``Exception``: much code turns any exception of a library into an error of its own.
     """
 
     def __init__(self, message: str) -> None:
@@ -95,15 +94,15 @@ class StoppedError(SystemExit):
 
 
 class PeerLostError(InterruptedRunError):
-    """Another process of a distributed training is gone, or was not heard of for too long: this one cannot go on."""
+    """Another process of a distributed training is lost, or sent nothing for too long: this one cannot continue."""
 
 
 class RendezvousError(CnnJobsError):
-    """The processes of a distributed training did not find each other in time."""
+    """The processes of a distributed training did not all connect in time."""
 
 
 class NotShippedError(CnnJobsError):
-    """The work is done, but MLflow does not have all of it; ``kept``: what is missing outlives this process."""
+    """The work is done, but MLflow lacks a part of it. ``kept``: that part outlives this process."""
 
     def __init__(self, message: str, *, kept: bool) -> None:
         super().__init__(message)
@@ -120,49 +119,59 @@ class AnotherAttemptError(CnnJobsError):
 
 
 class ClusterError(CnnJobsError):
-    """Kubernetes did not answer, or not now what was asked."""
+    """Kubernetes did not answer, or could not do now what was requested."""
 
 
 class ClusterRefusalError(UserError):
-    """Kubernetes understood, and will not, however often it is asked."""
+    """Kubernetes refused a request for good."""
 
 
 class CancelledRunError(UserError):
-    """The run was cancelled: nobody goes on with it by accident."""
+    """The run was cancelled; it is not resumed by accident."""
 
 
 class CheckpointMismatchError(UserError):
-    """A checkpoint is of another recipe or data set, or there is none where one must be."""
+    """A checkpoint is of another recipe or data set, or a required one is missing."""
 
 
 class ReproductionError(UserError):
-    """A run cannot come out the same here."""
+    """A run cannot be reproduced here."""
 
 
 class DamagedCheckpointError(CnnJobsError):
-    """A checkpoint is not as it was written, or the file is none."""
+    """A file is a damaged checkpoint, or none."""
 
 
 class DamagedJournalError(CnnJobsError):
-    """A journal does not say which run it is of."""
+    """A journal does not name its run."""
 
 
 class ThreadError(CnnJobsError):
     """A thread of this process died of an unexpected error."""
 
 
-# What stays so until somebody changes it; anything else (a flaky disk, too many open files) may work another time.
-LASTING = frozenset(
-    getattr(errno, name)
-    for name in ("EACCES", "EPERM", "EROFS", "ENOTDIR", "EISDIR", "ENOENT", "EEXIST", "ENAMETOOLONG", "ELOOP", "EINVAL")
-)
+# Last until somebody acts; any other (a failing disk, too many open files) may be gone at the next attempt.
+_LASTING = (
+    errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.ENOENT, errno.EEXIST,
+    errno.ENAMETOOLONG, errno.ELOOP, errno.EINVAL,
+)  # fmt: skip
 
 
 def from_os_error(error: OSError, path: object, doing: str = "written") -> CnnJobsError:
-    """The error of this tree for a failed access to ``path``: no room (exit 1), not allowed (exit 2), or a disk that
-    fails (exit 1)."""
+    """The error of a failed access to ``path``: disk full (exit 1), no permission (exit 2) or failing disk (exit 1)."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return DiskFullError(f"{path}: no space left on the device; free some or choose another directory")
-    if error.errno in LASTING:
+    if error.errno in _LASTING:
         return StateDirError(f"{path}: cannot be {doing} ({error.strerror}); choose a directory that you own")
-    return DiskError(f"{path}: the disk fails ({error.strerror or error}); try again, and check it if that stays so")
+    return DiskError(f"{path}: the disk fails ({error.strerror or error}); try again, and check it if it fails again")
+
+
+def one_line(error: BaseException, limit: int = 300) -> str:
+    """An error's text on one line, cut to ``limit`` characters; its type if it has none."""
+    return " ".join(str(error).split())[:limit] or type(error).__name__
+
+
+def first_line(error: BaseException, limit: int = 300) -> str:
+    """The first line of an error's text, cut to ``limit`` characters; its type if it has none."""
+    lines = str(error).strip().splitlines()
+    return lines[0][:limit] if lines else type(error).__name__

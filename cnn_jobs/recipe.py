@@ -126,6 +126,12 @@ def digest_of(content: dict[str, Any]) -> str:
     return hashlib.sha256(canonical.encode()).hexdigest()
 
 
+def derived_seed(purpose: str, *numbers: int) -> int:
+    """A seed in [0, 2**63): other purposes and other numbers have independent streams of randomness."""
+    text = ":".join([purpose, *map(str, numbers)])
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1
+
+
 @dataclass(frozen=True)
 class Planned:
     """One run of a series; ``label`` has what distinguishes it, as in ``lr0.001-seed2``."""

@@ -7,7 +7,7 @@ from cnn_jobs import errors
 from cnn_jobs.errors import CnnJobsError, DiskError, DiskFullError, StateDirError, UserError, from_os_error
 
 
-def test_what_can_never_work_ends_with_2_and_what_may_work_later_with_1() -> None:
+def test_user_errors_exit_with_2_and_all_others_with_1() -> None:
     classes = [c for _, c in inspect.getmembers(errors, inspect.isclass) if issubclass(c, CnnJobsError)]
     never = {c.__name__ for c in classes if c.exit_code == 2}
     assert {c.exit_code for c in classes} == {1, 2}
@@ -15,25 +15,23 @@ def test_what_can_never_work_ends_with_2_and_what_may_work_later_with_1() -> Non
     assert never == {c.__name__ for c in classes if issubclass(c, UserError)}
 
 
-@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])
-def test_a_full_disk_is_told_from_a_folder_that_cannot_be_written(number: int) -> None:
-    error = from_os_error(OSError(number, "No space left on device"), "a/b.pt")
-    assert isinstance(error, DiskFullError)
-    assert error.exit_code == 1
-    assert str(error).startswith("a/b.pt: no space left")
-
-
-@pytest.mark.parametrize("number", [errno.EACCES, errno.EROFS, errno.ENOTDIR])
-def test_a_folder_that_cannot_be_written_is_named_with_the_reason(number: int) -> None:
-    error = from_os_error(OSError(number, "the reason"), "a/b.pt")
-    assert isinstance(error, StateDirError)
-    assert error.exit_code == 2
-    assert str(error) == "a/b.pt: cannot be written (the reason); choose a directory that you own"
-
-
-@pytest.mark.parametrize("number", [errno.EIO, errno.ESTALE, errno.EMFILE, errno.ENOMEM])
-def test_a_disk_that_fails_may_work_another_time(number: int) -> None:
-    error = from_os_error(OSError(number, "the reason"), "a/b.pt")
-    assert isinstance(error, DiskError)
-    assert error.exit_code == 1
-    assert str(error).startswith("a/b.pt: the disk fails (the reason)")
+@pytest.mark.parametrize(
+    ("numbers", "kind", "exit_code", "message"),
+    [
+        ([errno.ENOSPC, errno.EDQUOT], DiskFullError, 1, "no space left"),
+        (
+            [errno.EACCES, errno.EROFS, errno.ENOTDIR],
+            StateDirError,
+            2,
+            "cannot be written (the reason); choose a directory that you own",
+        ),
+        ([errno.EIO, errno.ESTALE, errno.EMFILE, errno.ENOMEM], DiskError, 1, "the disk fails (the reason)"),
+    ],
+)
+def test_a_failed_access_is_a_full_disk_a_missing_permission_or_a_failing_disk(
+    numbers: list[int], kind: type[CnnJobsError], exit_code: int, message: str
+) -> None:
+    for number in numbers:
+        error = from_os_error(OSError(number, "the reason"), "a/b.pt")
+        assert (type(error), error.exit_code) == (kind, exit_code)
+        assert str(error).startswith(f"a/b.pt: {message}")

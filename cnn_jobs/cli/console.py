@@ -19,9 +19,9 @@ from rich.table import Table
 
 from cnn_jobs.errors import CnnJobsError, InterruptedRunError, NotShippedError
 from cnn_jobs.monitoring import logs
+from cnn_jobs.system.redaction import without_password
 from cnn_jobs.tasks import Task
 from cnn_jobs.tracking import names
-from cnn_jobs.tracking.connection import without_password
 from cnn_jobs.training.observer import Observer, Phase
 
 if TYPE_CHECKING:  # torch

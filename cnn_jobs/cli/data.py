@@ -1,4 +1,4 @@
-"""``cnn-jobs data``: stage a data set once, and check it."""
+"""``cnn-jobs data``: prepares, stages and verifies data sets and pretrained weights."""
 
 from __future__ import annotations
 
@@ -28,8 +28,7 @@ def prepare_command(src: str, dest: str) -> None:
     """
     from cnn_jobs.data.sources import prepare, verify
 
-    written = prepare(src, dest)
-    _show(verify(written))  # read back: what is shown is what the file holds
+    _show(verify(prepare(src, dest)))  # read back, to show what the file contains
 
 
 @data.command("stage")
@@ -38,22 +37,23 @@ def prepare_command(src: str, dest: str) -> None:
     "cifar10_from",
     default="",
     show_default="its authors' site",
-    help="Where it comes from: http address of a mirror of the archive, s3://..., or a file that 'data prepare' made.",
+    help="Its source: http address of a mirror of the archive, s3://..., or a file that 'data prepare' made.",
 )
 @option("imagenet", is_flag=True, default=True, help="ImageNet's weights of ResNet18, for --weights imagenet.")
 @option(
     "imagenet_from",
     default="",
     show_default="torchvision's site",
-    help="Where they come from: http address of a mirror, s3://... or a file.",
+    help="Their source: http address of a mirror, s3://... or a file.",
 )
 def stage_command(cifar10: bool, cifar10_from: str, imagenet: bool, imagenet_from: str) -> None:
     """Put CIFAR-10 and ImageNet's weights where training looks for them, each checked by its digest.
 
     The data set goes to CNN_JOBS_CACHE_DIR, the weights to TORCH_HOME: on Kubernetes a volume that
-    training pods read. What lies there already is checked and kept.
+    training pods read. Files that are there already are checked and kept.
     """
-    from cnn_jobs.models.staging import stage_cifar10, stage_imagenet
+    from cnn_jobs.data.sources import stage_cifar10
+    from cnn_jobs.models.weights import stage_imagenet
 
     wanted = [(stage_cifar10, cifar10_from)] * cifar10 + [(stage_imagenet, imagenet_from)] * imagenet
     for stage, source in wanted:
@@ -68,17 +68,18 @@ def stage_command(cifar10: bool, cifar10_from: str, imagenet: bool, imagenet_fro
     envvar="CNN_JOBS_DIGEST",
     show_envvar=True,
     metavar="HEX",
-    help="Fail where the data set's SHA-256 does not begin with these digits, 12 at least.",
+    help="Fail if the data set's SHA-256 does not begin with these digits, 12 at least.",
 )
 def verify_command(uri: str, digest: str | None) -> None:
-    """Open the data set URI, check it and print what is in it."""
+    """Open the data set URI, check it and print what it contains."""
     from cnn_jobs.data.sources import verify
 
     _show(verify(uri, digest))
 
 
 def _show(dataset: Dataset) -> None:
-    height, width = dataset.train_images.shape[2:]
+    from cnn_jobs.data.dataset import image_size
+
     megabytes = (dataset.train_images.nbytes + dataset.test_images.nbytes) / 1e6
     lines = {
         "uri": dataset.uri,
@@ -86,7 +87,7 @@ def _show(dataset: Dataset) -> None:
         "classes": f"{len(dataset.classes)} ({', '.join(dataset.classes)})",
         "train": f"{len(dataset.train_images)} images",
         "test": f"{len(dataset.test_images)} images",
-        "size": f"{width}x{height} pixels, {megabytes:.1f} MB in memory",
+        "size": f"{image_size(dataset.train_images)} pixels, {megabytes:.1f} MB in memory",
     }
     if dataset.synthetic:
         lines["note"] = "synthetic: drawn by cnn-jobs, not photographed"

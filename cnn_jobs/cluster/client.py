@@ -10,8 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from cnn_jobs.errors import ClusterError, ClusterRefusalError, CnnJobsError, UserError
-from cnn_jobs.tracking.connection import first_line
+from cnn_jobs.errors import ClusterError, ClusterRefusalError, CnnJobsError, UserError, first_line
 
 Object = dict[str, Any]
 # The Jobs of cnn-jobs, whether made by 'submit' or by 'kubectl apply'.

@@ -8,8 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 
-from cnn_jobs.networks.arithmetic import kernels_between, same_padding, window_output_size
-from cnn_jobs.networks.table import describe, total_parameters
+from cnn_jobs.networks.table import describe, kernels_between, same_padding, total_parameters, window_output_size
 from cnn_jobs.tasks import get_task
 
 Matrix = Sequence[Sequence[int]]

@@ -1,1 +1,1 @@
-"""Data sets by URI: sources, digest, split, order, batches."""
+"""Data sets by URI: their sources, files, digests, splits and batches."""

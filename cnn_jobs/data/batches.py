@@ -1,4 +1,4 @@
-"""Batches as whole tensors: gathered from uint8 images in memory, augmented and normalised on the device."""
+"""Batches as whole tensors: split and ordered by seeds, gathered from images in memory, augmented and normalised."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ import torch
 from torch.nn import functional as F
 
 from cnn_jobs.data.dataset import Dataset
-from cnn_jobs.data.split import generator_for, split_indices
+from cnn_jobs.errors import RecipeError
 from cnn_jobs.networks.spec import InputTransform
-from cnn_jobs.recipe import Recipe
+from cnn_jobs.recipe import Recipe, derived_seed
 
 LOOK_AHEAD = 8  # batches made at once
 CROP_PADDING = 4  # pixels on every side, as in the usual CIFAR-10 recipes
 
 
 class Examples(ABC):
-    """Part of a data set on one device, as what a network takes. ``images``: (N, 3, H, W) uint8, of the whole data
-    set; ``labels``: (N,) int64; ``indices``: (M,) int64, the part."""
+    """Part of a data set on one device, as inputs of a network. ``images``: (N, 3, H, W) uint8, of the whole data set;
+    ``labels``: (N,) int64; ``indices``: (M,) int64, the part."""
 
     images: torch.Tensor
     labels: torch.Tensor
@@ -32,23 +32,23 @@ class Examples(ABC):
 
     @property
     def device(self) -> torch.device:
-        """Where the batches are."""
+        """The device of the batches."""
         return self.images.device
 
     @abstractmethod
     def batch(
         self, positions: torch.Tensor, augmentation: str = "none", generator: torch.Generator | None = None
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """What the network takes (B, ...) and labels (B,) int64 of the part's ``positions`` (B,)."""
+        """Inputs of the network (B, ...) and labels (B,) int64 at ``positions`` (B,) of the part."""
 
     @abstractmethod
-    def some(self, places: slice) -> Examples:
-        """The part's images at ``places``, as a part."""
+    def subset(self, positions: slice) -> Examples:
+        """The examples at ``positions`` of the part."""
 
     def stream(
         self, batches: Sequence[torch.Tensor], augmentation: str, generator_of: Callable[[int], torch.Generator]
     ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        """``batch`` of each of ``batches`` in turn; ``generator_of`` its number in the list is its randomness."""
+        """``batch`` for each of ``batches``; batch number i draws its augmentation from ``generator_of(i)``."""
         for number, positions in enumerate(batches):
             yield self.batch(positions, augmentation, generator_of(number) if augmentation != "none" else None)
 
@@ -61,8 +61,7 @@ class Examples(ABC):
 
 @dataclass(frozen=True)
 class ImageSet(Examples):
-    """The images themselves. ``scale`` and ``shift`` (1, 3, 1, 1) turn bytes into normalised floats:
-    byte * scale - shift."""
+    """The images themselves. ``scale`` and ``shift`` (1, 3, 1, 1) normalise bytes: byte * scale - shift."""
 
     images: torch.Tensor
     labels: torch.Tensor
@@ -74,21 +73,21 @@ class ImageSet(Examples):
     def batch(
         self, positions: torch.Tensor, augmentation: str = "none", generator: torch.Generator | None = None
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Normalised images (B, 3, H, W) float32 and labels (B,) int64 of the part's ``positions`` (B,)."""
+        """Normalised images (B, 3, H, W) float32 and labels (B,) int64."""
         chosen = self.indices[positions]
         images = self.images.index_select(0, chosen)
         if augmentation != "none":
             assert generator is not None
             images = augment(images, augmentation, generator)
-        # Normalised before the change of memory format: three channels' numbers at a time took three times as long.
+        # Before the change of memory format: on three interleaved channels the arithmetic took three times as long.
         floats = images.to(torch.float32).mul_(self.scale).sub_(self.shift)
         return floats.contiguous(memory_format=self.memory_format), self.labels[chosen]
 
     def stream(
         self, batches: Sequence[torch.Tensor], augmentation: str, generator_of: Callable[[int], torch.Generator]
     ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        """As ``Examples.stream``, several batches made at once: starting the threads for each took longer than the
-        work itself. It changes no bit: every image is made by itself."""
+        """As ``Examples.stream``, with several batches made at once: starting the threads for each took longer than the
+        work. No bit changes, as each image is computed by itself."""
         if augmentation != "none":
             yield from super().stream(batches, augmentation, generator_of)
             return
@@ -98,12 +97,12 @@ class ImageSet(Examples):
             images, labels = self.batch(torch.cat(list(group)))
             yield from zip(torch.split(images, sizes), torch.split(labels, sizes), strict=True)
 
-    def some(self, places: slice) -> ImageSet:
-        """The part's images at ``places``."""
-        return replace(self, indices=self.indices[places])
+    def subset(self, positions: slice) -> ImageSet:
+        """The examples at ``positions`` of the part."""
+        return replace(self, indices=self.indices[positions])
 
     def whole(self) -> ImageSet:
-        """All images of the data set that this is a part of."""
+        """All images of the data set."""
         return replace(self, indices=torch.arange(len(self.images), device=self.device))
 
 
@@ -133,7 +132,7 @@ def place_on_device(
     device: torch.device,
     memory_format: torch.memory_format,
 ) -> Parts[ImageSet]:
-    """Moves a data set to the device that trains and splits it as the recipe says."""
+    """Copies a data set to ``device`` and splits it as the recipe says."""
     std = torch.tensor(transform.std).reshape(1, 3, 1, 1)
     mean = torch.tensor(transform.mean).reshape(1, 3, 1, 1)
     scale, shift = (1 / (255 * std)).to(device), (mean / std).to(device)
@@ -151,16 +150,37 @@ def place_on_device(
     )
 
 
-def augmentation_generator(seed: int, epoch: int, batch: int) -> torch.Generator:
-    """The randomness of one batch, a pure function of its place: a resumed run draws the same."""
-    return generator_for("augmentation", seed, epoch, batch)
+# -- functions of seeds ----------------------------------------------------------------------------------------------
+
+
+def generator_for(purpose: str, *numbers: int) -> torch.Generator:
+    """A CPU generator with a ``derived_seed``: the stream is the same whichever device trains."""
+    return torch.Generator().manual_seed(derived_seed(purpose, *numbers))
+
+
+def split_indices(images: int, validation_fraction: float, split_seed: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Indices (int64, sorted) of the training and the validation images, drawn without replacement.
+
+    Raises ``RecipeError`` if the fraction leaves one of the two empty.
+    """
+    held_out = round(images * validation_fraction)
+    if not 0 < held_out < images:
+        raise RecipeError(
+            f"validation_fraction {validation_fraction} of {images} training images leaves {held_out} for "
+            f"validation and {images - held_out} for training; both need at least one"
+        )
+    order = torch.randperm(images, generator=generator_for("split", split_seed))
+    return order[held_out:].sort().values, order[:held_out].sort().values
+
+
+def epoch_order(images: int, seed: int, epoch: int) -> torch.Tensor:
+    """The order of one epoch: a permutation (int64) of range(images)."""
+    return torch.randperm(images, generator=generator_for("order", seed, epoch))
 
 
 def augment(images: torch.Tensor, augmentation: str, generator: torch.Generator) -> torch.Tensor:
-    """Changes each image (B, 3, H, W) by itself: ``flip`` left-right at even odds, ``flip+crop`` also shifts.
-
-    The shift is up to ``CROP_PADDING`` pixels in each direction, black where the picture ends.
-    """
+    """Changes each image (B, 3, H, W) by itself: ``flip`` mirrors it with probability 0.5, ``flip+crop`` also shifts it
+    by up to ``CROP_PADDING`` pixels in each direction, with black borders."""
     flipped = torch.rand(len(images), generator=generator) < 0.5
     images = torch.where(flipped.to(images.device).reshape(-1, 1, 1, 1), images.flip(3), images)
     return random_crop(images, generator) if augmentation == "flip+crop" else images

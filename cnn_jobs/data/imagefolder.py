@@ -1,4 +1,4 @@
-"""Pictures in class folders, as a directory or a ``.zip``: decoded once, then read from the cache."""
+"""Images in class folders, as a directory or a ``.zip``: decoded once, then read from the cache."""
 
 from __future__ import annotations
 
@@ -9,57 +9,49 @@ import zipfile
 import zlib
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image, UnidentifiedImageError
 
-from cnn_jobs.data.dataset import Dataset
+from cnn_jobs.data.dataset import SPLITS, Dataset
 from cnn_jobs.data.prepared import cached
 from cnn_jobs.errors import DataError, InterruptedRunError
+from cnn_jobs.system.files import sha256_of
 
-SPLITS = ("train", "test")
 SUFFIXES = (".png", ".jpg", ".jpeg")
 LAYOUT = "train/<class>/*.png|jpg|jpeg and test/<class>/..."
 
-# What Pillow turns into eight-bit RGB without clipping; 16-bit and float pictures it would clip.
+# Modes that Pillow converts to eight-bit RGB without clipping, as it would clip 16-bit and float images.
 _MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr")
 
 _Read = Callable[[str], bytes]
-_Classes = dict[str, list[str]]
 
 
 def open_imagefolder(path: Path, *, uri: str, cache_dir: Path) -> Dataset:
     """The data set in a directory or zip of ``train/<class>/*.png|jpg|jpeg`` and ``test/<class>/...``.
 
-    Classes and files are taken in the order of their names; grey, palette and transparent pictures become
-    RGB. The decoded set is kept in ``cache_dir``. Raises ``DataError`` (exit 2), which names the file, where
-    the layout is another one, a class is empty, a picture cannot be decoded or has another size than the
-    first.
+    Classes and files are sorted by name; grey, palette and transparent images become RGB. The decoded set is kept in
+    ``cache_dir``. Raises ``DataError`` (exit 2) with the file's name for another layout, an empty class, and an image
+    that cannot be decoded or is of another size than the first.
     """
+    is_folder = path.is_dir()
     try:
-        key = _stat_digest(path) if path.is_dir() else _file_digest(path)
+        key = _folder_digest(path) if is_folder else sha256_of(path)
     except OSError as error:
         raise DataError(f"{uri}: cannot be read ({error.strerror or error}); check the path") from error
-    name = Path(uri).name if path.is_dir() else Path(uri).stem
-    if name in ("", ".."):  # '.' has no name, and neither says which directory it is
+    name = Path(uri).name if is_folder else Path(uri).stem
+    if name in ("", ".."):  # of '.' and '..'
         name = path.resolve().name
-    decode = _decode_directory if path.is_dir() else _decode_zip
+    decode = _decode_folder if is_folder else _decode_zip
     return cached(cache_dir / f"decoded-{key}.npz", lambda: decode(path, uri, name), name=name, uri=uri)
 
 
-def _file_digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+def _folder_digest(root: Path) -> str:
+    """A digest over the directory's path, and the path, size and modification time of every file in it.
 
-
-def _stat_digest(root: Path) -> str:
-    """A digest over where the directory is, and path, size and time of change of every file in it.
-
-    Not over the contents: to read tens of thousands of small files takes as long as to decode them, which is
-    what the cache is there to save. A file changed in place, to the same size and with its old time, goes
-    unnoticed.
+    Not over the contents: reading tens of thousands of small files takes as long as decoding them, which the cache
+    saves. A file that is changed in place, to the same size and with its old time, is not noticed.
     """
     digest = hashlib.sha256(os.fsencode(root.resolve()))
     for name in sorted(_walk(root)):
@@ -76,11 +68,11 @@ def _walk(root: Path) -> list[str]:
         names += [(below / folder).as_posix() + "/" for folder in folders]
         names += [(below / file).as_posix() for file in files]
         if len(below.parts) == 2:
-            folders.clear()  # nothing that counts lies deeper, and a link to a parent would never end
+            folders.clear()  # deeper files do not count, and a link to a parent would never end
     return names
 
 
-def _decode_directory(root: Path, uri: str, name: str) -> Dataset:
+def _decode_folder(root: Path, uri: str, name: str) -> Dataset:
     return _decode(_walk(root), lambda file: (root / file).read_bytes(), uri, name)
 
 
@@ -88,21 +80,17 @@ def _decode_zip(path: Path, uri: str, name: str) -> Dataset:
     try:
         with zipfile.ZipFile(path) as archive:
             names = archive.namelist()
-            top = _enclosing_folder(names)
-            inner = [entry.removeprefix(top) for entry in names]
-            return _decode(inner, lambda file: archive.read(top + file), uri, name)
+            folders = {entry.split("/", 1)[0] for entry in names if not _is_hidden(entry)}
+            # All may lie in one folder, as in cifar/train/...
+            prefix = f"{folders.pop()}/" if len(folders) == 1 and not folders & set(SPLITS) else ""
+            inner = [entry.removeprefix(prefix) for entry in names]
+            return _decode(inner, lambda file: archive.read(prefix + file), uri, name)
     except zipfile.BadZipFile as error:
         raise DataError(f"{uri}: not a zip file, or a damaged one ({error}); make or download it again") from error
 
 
-def _enclosing_folder(names: list[str]) -> str:
-    """``cifar/`` where everything that counts lies in ``cifar/``, else an empty string."""
-    tops = {name.split("/", 1)[0] for name in names if not _hidden(name)}
-    return f"{tops.pop()}/" if len(tops) == 1 and not tops & set(SPLITS) else ""
-
-
-def _hidden(name: str) -> bool:
-    """True for what operating systems add unasked: ``.DS_Store``, ``__MACOSX/``."""
+def _is_hidden(name: str) -> bool:
+    """Whether an operating system made it: ``.DS_Store``, ``__MACOSX/``."""
     return any(part.startswith(".") or part == "__MACOSX" for part in name.split("/"))
 
 
@@ -112,17 +100,22 @@ def _decode(names: Iterable[str], read: _Read, uri: str, name: str) -> Dataset:
     if classes != test_classes:
         odd = ", ".join(sorted(set(classes) ^ set(test_classes)))
         raise DataError(f"{uri}: train/ and test/ must have the same class folders; only one has {odd}")
-    first: list[tuple[str, tuple[int, int]]] = []
-    train, test = (_pictures(folders[split], read, uri, first) for split in SPLITS)
-    return Dataset.from_arrays(name=name, uri=uri, classes=classes, train=train, test=test)
+    files = [file for split in SPLITS for folder in classes for file in folders[split][folder]]
+    images = _images(files, read, uri)
+    train, test = (
+        np.repeat(np.arange(len(classes)), [len(folders[split][folder]) for folder in classes]) for split in SPLITS
+    )
+    return Dataset.from_arrays(
+        name=name, uri=uri, classes=classes, train=(images[: len(train)], train), test=(images[len(train) :], test)
+    )
 
 
-def _listing(names: Iterable[str], uri: str) -> dict[str, _Classes]:
-    """Split -> class -> sorted picture files, each checked to have some."""
-    folders: dict[str, _Classes] = {split: {} for split in SPLITS}
+def _listing(names: Iterable[str], uri: str) -> dict[str, dict[str, list[str]]]:
+    """Split -> class -> sorted image files, at least one a class."""
+    folders: dict[str, dict[str, list[str]]] = {split: {} for split in SPLITS}
     for name in names:
         split, *rest = name.split("/")
-        if split not in folders or _hidden(name):
+        if split not in folders or _is_hidden(name):
             continue
         if len(rest) >= 2:
             folders[split].setdefault(rest[0], [])
@@ -140,42 +133,33 @@ def _listing(names: Iterable[str], uri: str) -> dict[str, _Classes]:
     return folders
 
 
-def _pictures(
-    classes: _Classes, read: _Read, uri: str, first: list[tuple[str, tuple[int, int]]]
-) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int64]]:
-    """Images (N, 3, H, W) and labels (N,) of one split; ``first`` is the picture that sets all sizes."""
-    files = [(file, label) for label, folder in enumerate(sorted(classes)) for file in classes[folder]]
-    images: npt.NDArray[Any] | None = None
-    for row, (file, _) in enumerate(files):
-        pixels = _pixels(read, file, uri)
-        size = (pixels.shape[1], pixels.shape[0])
-        if not first:
-            first.append((file, size))
-        if size != first[0][1]:
-            (other, expected) = first[0]
+def _images(files: list[str], read: _Read, uri: str) -> npt.NDArray[np.uint8]:
+    """The decoded ``files``, (N, 3, H, W); the first one decides the size."""
+    first = _pixels(read, files[0], uri)
+    images = np.empty((len(files), 3, *first.shape[:2]), dtype=np.uint8)
+    for row, file in enumerate(files):
+        pixels = _pixels(read, file, uri) if row else first
+        if pixels.shape != first.shape:
             raise DataError(
-                f"{uri}: {file} is {size[0]}x{size[1]}, but {other} is {expected[0]}x{expected[1]}; "
-                "bring all pictures to one size"
+                f"{uri}: {file} is {pixels.shape[1]}x{pixels.shape[0]}, but {files[0]} is "
+                f"{first.shape[1]}x{first.shape[0]}; bring all images to one size"
             )
-        if images is None:
-            images = np.empty((len(files), 3, *pixels.shape[:2]), dtype=np.uint8)
         images[row] = pixels.transpose(2, 0, 1)
-    assert images is not None  # no class is empty
-    return images, np.array([label for _, label in files], dtype=np.int64)
+    return images
 
 
 def _pixels(read: _Read, file: str, uri: str) -> npt.NDArray[np.uint8]:
-    """One picture as (H, W, 3) uint8."""
+    """One image as (H, W, 3) uint8."""
     try:
-        with Image.open(io.BytesIO(read(file))) as picture:
-            if picture.mode in _MODES:
-                return np.asarray(picture.convert("RGB"))
-            mode = picture.mode
+        with Image.open(io.BytesIO(read(file))) as image:
+            if image.mode in _MODES:
+                return np.asarray(image.convert("RGB"))
+            mode = image.mode
     except (zipfile.BadZipFile, zlib.error, RuntimeError, NotImplementedError) as error:
         raise DataError(f"{uri}: {file} cannot be unpacked ({error}); make or download it again") from error
     except InterruptedRunError:
         raise
-    except Exception as error:  # Pillow lets whatever its decoders meet through: SyntaxError, struct.error, ...
-        reason = "not a picture" if isinstance(error, UnidentifiedImageError) else str(error)
+    except Exception as error:  # Pillow's decoders raise anything: SyntaxError, struct.error, ...
+        reason = "not an image" if isinstance(error, UnidentifiedImageError) else str(error)
         raise DataError(f"{uri}: {file} cannot be decoded ({reason}); replace or remove it") from error
-    raise DataError(f"{uri}: {file} has mode {mode}, but only 8-bit pictures are taken ({', '.join(_MODES)})")
+    raise DataError(f"{uri}: {file} has mode {mode}, but must be an 8-bit image ({', '.join(_MODES)})")

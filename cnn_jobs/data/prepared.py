@@ -1,4 +1,4 @@
-"""The prepared file: one ``.npz`` that holds a whole data set, checked by its digest whenever it is read."""
+"""The prepared file: one ``.npz`` with a whole data set, whose digest is checked at each reading."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import logging
 import zipfile
 import zlib
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,65 +15,60 @@ import numpy as np
 import numpy.typing as npt
 
 from cnn_jobs.data.dataset import Dataset
-from cnn_jobs.errors import DataError, DiskFullError, StateDirError
+from cnn_jobs.errors import DataError, DiskFullError, StateDirError, one_line
 from cnn_jobs.system.files import atomic_file
 
 FORMAT_VERSION = 1
+# Digits of the digest in the name of a prepared file.
 SHORT_DIGEST = 12
-"""Digits of the digest in the name of a prepared file."""
 
-_ARRAYS = ("train_images", "train_labels", "test_images", "test_labels", "classes")
-_MARKS = ("digest", "synthetic", "format_version")
+_TENSORS = ("train_images", "train_labels", "test_images", "test_labels")
+_SCALARS = ("digest", "synthetic", "format_version")
 _REMEDY = "delete it and run 'cnn-jobs data prepare'"
 _log = logging.getLogger(__name__)
 
 
 def write_prepared(dataset: Dataset, path: Path, *, compressed: bool) -> None:
-    """Write ``dataset`` to ``path``, whole or not at all; images stay (N, 3, H, W), as they are in memory.
+    """Writes ``dataset`` to ``path`` atomically; images stay (N, 3, H, W), as in memory.
 
-    ``compressed`` makes a small file (to keep and to send), without it one that opens at the speed of the
-    disk (the cache). Raises ``DiskFullError`` (exit 1) where there is no room, ``StateDirError`` (exit 2)
-    where it cannot be written.
+    ``compressed``: small, to keep and to send; otherwise it opens at the speed of the disk, for the cache. Raises
+    ``DiskFullError`` (exit 1) or ``StateDirError`` (exit 2).
     """
-    arrays: dict[str, Any] = {
-        "train_images": dataset.train_images.numpy(),
-        "train_labels": dataset.train_labels.numpy(),
-        "test_images": dataset.test_images.numpy(),
-        "test_labels": dataset.test_labels.numpy(),
-        "classes": np.array(dataset.classes),
-        "digest": np.array(dataset.digest),
-        "synthetic": np.array(dataset.synthetic),
-        "format_version": np.array(FORMAT_VERSION),
-    }
+    arrays: dict[str, Any] = {name: getattr(dataset, name).numpy() for name in _TENSORS}
+    arrays["classes"] = np.array(dataset.classes)
+    arrays["digest"] = np.array(dataset.digest)
+    arrays["synthetic"] = np.array(dataset.synthetic)
+    arrays["format_version"] = np.array(FORMAT_VERSION)
     with atomic_file(path) as partial, partial.open("wb") as file:
         (np.savez_compressed if compressed else np.savez)(file, **arrays)
 
 
 def read_prepared(path: Path, *, uri: str | None = None) -> Dataset:
-    """The data set in a prepared file; ``uri`` is what it is called in the result and in errors.
+    """The data set in a prepared file, called ``uri`` in the result and in errors (default: the path).
 
-    Raises ``DataError`` (exit 2) where the file cannot be read, is damaged, was not made by ``data prepare``
-    or does not have the digest that it names.
+    Raises ``DataError`` (exit 2) if the file cannot be read, is damaged, was not made by ``data prepare`` or does not
+    have the digest that it states.
     """
     uri = uri or str(path)
-    arrays = _arrays(path, uri)
-    stated = str(arrays["digest"])
+    arrays = _read_arrays(path, uri)
+    digest = str(arrays["digest"])
     dataset = Dataset.from_arrays(
-        name=_without_digest(Path(uri).stem, stated),
+        # It has the name of its source: shapes for shapes-0123456789ab.npz.
+        name=Path(uri).stem.removesuffix(f"-{digest[:SHORT_DIGEST]}") or Path(uri).stem,
         uri=uri,
         classes=[str(name) for name in arrays["classes"]],
         train=(arrays["train_images"], arrays["train_labels"]),
         test=(arrays["test_images"], arrays["test_labels"]),
         synthetic=bool(arrays["synthetic"]),
     )
-    check_digest(dataset, stated, remedy=_REMEDY)
+    check_digest(dataset, digest, remedy=_REMEDY)
     return dataset
 
 
 def check_digest(dataset: Dataset, expected: str, *, remedy: str) -> None:
-    """Raise ``DataError`` where the digest is not the expected one; the line shows the first digits of both."""
+    """Raises ``DataError`` with the first digits of both if the digest is not the expected one."""
     if dataset.digest != expected:
-        # Eight digits tell two data sets apart, but not a slip of the pen in the ninth.
+        # Eight digits tell two data sets apart, but do not show a typing error in the ninth.
         shown = 8 if dataset.digest[:8] != expected[:8] else len(expected)
         raise DataError(f"{dataset.uri}: sha256 {dataset.digest[:shown]}, expected {expected[:shown]}; {remedy}")
 
@@ -80,15 +76,15 @@ def check_digest(dataset: Dataset, expected: str, *, remedy: str) -> None:
 def cached(file: Path, make: Callable[[], Dataset], *, name: str, uri: str) -> Dataset:
     """The data set in the cache file ``file``, or that of ``make()``, which is then written there.
 
-    A cache file that is damaged is never trusted: it is deleted and made again, with a line in the log.
-    Raises what ``make`` raises, and ``DiskFullError`` or ``StateDirError`` where the cache cannot be written.
+    A damaged cache file is logged, deleted and made again. Raises as ``make``, and ``DiskFullError`` or
+    ``StateDirError`` if the cache cannot be written.
     """
     if file.exists():
         try:
-            return _renamed(read_prepared(file), name, uri)
+            return replace(read_prepared(file), name=name, uri=uri)
         except DataError as error:
             _log.warning("the cache of %s is damaged and made again: %s", uri, error)
-            # Room for the new one; what cannot be removed is reported when that is to take its place.
+            # Makes room for the new file. A file that cannot be removed is reported when it is to be replaced.
             with contextlib.suppress(OSError):
                 file.unlink()
     dataset = make()
@@ -99,46 +95,25 @@ def cached(file: Path, make: Callable[[], Dataset], *, name: str, uri: str) -> D
     return dataset
 
 
-def _renamed(dataset: Dataset, name: str, uri: str) -> Dataset:
-    return Dataset(**{**vars(dataset), "name": name, "uri": uri})
-
-
-def _without_digest(stem: str, digest: str) -> str:
-    """``shapes`` for ``shapes-0123456789ab``: a prepared file is called what its source was called."""
-    return stem.removesuffix(f"-{digest[:SHORT_DIGEST]}") or stem
-
-
-def _arrays(path: Path, uri: str) -> dict[str, npt.NDArray[Any]]:
-    """Every array of the file, or a ``DataError`` that says what is wrong with it."""
+def _read_arrays(path: Path, uri: str) -> dict[str, npt.NDArray[Any]]:
+    names = (*_TENSORS, "classes", *_SCALARS)
     try:
-        # Never pickles: a data set from somebody else must not be able to run code.
+        # No pickles: a data set from somebody else must not be able to run code.
         with path.open("rb") as stream, np.load(stream, allow_pickle=False) as file:
-            missing = [name for name in (*_ARRAYS, *_MARKS) if name not in file.files]
+            missing = [name for name in names if name not in file.files]
             if missing:
                 raise DataError(
                     f"{uri}: has no {', '.join(missing)}: not a file that 'cnn-jobs data prepare' made; "
-                    "keep the pictures in an ImageFolder directory or zip and prepare that"
+                    "keep the images in an ImageFolder directory or zip and prepare that"
                 )
             version = int(file["format_version"])
             if version != FORMAT_VERSION:
                 raise DataError(f"{uri}: format version {version}, but this is {FORMAT_VERSION}; {_REMEDY}")
-            arrays = {name: file[name] for name in (*_ARRAYS, *_MARKS)}
-            if arrays["classes"].ndim != 1 or any(arrays[name].ndim for name in _MARKS):
-                raise ValueError("an array has another number of dimensions")
+            arrays = {name: file[name] for name in names}
+            if arrays["classes"].ndim != 1 or any(arrays[name].ndim for name in _SCALARS):
+                raise ValueError("an array has a wrong number of dimensions")
             return arrays
     except OSError as error:
         raise DataError(f"{uri}: cannot be read ({error.strerror or error}); {_REMEDY}") from error
-    except (
-        zipfile.BadZipFile,
-        zlib.error,
-        EOFError,
-        ValueError,
-        TypeError,
-        KeyError,
-        NotImplementedError,
-    ) as error:
-        raise DataError(f"{uri}: damaged, or no prepared file ({_one_line(error)}); {_REMEDY}") from error
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())[:120] or type(error).__name__
+    except (zipfile.BadZipFile, zlib.error, EOFError, ValueError, TypeError, KeyError, NotImplementedError) as error:
+        raise DataError(f"{uri}: damaged, or no prepared file ({one_line(error, 120)}); {_REMEDY}") from error

@@ -1,15 +1,13 @@
-"""``shapes``: a small learning problem that the package draws itself, the same bytes on every machine.
+"""``shapes``: a small learning problem that the package draws itself, with the same bytes on every machine.
 
-Ten kinds of figure, 32x32 RGB, each with random place, size, turn and colours, with two smaller figures as
-clutter, and noise. Everything is integer arithmetic on raw generator bits: floating-point sines differ
-between machines, and numpy keeps the raw stream of a bit generator for ever, but not what its distributions
-make of it.
+Ten kinds of figures, 32x32 RGB, each at a random place, size, angle and colour, with two smaller figures as clutter,
+and noise. All is integer arithmetic on the raw bits of a generator: floating-point sines differ between machines, and
+numpy guarantees the raw stream of a bit generator, but not what its distributions make of it.
 
-How hard it is (torch 2.14.1, AMD EPYC, one thread, 10 epochs): task2 (SGD), best model, test accuracy 0.698
-(mean of seeds 0-2: 0.708, 0.694, 0.691). Last model, seed 0 alone, train / test accuracy: task3d-batchnorm
-1.000 / 0.797, task3d-plain 0.928 / 0.800, task3-arch2 (BatchNorm and dropout) 0.975 / 0.805. After 5 epochs
-task3d-batchnorm is at 0.771. Training accuracies are of 2,000 images. The test set has 1,000: a standard
-error of 0.013 to 0.015.
+Difficulty (torch 2.14.1, AMD EPYC, one thread, 10 epochs): task2 (SGD), best model, test accuracy 0.698 (mean of seeds
+0-2: 0.708, 0.694, 0.691). Last model, seed 0 alone, train / test accuracy: task3d-batchnorm 1.000 / 0.797, task3d-plain
+0.928 / 0.800, task3-arch2 (BatchNorm and dropout) 0.975 / 0.805. After 5 epochs task3d-batchnorm is at 0.771. Training
+accuracies are of 2,000 images. The test set has 1,000: a standard error of 0.013 to 0.015.
 """
 
 from __future__ import annotations
@@ -37,10 +35,10 @@ _SUBPIXELS = 8  # the unit of centres and radii below: an eighth of a pixel
 _RADII, _CLUTTER_RADII = (40, 88), (16, 36)
 _CENTRES, _CLUTTER_CENTRES = (80, 176), (0, 256)
 _CLUTTER = 2
-# Figures are mostly brighter than what lies behind them, but the ranges overlap: some are hard to see.
+# Figures are mostly brighter than their background, but the ranges overlap: some are hard to see.
 _FIGURE_COLOURS, _CLUTTER_COLOURS, _BACKGROUND_COLOURS = (60, 255), (30, 190), (0, 160)
-_NOISE = 80  # of a triangular distribution: at most this far from the true colour
-# What a class wears more often than others do, as ships stand on blue: added to (red, green, blue).
+_NOISE = 80  # half the width of its triangular distribution
+# A hint of colour that each class has, as ships have blue around them: added to (red, green, blue).
 _TINTS = np.array(
     [(48, 0, -48), (48, -48, 0), (0, 48, -48), (-48, 48, 0), (-48, 0, 48),
      (0, -48, 48), (48, 0, 0), (0, 48, 0), (0, 0, 48), (0, 0, 0)],
@@ -48,14 +46,14 @@ _TINTS = np.array(
 )  # fmt: skip
 
 _TURNS = 64
-# Rounded to ten bits, where no last digit of a cosine matters.
+# Rounded to ten bits, so that the last digit of a cosine does not matter.
 _COSINES = np.array([round(1024 * math.cos(math.tau * turn / _TURNS)) for turn in range(_TURNS)], dtype=np.int32)
 _SINES = np.roll(_COSINES, _TURNS // 4)
-_BLOCK = 500  # pictures drawn at a time: few enough for the processor's cache, and part of what is drawn
+_BLOCK = 500  # images drawn at a time: few enough for the CPU's cache; it decides the bytes
 
 
 class _Draw:
-    """Random integers, made of the raw bits of PCG64."""
+    """Random integers from the raw bits of PCG64."""
 
     def __init__(self, seed: int) -> None:
         self._generator = np.random.PCG64(seed)
@@ -66,7 +64,7 @@ class _Draw:
         return (low + (bits * np.uint64(high - low + 1) >> np.uint64(32)).astype(np.int32)).reshape(shape)
 
     def noise(self, *shape: int) -> npt.NDArray[np.int16]:
-        """Of triangular distribution in [-255, 255]: the sum of two bytes, about zero."""
+        """Triangular in [-255, 255]: the sum of two bytes, centred."""
         one, two = (self._bytes(math.prod(shape)).reshape(shape) for _ in range(2))
         return np.add(one, two, dtype=np.int16) - np.int16(255)
 
@@ -78,9 +76,9 @@ class _Draw:
 
 
 def draw_shapes(train_images: int = TRAIN_IMAGES, test_images: int = TEST_IMAGES) -> Dataset:
-    """The data set ``shapes``: (N, 3, 32, 32) pictures of ten classes in equal number, always the same ones.
+    """The data set ``shapes``: (N, 3, 32, 32) images, always the same, of ten classes in equal number.
 
-    Raises ``DataError`` where a number of images is 0.
+    Raises ``DataError`` if a number of images is 0.
     """
     train, test = _split(train_images, seed=1), _split(test_images, seed=2)
     return Dataset.from_arrays(name=NAME, uri=NAME, classes=CLASSES, train=train, test=test, synthetic=True)
@@ -91,12 +89,12 @@ def _split(count: int, seed: int) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np
     labels = np.arange(count, dtype=np.int64) % len(CLASSES)
     images = np.empty((count, 3, SIDE, SIDE), dtype=np.uint8)
     for start in range(0, count, _BLOCK):
-        images[start : start + _BLOCK] = _pictures(draw, labels[start : start + _BLOCK])
+        images[start : start + _BLOCK] = _images(draw, labels[start : start + _BLOCK])
     return images, labels
 
 
-def _pictures(draw: _Draw, labels: npt.NDArray[np.int64]) -> npt.NDArray[np.int16]:
-    """One picture a label, (N, 3, 32, 32) in [0, 255]."""
+def _images(draw: _Draw, labels: npt.NDArray[np.int64]) -> npt.NDArray[np.int16]:
+    """One image a label, (N, 3, 32, 32) in [0, 255]."""
     count = len(labels)
     colours = np.clip(draw.between(*_FIGURE_COLOURS, count, 3) + _TINTS[labels], 0, 255)
     canvas = _background(draw, count)
@@ -111,7 +109,7 @@ def _pictures(draw: _Draw, labels: npt.NDArray[np.int64]) -> npt.NDArray[np.int1
 
 
 def _background(draw: _Draw, count: int) -> npt.NDArray[np.int16]:
-    """Colours that change evenly across each picture, (N, 3, 32, 32)."""
+    """A linear gradient for each image, (N, 3, 32, 32)."""
     colours = draw.between(*_BACKGROUND_COLOURS, count, 3)[:, :, None, None]
     slopes = draw.between(-3, 3, count, 3, 2)[..., None, None]
     ramp = np.arange(SIDE, dtype=np.int32) - SIDE // 2
@@ -127,11 +125,11 @@ def _paint(
     radii: tuple[int, int],
     centres: tuple[int, int],
 ) -> None:
-    """Draw one figure into each picture: ``kinds`` (N,) index ``CLASSES``, ``colours`` are (N, 3)."""
+    """Draws one figure into each image: ``kinds`` (N,) index ``CLASSES``, ``colours`` are (N, 3)."""
     centre = draw.between(*centres, len(kinds), 2)
     radius = draw.between(*radii, len(kinds))
     turn = draw.between(-_TURNS // 2, _TURNS // 2 - 1, len(kinds)) % _TURNS
-    axis = np.arange(SIDE, dtype=np.int32) * _SUBPIXELS + _SUBPIXELS // 2  # the middles of the pixels
+    axis = np.arange(SIDE, dtype=np.int32) * _SUBPIXELS + _SUBPIXELS // 2  # centres of the pixels
     for kind, name in enumerate(CLASSES):
         rows = np.flatnonzero(kinds == kind)
         x = axis[None, None, :] - centre[rows, 0, None, None]
@@ -143,7 +141,7 @@ def _paint(
 
 
 def _inside(figure: str, u: _Ints, v: _Ints) -> _Bools:
-    """Which points (N, H, W) lie inside the figure, in its own turned coordinates (radius ``_UNIT``)."""
+    """Which points (N, H, W) lie inside the figure, in its own rotated coordinates (radius ``_UNIT``)."""
     square = u * u + v * v
     disc = square < _UNIT**2
     wide = np.maximum(abs(u), abs(v))

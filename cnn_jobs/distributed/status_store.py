@@ -19,6 +19,7 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 from cnn_jobs.distributed.world import World
+from cnn_jobs.errors import one_line
 
 if TYPE_CHECKING:
     from torch.distributed import Store  # type: ignore[attr-defined]
@@ -83,7 +84,7 @@ class StatusStore:
                 self._changed.wait(TICK_S)
                 self._changed.clear()
         except Exception as error:  # reported in the main thread, whatever it is
-            self.failure = _one_line(error)
+            self.failure = one_line(error)
 
     def _exchange(self, store: Store) -> None:
         self._beat += 1
@@ -117,7 +118,7 @@ class StatusStore:
                 self.obstacle = f"another process is rank {world.rank} there"
                 del store
             except (OSError, RuntimeError) as error:  # torch raises RuntimeError for errors of the store
-                self.obstacle = _one_line(error)
+                self.obstacle = one_line(error)
             self._closing.wait(RETRY_S)
         return None
 
@@ -173,7 +174,3 @@ def bind_gloo_to_loopback(address: str) -> None:
     names = {name for _, name in socket.if_nameindex()} & {"lo", "lo0"}
     if is_loopback(address) and names:
         os.environ.setdefault("GLOO_SOCKET_IFNAME", names.pop())
-
-
-def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split())[:300] or type(error).__name__

@@ -9,6 +9,7 @@ from urllib.parse import urlsplit
 
 from cnn_jobs.doctor import network
 from cnn_jobs.doctor.finding import Finding, failed, ok, skipped, warning
+from cnn_jobs.errors import first_line
 from cnn_jobs.system.environment import in_pod
 
 if TYPE_CHECKING:
@@ -167,6 +168,6 @@ def _remedy(done: Exchange, uri: str) -> str:
 
 
 def _reason(error: Exception, uri: str) -> str:
-    from cnn_jobs.tracking.connection import explain, first_line, http_status
+    from cnn_jobs.tracking.connection import explain, http_status
 
     return first_line(error) if http_status(error) is None else explain(error, uri)

@@ -148,7 +148,7 @@ def look_up(uri: str) -> StoredObject:
 
     try:
         bucket, key = s3.split_uri(uri)
-        client = _client()
+        client = s3.make_client(network.CONNECT_S, network.ANSWER_S, attempts=1)
     except DataError as error:
         return StoredObject(from_error(error, "the form is s3://bucket/key"))
     except (boto.BotoCoreError, ValueError) as error:
@@ -167,23 +167,8 @@ def look_up(uri: str) -> StoredObject:
     except (boto.BotoCoreError, ValueError) as error:
         return StoredObject(failed(f"{uri}: {error}", "check the URI and the AWS_ variables"))
     size = int(str(found.get("ContentRange", "/0")).rpartition("/")[2])
-    digest = found.get("Metadata", {}).get("cnn-jobs-digest", "")
+    digest = found.get("Metadata", {}).get(s3.DIGEST_KEY, "")
     return StoredObject(ok(f"{uri}: {size / 1e6:.1f} MB at {where}, keys are accepted"), size, digest)
-
-
-def _client() -> Any:
-    """The client of the data room, with shorter timeouts and a single attempt."""
-    import boto3
-    from botocore.config import Config
-
-    config = Config(
-        connect_timeout=network.CONNECT_S,
-        read_timeout=network.ANSWER_S,
-        retries={"mode": "standard", "total_max_attempts": 1},
-        request_checksum_calculation="when_required",
-        response_checksum_validation="when_required",
-    )
-    return boto3.Session().client("s3", endpoint_url=s3.endpoint_url(), config=config)
 
 
 def _refused(uri: str, where: str, response: Any) -> Finding:

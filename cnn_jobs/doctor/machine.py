@@ -15,9 +15,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cnn_jobs.doctor.finding import Finding, failed, from_error, ok, skipped, warning
-from cnn_jobs.errors import DeviceError, from_os_error
+from cnn_jobs.errors import DeviceError, first_line, from_os_error
 from cnn_jobs.system.environment import version_of
-from cnn_jobs.tracking.connection import first_line
 
 if TYPE_CHECKING:
     from packaging.requirements import Requirement

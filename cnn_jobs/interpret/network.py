@@ -12,11 +12,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from cnn_jobs.errors import CheckpointMismatchError, UserError
+from cnn_jobs.errors import CheckpointMismatchError, UserError, one_line
 from cnn_jobs.interpret.measurements import Array
 from cnn_jobs.interpret.picture import Pixels
-from cnn_jobs.models.build import build_network, whole_network
-from cnn_jobs.models.resnet import resize
+from cnn_jobs.models.build import build_network, resize, whole_network
 from cnn_jobs.models.weights import IMAGENET, Weights
 from cnn_jobs.networks.spec import InputTransform, ResNet18
 from cnn_jobs.tasks import get_task
@@ -156,9 +155,8 @@ def network_of_run(remote: TrackingClient, run_id: str) -> InspectedNetwork:
     try:
         return _from_checkpoints(run.name, best, frozen)
     except (RuntimeError, KeyError) as error:
-        reason = " ".join(str(error).split())
         raise CheckpointMismatchError(
-            f"{run.name}: its checkpoint is of another version of cnn-jobs ({reason}); train it again"
+            f"{run.name}: its checkpoint is of another version of cnn-jobs ({one_line(error)}); train it again"
         ) from error
 
 

@@ -1,1 +1,1 @@
-"""Networks as data (``spec``), as a table (``describe``) and as a torch module (``build``)."""
+"""Networks as torch modules, and their pretrained weights."""

@@ -1,1 +1,1 @@
-"""What is seen of a process from outside: log lines, metrics for Prometheus, the outcome for a Pushgateway."""
+"""What others see of a process: log lines, metrics for Prometheus, the outcome for a Pushgateway."""

@@ -1,8 +1,9 @@
-"""All that this process writes goes through here: as JSON, a line a record, or as text; never with a secret in it."""
+"""The output of this process: log records, warnings, tracebacks and printed lines, as JSON or text, without secrets."""
 
 from __future__ import annotations
 
 import atexit
+import contextlib
 import io
 import json
 import logging
@@ -21,20 +22,100 @@ from typing import Any, TextIO
 from cnn_jobs.system.environment import in_pod
 from cnn_jobs.system.redaction import redact
 
-# What a record may say of where it comes from: task, run_key, attempt, step.
+TEXT, JSON, AUTO = "text", "json", "auto"
+FORMATS = (AUTO, TEXT, JSON)
+# A printed line that begins with one of these words has that level, any other is information.
+_LEVELS = {"error": logging.ERROR, "warning": logging.WARNING}
+
+# Fields that every JSON line gets: task, run_key, attempt, step.
 Context = Callable[[], Mapping[str, object]]
+_sources: dict[str, Context] = {}
+_format = TEXT
+
+
+def configure(wanted: str = AUTO) -> str:
+    """Sends log records, warnings, tracebacks and everything printed through one formatter; returns its format.
+
+    ``auto``: JSON in a pod, unless its output is a terminal. May be called again.
+    """
+    global _format
+    out, err = _original(sys.stdout), _original(sys.stderr)
+    _format = (JSON if in_pod() and not out.isatty() else TEXT) if wanted == AUTO else wanted
+    # MLflow would add handlers to its loggers.
+    os.environ.setdefault("MLFLOW_CONFIGURE_LOGGING", "false")
+    root = logging.getLogger()
+    for old in [each for each in root.handlers if isinstance(each, _Handler)]:
+        root.removeHandler(old)
+    handler = _Handler(out if _format == JSON else None)
+    handler.setFormatter(JsonFormatter(context) if _format == JSON else TextFormatter())
+    root.addHandler(handler)
+    # Only warnings of libraries, but everything of this package.
+    root.setLevel(logging.WARNING)
+    logging.getLogger("cnn_jobs").setLevel(logging.INFO)
+    if _format == JSON:
+        sys.stdout, sys.stderr = _JsonStream(handler, "stdout", out), _JsonStream(handler, "stderr", err)
+        atexit.register(sys.stdout.close)
+        atexit.register(sys.stderr.close)
+        sys.excepthook, threading.excepthook = _log_exception, _log_thread_exception
+    else:
+        sys.stdout, sys.stderr = _RedactingStream(out), _RedactingStream(err)
+        sys.excepthook, threading.excepthook = sys.__excepthook__, threading.__excepthook__
+    warnings.showwarning = _log_warning
+    return _format
+
+
+def format_of_environment() -> str:
+    """The format in ``CNN_JOBS_LOG_FORMAT``; ``auto`` for an unknown one, which ``--log-format`` rejects later."""
+    wanted = os.environ.get("CNN_JOBS_LOG_FORMAT", AUTO)
+    return wanted if wanted in FORMATS else AUTO
+
+
+def is_json() -> bool:
+    """Whether lines are JSON objects."""
+    return _format == JSON
+
+
+def add_context(name: str, source: Context) -> None:
+    """Adds the fields of ``source`` to every JSON line from now on; replaces a source of the same ``name``."""
+    _sources[name] = source
+
+
+def context() -> dict[str, object]:
+    """The fields of all sources."""
+    return {key: value for source in list(_sources.values()) for key, value in source().items()}
+
+
+def capture_libraries() -> None:
+    """Removes the console handlers that imported libraries, such as torch, gave their loggers."""
+    consoles = (sys.stdout, sys.stderr, _original(sys.stdout), _original(sys.stderr))
+    for logger in [each for each in logging.root.manager.loggerDict.values() if isinstance(each, logging.Logger)]:
+        for handler in list(logger.handlers):
+            if type(handler) is logging.StreamHandler or getattr(handler, "stream", None) in consoles:
+                logger.removeHandler(handler)
+                logger.propagate = True
+
+
+def plain_stdout() -> TextIO:
+    """Standard output without redaction, for input of other programs: a manifest's line
+    ``automountServiceAccountToken: false`` is no secret."""
+    return _original(sys.stdout)
+
+
+# -- formatters ------------------------------------------------------------------------------------------------------
 
 
 class JsonFormatter(logging.Formatter):
-    """A JSON object (RFC 8259) a record: time (UTC), level, logger, message, what ``context`` says of the run, the
-    record's own ``fields``, and for an exception its type and traceback."""
+    """One JSON object (RFC 8259) a record: time (UTC), level, logger, message, the fields of ``context``, the record's
+    own ``fields``, and the type and traceback of an exception."""
 
     def __init__(self, context: Context = dict) -> None:
         super().__init__()
         self._context = context
 
     def format(self, record: logging.LogRecord) -> str:
-        """The line, without its end."""
+        """The line, without its newline."""
+        if printed := getattr(record, "json_line", ""):
+            return redact(printed)
         moment = datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds")
         line: dict[str, object] = {
             "time": moment.replace("+00:00", "Z"),
@@ -51,10 +132,10 @@ class JsonFormatter(logging.Formatter):
 
 
 class TextFormatter(logging.Formatter):
-    """``14:03:22 warning: message (mlflow.tracking)``, with a traceback below where there is one."""
+    """``14:03:22 warning: message (mlflow.tracking)``, followed by the traceback of an exception."""
 
     def format(self, record: logging.LogRecord) -> str:
-        """The lines, without the last one's end."""
+        """The lines, without the last newline."""
         level = "" if record.levelno == logging.INFO else f"{record.levelname.lower()}: "
         text = f"{time.strftime('%H:%M:%S', time.localtime(record.created))} {level}{_message(record)} ({record.name})"
         if record.exc_info and record.exc_info[0]:
@@ -65,12 +146,12 @@ class TextFormatter(logging.Formatter):
 def _message(record: logging.LogRecord) -> str:
     try:
         return record.getMessage().strip()
-    except Exception as error:  # a library's call whose arguments do not fit its words
+    except Exception as error:  # a library's arguments do not fit its format string
         return f"{record.msg} {record.args!r} ({type(error).__name__}: {error})"
 
 
 def _plain(value: Any) -> Any:
-    """As JSON can hold it, without secrets."""
+    """``value`` as JSON can represent it, without secrets."""
     if value is None or isinstance(value, bool | int):
         return value
     if isinstance(value, float):
@@ -82,170 +163,55 @@ def _plain(value: Any) -> Any:
     return redact(str(value))
 
 
-TEXT, JSON, AUTO = "text", "json", "auto"
-FORMATS = (AUTO, TEXT, JSON)
-# How a line that was printed says what it is; without such a word it is information.
-_LEVELS = {"error": logging.ERROR, "warning": logging.WARNING}
-
-_current = TEXT
-_facts: dict[str, Context] = {}
-
-
-def configure(wanted: str = AUTO) -> str:
-    """Sends log records, warnings, tracebacks and whatever is printed through one formatter; returns its format.
-
-    ``auto``: JSON in a pod, unless somebody sits at a terminal there. May be called again.
-    """
-    global _current
-    out, err = _behind(sys.stdout), _behind(sys.stderr)
-    _current = (JSON if in_pod() and not out.isatty() else TEXT) if wanted == AUTO else wanted
-    # MLflow would put handlers of its own on its loggers.
-    os.environ.setdefault("MLFLOW_CONFIGURE_LOGGING", "false")
-    root = logging.getLogger()
-    for old in [each for each in root.handlers if isinstance(each, _Handler)]:
-        root.removeHandler(old)
-    handler = _Handler(out if _current == JSON else None)
-    handler.setFormatter(JsonFormatter(context) if _current == JSON else TextFormatter())
-    root.addHandler(handler)
-    # Of others what is worth a warning; of this package all that it says.
-    root.setLevel(logging.WARNING)
-    logging.getLogger("cnn_jobs").setLevel(logging.INFO)
-    if _current == JSON:
-        sys.stdout, sys.stderr = _JsonStream(handler, "stdout", out), _JsonStream(handler, "stderr", err)
-        atexit.register(sys.stdout.close)
-        atexit.register(sys.stderr.close)
-        sys.excepthook, threading.excepthook = _log_exception, _log_thread_exception
-    else:
-        sys.stdout, sys.stderr = _Redacting(out), _Redacting(err)
-        sys.excepthook, threading.excepthook = sys.__excepthook__, threading.__excepthook__
-    warnings.showwarning = _log_warning
-    return _current
-
-
-def format_of_environment() -> str:
-    """What ``CNN_JOBS_LOG_FORMAT`` asks for; what it cannot mean is refused later, by the option of that name."""
-    wanted = os.environ.get("CNN_JOBS_LOG_FORMAT", AUTO)
-    return wanted if wanted in FORMATS else AUTO
-
-
-def is_json() -> bool:
-    """Whether lines are JSON objects."""
-    return _current == JSON
-
-
-def capture_libraries() -> None:
-    """Takes from libraries that are imported by now the handlers that they gave their loggers (torch does)."""
-    for logger in list(logging.root.manager.loggerDict.values()):
-        for handler in [each for each in getattr(logger, "handlers", ()) if _writes_to_console(each)]:
-            assert isinstance(logger, logging.Logger)
-            logger.removeHandler(handler)
-            logger.propagate = True
-
-
-def plain_stdout() -> TextIO:
-    """Standard output as the process was given it, for what other programs read: a manifest says
-    ``automountServiceAccountToken: false``, which is no secret."""
-    return _behind(sys.stdout)
-
-
-def _behind(stream: TextIO) -> TextIO:
-    """The stream as it was before this module came."""
-    return stream.behind if isinstance(stream, _JsonStream | _Redacting) else stream
-
-
-def _writes_to_console(handler: logging.Handler) -> bool:
-    stream = getattr(handler, "stream", None)
-    console = (sys.stdout, sys.stderr, _behind(sys.stdout), _behind(sys.stderr))
-    return type(handler) is logging.StreamHandler or any(stream is each for each in console)
-
-
-def add_context(name: str, source: Context) -> None:
-    """From now on every JSON line has what ``source`` gives; one of the same ``name`` takes its place."""
-    _facts[name] = source
-
-
-def context() -> dict[str, object]:
-    """What all sources of context say."""
-    return {key: value for source in list(_facts.values()) for key, value in source().items()}
+# -- handler, streams and hooks --------------------------------------------------------------------------------------
 
 
 class _Handler(logging.Handler):
-    """Writes to a stream; without one to ``sys.stderr`` as it is at the time, where a progress bar may sit."""
+    """Writes to ``stream``; without one to the current ``sys.stderr``, which a progress bar may have replaced."""
 
     def __init__(self, stream: TextIO | None) -> None:
         super().__init__()
         self._stream = stream
 
     def emit(self, record: logging.LogRecord) -> None:
-        """One record, whole: several threads write."""
-        try:
+        # Not logging's handleError: where one line cannot be written, a second one cannot either.
+        with contextlib.suppress(Exception):
             stream = self._stream or sys.stderr
             stream.write(self.format(record) + "\n")
             stream.flush()
-        except Exception:  # as logging does: a log that cannot be written does not stop what it tells of
-            self.handleError(record)
-
-    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 - logging's name
-        """Nothing: where a line could not be written, a second one could not either."""
-
-    def pass_on(self, line: str) -> None:
-        """A line that is JSON already."""
-        assert self._stream
-        with self.lock or threading.Lock():
-            self._stream.write(redact(line) + "\n")
-            self._stream.flush()
 
 
-class _JsonStream:
-    """In place of stdout or stderr: each line that is printed becomes a record; one that is a JSON object stays one."""
+class _JsonStream(io.TextIOBase):
+    """Replaces stdout or stderr: each printed line becomes a record; one that is a JSON object is passed on."""
 
-    encoding, errors, newlines, closed = "utf-8", "backslashreplace", None, False
+    encoding, errors = "utf-8", "backslashreplace"
 
-    def __init__(self, handler: _Handler, name: str, stream: TextIO) -> None:
-        self._handler, self.name, self.behind = handler, name, stream
-        self._started = threading.local()
+    def __init__(self, handler: _Handler, name: str, original: TextIO) -> None:
+        self._handler, self.name, self.original = handler, name, original
+        self._thread = threading.local()  # lines of different threads do not mix
 
     def write(self, text: str) -> int:
-        """Takes any part of a line; a thread's lines do not mix with another's."""
-        if not isinstance(text, str):
-            raise TypeError(f"write() argument must be str, not {type(text).__name__}")
-        *lines, rest = (getattr(self._started, "text", "") + text).split("\n")
-        self._started.text = rest
+        *lines, self._thread.incomplete = (self._incomplete() + text).split("\n")
         for line in lines:
-            self._tell(line)
+            self._log(line)
         return len(text)
 
-    def flush(self) -> None:
-        """A line that has no end yet waits for it."""
-
-    def isatty(self) -> bool:
-        """Never: nobody wants colours in JSON."""
-        return False
-
     def writable(self) -> bool:
-        """Always."""
         return True
 
-    def readable(self) -> bool:
-        """Never."""
-        return False
-
-    def fileno(self) -> int:
-        """There is no file below."""
-        raise io.UnsupportedOperation("fileno")
-
     def close(self) -> None:
-        """Tells what is left of a line."""
-        if rest := getattr(self._started, "text", ""):
-            self._started.text = ""
-            self._tell(rest)
+        line, self._thread.incomplete = self._incomplete(), ""
+        self._log(line)
 
-    def _tell(self, line: str) -> None:
-        line = line.rstrip().rpartition("\r")[2]  # of a progress bar its last state
+    def _incomplete(self) -> str:
+        return getattr(self._thread, "incomplete", "")
+
+    def _log(self, line: str) -> None:
+        line = line.rstrip().rpartition("\r")[2]  # the last state of a progress bar
         if not line:
             return
         if _is_json(line):
-            self._handler.pass_on(line)
+            self._handler.handle(logging.makeLogRecord({"json_line": line}))
             return
         word, colon, rest = line.partition(": ")
         level = _LEVELS.get(word.strip().lower(), logging.INFO)
@@ -254,21 +220,23 @@ class _JsonStream:
         self._handler.handle(logging.makeLogRecord(record))
 
 
-class _Redacting:
-    """A stream that shows no secrets; in all else the stream behind it."""
+class _RedactingStream:
+    """A text stream that writes no secrets; in all else it is ``original``."""
 
-    def __init__(self, stream: TextIO) -> None:
-        self.behind = stream
+    def __init__(self, original: TextIO) -> None:
+        self.original = original
 
     def write(self, text: str) -> int:
-        """As the stream's own; raises ``TypeError`` for bytes."""
-        if not isinstance(text, str):
-            raise TypeError(f"write() argument must be str, not {type(text).__name__}")
-        self.behind.write(redact(text))
+        self.original.write(redact(text))
         return len(text)
 
     def __getattr__(self, name: str) -> Any:
-        return getattr(self.behind, name)
+        return getattr(self.original, name)
+
+
+def _original(stream: TextIO) -> TextIO:
+    """The stream that ``configure`` replaced by ``stream``, if it did."""
+    return stream.original if isinstance(stream, _JsonStream | _RedactingStream) else stream
 
 
 def _is_json(line: str) -> bool:
@@ -284,8 +252,8 @@ def _log_warning(
     message: Warning | str, category: type[Warning], filename: str, lineno: int, *rest: object, **more: object
 ) -> None:
     fields = {"category": category.__name__, "place": f"{filename}:{lineno}"}
-    first = " ".join(str(message).split())
-    logging.getLogger("warnings").warning("%s: %s", category.__name__, first, extra={"fields": fields})
+    text = " ".join(str(message).split())
+    logging.getLogger("warnings").warning("%s: %s", category.__name__, text, extra={"fields": fields})
 
 
 def _log_exception(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:

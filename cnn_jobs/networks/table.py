@@ -1,4 +1,4 @@
-"""The table of a network: one row per layer, with its output shape, parameters and costs, by arithmetic alone."""
+"""The table of a network, by arithmetic alone: one row a layer, with its output shape, parameters and costs."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from math import prod
 from typing import Any
 
 from cnn_jobs.errors import RecipeError
-from cnn_jobs.networks.arithmetic import receptive_field, window_output_size
 from cnn_jobs.networks.spec import ConvNet, Network, Pool, ResNet18
 
 Shape = tuple[int, ...]
@@ -20,10 +19,11 @@ BLOCKS_PER_STAGE, TRAINED_STAGE = 2, 4
 
 @dataclass(frozen=True, kw_only=True)
 class Layer:
-    """One row; ``number`` counts the layers with weights, as the course report does. Shapes are without the batch.
+    """One row of the table. Shapes are without the batch.
 
-    ``counting``: how ``parameters`` is computed; ``macs``: multiply-accumulates for one image; ``receptive_field``:
-    side in pixels of the images that the first layer gets, 0 for the whole image; ``trained``: training changes it.
+    ``number``: counts the layers with weights, as the course report does; ``counting``: the formula of ``parameters``;
+    ``macs``: multiply-accumulates for one image; ``receptive_field``: side in pixels of the first layer's input, 0 for
+    the whole image; ``trained``: training changes it.
     """
 
     kind: str
@@ -40,14 +40,14 @@ class Layer:
 
     @property
     def output_bytes(self) -> int:
-        """Memory of the output for one image, in 32-bit numbers."""
+        """Memory of the output for one image, as float32."""
         return 4 * prod(self.output)
 
 
 def describe(network: Network, image: Shape = (3, 32, 32), classes: int = 10) -> list[Layer]:
     """The layers of ``network`` for images of (channels, height, width).
 
-    Raises ``RecipeError`` for images that are too small for a kernel or have the wrong number of channels.
+    Raises ``RecipeError`` for images that are smaller than a kernel or have a wrong number of channels.
     """
     return _resnet18(network, image, classes) if isinstance(network, ResNet18) else _convnet(network, image, classes)
 
@@ -93,7 +93,7 @@ def _residual_block(table: _TableBuilder, filters: int, stride: int) -> None:
         table.batch_norm("+ input, ReLU")
         return
     table.batch_norm("+ shortcut, ReLU")
-    # The shortcut starts where the block starts; behind the sum the receptive field is that of the longer path.
+    # The shortcut starts at the input of the block; after the sum the receptive field is that of the longer path.
     longer, table.shape, table.windows = table.windows, shape, windows
     table.conv(filters, 1, stride=stride, padding=0, bias=False, kind="Conv2D (shortcut)")
     table.batch_norm()
@@ -103,7 +103,7 @@ def _residual_block(table: _TableBuilder, filters: int, stride: int) -> None:
 class _TableBuilder:
     """Adds one layer per call; ``shape`` is the input of the next one.
 
-    Every call raises ``RecipeError`` for a layer that this input does not allow.
+    Each call raises ``RecipeError`` for a layer that is impossible with this input.
     """
 
     def __init__(self, image: Shape) -> None:
@@ -192,12 +192,76 @@ class _TableBuilder:
         self.layers.append(Layer(kind=kind, output=self.shape, receptive_field=field, trained=self.trained, **fields))
 
 
+# -- sizes -----------------------------------------------------------------------------------------------------------
+# The formulas are those in torch's documentation of Conv2d and MaxPool2d, at dilation 1 and rounded down.
+
+
+def window_output_size(size: int, *, kernel: int, stride: int, padding: int = 0) -> int:
+    """Output size of a convolution or pooling along one side: floor((size + 2 padding - kernel) / stride) + 1.
+
+    Raises ``RecipeError`` if no window fits.
+    """
+    _check(size=size, kernel=kernel, stride=stride, padding=padding)
+    if kernel > size + 2 * padding:
+        raise RecipeError(
+            f"kernel {kernel} is larger than its input of {size} pixels with padding {padding}; "
+            "use larger images or a smaller kernel"
+        )
+    return (size + 2 * padding - kernel) // stride + 1
+
+
+def same_padding(kernel: int) -> int:
+    """Padding that keeps the size at stride 1: (kernel - 1) / 2. Raises ``RecipeError`` for an even kernel."""
+    _check(kernel=kernel)
+    if kernel % 2 == 0:
+        raise RecipeError(f"kernel {kernel} is even: no equal padding on both sides keeps the size; use an odd kernel")
+    return (kernel - 1) // 2
+
+
+def kernels_between(size: int, output: int, *, stride: int = 1, padding: int = 0) -> range:
+    """The kernels that reduce ``size`` pixels to ``output``: one at stride 1, otherwise up to ``stride``.
+
+    They are solutions of output <= (size + 2 padding - kernel) / stride + 1 < output + 1. Raises ``RecipeError`` if
+    there are none.
+    """
+    _check(size=size, output=output, stride=stride, padding=padding)
+    largest = size + 2 * padding - (output - 1) * stride
+    kernels = range(max(1, largest - stride + 1), largest + 1)
+    if not kernels:
+        raise RecipeError(
+            f"no kernel reduces {size} pixels to {output} at stride {stride} with padding {padding}: "
+            f"the smallest, 1, gives {window_output_size(size, kernel=1, stride=stride, padding=padding)}"
+        )
+    return kernels
+
+
+def receptive_field(windows: Sequence[tuple[int, int]]) -> int:
+    """Side, in pixels of the image, of the square on which one output depends; it may extend into the padding.
+
+    ``windows``: (kernel, stride) of the layers, in order. Each adds (kernel - 1) times the product of the strides
+    before it (Araujo, Norris and Sim, "Computing Receptive Fields of Convolutional Neural Networks", Distill 2019).
+    """
+    field, jump = 1, 1
+    for kernel, stride in windows:
+        _check(kernel=kernel, stride=stride)
+        field += (kernel - 1) * jump
+        jump *= stride
+    return field
+
+
+def _check(**numbers: int) -> None:
+    for name, number in numbers.items():
+        least = 0 if name == "padding" else 1
+        if number < least:
+            raise RecipeError(f"{name} {number}: must be at least {least}")
+
+
 # -- as text -----------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Column:
-    """A column of the table: ``text`` makes its cell; numbers are aligned to the right."""
+    """A column of the table; ``text`` gives the cell of a layer, ``right`` aligns numbers."""
 
     title: str
     text: Callable[[Layer], str]

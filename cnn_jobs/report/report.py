@@ -15,8 +15,8 @@ from cnn_jobs.report.document import Document, clean
 from cnn_jobs.report.formats import FILE_NAMES, FORMATS, render
 from cnn_jobs.report.groups import Section, group_runs
 from cnn_jobs.system.files import write_bytes
+from cnn_jobs.system.redaction import without_password
 from cnn_jobs.tracking import names
-from cnn_jobs.tracking.connection import without_password
 from cnn_jobs.tracking.document_run import log_documents
 from cnn_jobs.tracking.run_reader import Aside, ReportSource
 

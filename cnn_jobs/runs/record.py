@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from cnn_jobs.data.dataset import Dataset
-from cnn_jobs.models.resnet import Backbone
+from cnn_jobs.models.build import Backbone
 from cnn_jobs.networks.spec import ResNet18
 from cnn_jobs.networks.table import as_markdown, describe
 from cnn_jobs.recipe import Recipe

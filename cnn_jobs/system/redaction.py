@@ -1,20 +1,21 @@
-"""Keeps secrets out of what is shown."""
+"""Redaction: texts and URIs without the secrets in them."""
 
 from __future__ import annotations
 
 import os
 import re
 from collections.abc import Mapping
+from urllib.parse import urlsplit, urlunsplit
 
 STARS = "***"
-# Shorter values would turn up by chance in ordinary words.
+# Shorter values occur in ordinary words by chance.
 SHORTEST = 6
 _SECRET_NAME = re.compile(r"SECRET|PASSW|TOKEN|CREDENTIAL|AUTHORIZATION|(API|ACCESS|PRIVATE)_?KEY", re.IGNORECASE)
-# Names of places where secrets are, not of secrets.
-_PLACE = re.compile(r"_(FILE|PATH|DIR|URI|URL|ENDPOINT)$", re.IGNORECASE)
+# Variables that name the place of a secret.
+_PLACE_NAME = re.compile(r"_(FILE|PATH|DIR|URI|URL|ENDPOINT)$", re.IGNORECASE)
 _KEY = r"[\w.-]*(?:secret|passw(?:or)?d|token|api_?key|access_?key|private_?key|x-amz-signature)[\w-]*"
 _RULES = (
-    # https://user:password@host, also where the password holds an @.
+    # https://user:password@host, also if the password contains an @.
     (re.compile(r"(\b[a-z][a-z0-9+.-]*://[^\s/:@'\"]*):[^\s/'\"]*@", re.IGNORECASE), rf"\1:{STARS}@"),
     # Ids of AWS keys: https://docs.aws.amazon.com/IAM/latest/UserGuide/reference_identifiers.html
     (re.compile(r"\b(?:AKIA|ASIA)[A-Z0-9]{16}\b"), STARS),
@@ -26,11 +27,20 @@ _RULES = (
 
 
 def redact(text: str, environment: Mapping[str, str] = os.environ) -> str:
-    """``text`` without passwords in URLs, AWS keys, tokens, what is named as a secret, and the values of environment
-    variables with the name of one."""
+    """``text`` with stars for passwords in URLs, AWS keys, tokens, values named as secrets, and the values of
+    environment variables with such a name."""
     for name, value in environment.items():
-        if len(value) >= SHORTEST and value in text and _SECRET_NAME.search(name) and not _PLACE.search(name):
+        if len(value) >= SHORTEST and value in text and _SECRET_NAME.search(name) and not _PLACE_NAME.search(name):
             text = text.replace(value, STARS)
     for pattern, replacement in _RULES:
         text = pattern.sub(replacement, text)
     return text
+
+
+def without_password(uri: str) -> str:
+    """``uri`` with stars for the password, of any characters; ``redact`` finds a URI in a text."""
+    parts = urlsplit(uri)
+    user_info, at, host = parts.netloc.rpartition("@")
+    if ":" not in user_info:
+        return uri
+    return urlunsplit(parts._replace(netloc=f"{user_info.split(':')[0]}:{STARS}{at}{host}"))

@@ -12,10 +12,11 @@ from collections.abc import Callable
 from json import JSONDecodeError
 from pathlib import Path
 from typing import TypeVar
-from urllib.parse import urlsplit, urlunsplit
+from urllib.parse import urlsplit
 
-from cnn_jobs.errors import CnnJobsError, TrackingError, TrackingUriError
+from cnn_jobs.errors import CnnJobsError, TrackingError, TrackingUriError, first_line
 from cnn_jobs.system.environment import POD_TRACKING_URI, in_pod
+from cnn_jobs.system.redaction import without_password
 
 # MLflow's defaults (7 retries of up to 120 s) block for minutes. The user's settings win.
 _CLIENT_SETTINGS = {
@@ -66,15 +67,6 @@ def check_uri(uri: str) -> str:
         f"MLFLOW_TRACKING_URI is '{without_password(uri)}', but must look like http://host:5000 or "
         "sqlite:////absolute/path/mlflow.db"
     )
-
-
-def without_password(uri: str) -> str:
-    """``uri`` with stars in place of the password."""
-    parts = urlsplit(uri)
-    user_info, at, host = parts.netloc.rpartition("@")
-    if ":" not in user_info:
-        return uri
-    return urlunsplit(parts._replace(netloc=f"{user_info.split(':')[0]}:***{at}{host}"))
 
 
 def is_server(uri: str) -> bool:
@@ -149,12 +141,6 @@ def explain(error: Exception, uri: str) -> str:
     if status is None and is_transient(error):
         return f"MLflow at {where} does not answer; start it, or set MLFLOW_TRACKING_URI to one that runs"
     return f"MLflow at {where} refused: {first_line(error)}"
-
-
-def first_line(error: Exception, limit: int = 300) -> str:
-    """The first line of an error's text, cut to ``limit`` characters."""
-    lines = str(error).strip().splitlines()
-    return lines[0][:limit] if lines else type(error).__name__
 
 
 def kind_of(error: Exception) -> str:

@@ -12,8 +12,8 @@ from typing import Any
 
 from cnn_jobs.errors import from_os_error
 from cnn_jobs.system.files import write_text
+from cnn_jobs.system.redaction import without_password
 from cnn_jobs.tracking.client import RemoteRun, TrackingClient
-from cnn_jobs.tracking.connection import without_password
 from cnn_jobs.tracking.records import Identity, Metric
 
 

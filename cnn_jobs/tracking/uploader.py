@@ -10,9 +10,10 @@ from pathlib import Path
 
 from cnn_jobs.errors import CnnJobsError
 from cnn_jobs.system.files import read_or_empty
+from cnn_jobs.system.redaction import without_password
 from cnn_jobs.tracking import names, ownership
 from cnn_jobs.tracking.client import METRICS_PER_CALL, RemoteRun, TrackingClient
-from cnn_jobs.tracking.connection import RefusalError, without_password
+from cnn_jobs.tracking.connection import RefusalError
 from cnn_jobs.tracking.delivery import CursorFile, KnownRows, RejectedRecords
 from cnn_jobs.tracking.journal import Entry, Reader
 from cnn_jobs.tracking.outbox import Outbox

@@ -16,7 +16,7 @@ import torch
 
 from cnn_jobs.data.batches import Examples, ImageSet, Parts, TrainingData
 from cnn_jobs.errors import UserError
-from cnn_jobs.models.resnet import Backbone
+from cnn_jobs.models.build import Backbone
 from cnn_jobs.system.files import make_folder
 from cnn_jobs.system.lock import try_lock
 from cnn_jobs.training.device import available_memory
@@ -74,9 +74,9 @@ class FeatureSet(Examples):
         chosen = self.source.indices[positions]
         return self.store.read(chosen + self.first).to(self.device), self.labels[chosen]
 
-    def some(self, places: slice) -> FeatureSet:
-        """The part's features at ``places``."""
-        return replace(self, source=self.source.some(places))
+    def subset(self, positions: slice) -> FeatureSet:
+        """The features at ``positions`` of the part."""
+        return replace(self, source=self.source.subset(positions))
 
 
 def features_of(backbone: Backbone, pixels: torch.Tensor, precision: str) -> torch.Tensor:

@@ -13,8 +13,7 @@ from functools import partial
 import torch
 from torch.nn import functional as F
 
-from cnn_jobs.data.batches import Examples, TrainingData, augmentation_generator
-from cnn_jobs.data.split import epoch_order
+from cnn_jobs.data.batches import Examples, TrainingData, epoch_order, generator_for
 from cnn_jobs.errors import DivergedError, RecipeError
 from cnn_jobs.recipe import Recipe
 from cnn_jobs.training.checkpoint import Checkpointer
@@ -156,7 +155,7 @@ def _batches(
     if recipe.augmentation == "none":
         left = tuple(group.part(positions) for positions in left)
     stream = data.train.stream(
-        left, recipe.augmentation, lambda number: augmentation_generator(recipe.seed, epoch, first + number)
+        left, recipe.augmentation, lambda number: generator_for("augmentation", recipe.seed, epoch, first + number)
     )
     if recipe.augmentation == "none":
         return stream

@@ -21,8 +21,8 @@ from torch import nn
 from torch.distributed import PrefixStore, Store  # type: ignore[attr-defined]
 
 from cnn_jobs.data.batches import Examples
-from cnn_jobs.data.split import derived_seed
-from cnn_jobs.errors import CnnJobsError, PeerLostError
+from cnn_jobs.errors import CnnJobsError, PeerLostError, one_line
+from cnn_jobs.recipe import derived_seed
 from cnn_jobs.training.evaluation import Evaluation
 from cnn_jobs.training.state import TrainState
 
@@ -143,7 +143,7 @@ class DistributedGroup(ProcessGroup):
     def share(self, examples: Examples) -> Examples:
         """The shares differ by at most one image."""
         first, end = (len(examples) * number // self.size for number in (self.rank, self.rank + 1))
-        return examples.some(slice(first, end))
+        return examples.subset(slice(first, end))
 
     def begin_step(self, seed: int, step: int) -> None:
         """Seeds torch by the position in the training: no checkpoint has to keep the generators of all processes."""
@@ -221,7 +221,7 @@ class DistributedGroup(ProcessGroup):
         while time.monotonic() < limit:
             self._check()
             time.sleep(0.05)
-        raise PeerLostError(f"lost another process: {' '.join(str(error).split())[:200]}") from error
+        raise PeerLostError(f"lost another process: {one_line(error, 200)}") from error
 
     def _in_thread(self, action: Callable[[], object]) -> None:
         """For a call in which torch itself waits for other processes."""

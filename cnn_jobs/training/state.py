@@ -10,11 +10,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from cnn_jobs.data.split import derived_seed
-from cnn_jobs.models.build import build_network
-from cnn_jobs.models.resnet import Backbone
+from cnn_jobs.models.build import Backbone, build_network
 from cnn_jobs.networks.spec import Network
-from cnn_jobs.recipe import Recipe
+from cnn_jobs.recipe import Recipe, derived_seed
 from cnn_jobs.training.device import Placement
 
 FIGURES = ("step", "loss", "accuracy")

@@ -12,7 +12,9 @@ from hypothesis import strategies as st
 
 from cnn_jobs.data.dataset import Dataset, content_digest
 from cnn_jobs.errors import DataError
-from tests.data.conftest import small_dataset
+from tests.helpers.datasets import small_dataset
+
+TENSORS = ("train_images", "train_labels", "test_images", "test_labels")
 
 
 def test_digest_is_the_sha256_over_names_shapes_images_and_labels() -> None:
@@ -22,22 +24,13 @@ def test_digest_is_the_sha256_over_names_shapes_images_and_labels() -> None:
     for images, labels in (dataset.split("train"), dataset.split("test")):
         content += images.numpy().tobytes() + labels.numpy().astype("<i8").tobytes()
     assert dataset.digest == hashlib.sha256(content).hexdigest()
+    assert small_dataset(name="another name").digest == dataset.digest
 
 
-def test_digest_does_not_depend_on_name_or_uri() -> None:
-    assert small_dataset(name="one").digest == small_dataset(name="two").digest
-
-
-@given(
-    field=st.sampled_from(["train_images", "train_labels", "test_images", "test_labels"]),
-    position=st.integers(0, 10**6),
-    change=st.integers(1, 255),
-)
+@given(field=st.sampled_from(TENSORS), position=st.integers(0, 10**6), change=st.integers(1, 255))
 def test_any_changed_pixel_or_label_changes_the_digest(field: str, position: int, change: int) -> None:
     dataset = small_dataset()
-    tensors = {
-        name: getattr(dataset, name).clone() for name in ("train_images", "train_labels", "test_images", "test_labels")
-    }
+    tensors = {name: getattr(dataset, name).clone() for name in TENSORS}
     flat = tensors[field].view(-1)
     flat[position % flat.numel()] += change
     assert content_digest(dataset.classes, *tensors.values()) != dataset.digest
@@ -49,7 +42,7 @@ def test_other_class_names_change_the_digest(classes: tuple[str, ...]) -> None:
     assert content_digest(classes, *dataset.split("train"), *dataset.split("test")) != dataset.digest
 
 
-def test_a_picture_moved_from_test_to_train_changes_the_digest() -> None:
+def test_an_image_moved_from_test_to_train_changes_the_digest() -> None:
     images, labels = np.zeros((6, 3, 2, 2), np.uint8), np.zeros(6, np.int64)
 
     def divided(at: int) -> Dataset:
@@ -68,13 +61,7 @@ def test_labels_of_any_integer_type_are_the_same_data_set(dtype: str) -> None:
     other = Dataset.from_arrays(name="x", uri="x", classes="abc", train=(images, labels), test=test)
     assert other.digest == dataset.digest
     assert other.train_labels.dtype == torch.int64
-
-
-def test_images_are_not_copied() -> None:
-    images = np.zeros((2, 3, 2, 2), np.uint8)
-    pair = (images, np.zeros(2, np.int64))
-    dataset = Dataset.from_arrays(name="x", uri="x", classes=["a"], train=pair, test=pair)
-    assert dataset.train_images.data_ptr() == images.ctypes.data
+    assert other.train_images.data_ptr() == images.ctypes.data  # contiguous images are not copied
 
 
 @pytest.mark.parametrize(
@@ -97,7 +84,7 @@ def test_images_are_not_copied() -> None:
         ),
     ],
 )
-def test_a_wrong_part_is_refused_in_one_line(change: dict[str, object], message: str) -> None:
+def test_an_invalid_tensor_is_rejected_in_one_line(change: dict[str, object], message: str) -> None:
     with pytest.raises(DataError, match=message) as caught:
         replace(small_dataset(), **change)  # type: ignore[arg-type]
     assert "\n" not in str(caught.value)
@@ -112,11 +99,6 @@ def test_a_wrong_part_is_refused_in_one_line(change: dict[str, object], message:
         (np.zeros((2, 3, 2, 2), np.uint8), np.zeros((2, 1), np.int64), "are int64, but must be uint8"),
     ],
 )
-def test_arrays_of_another_type_are_refused(images: np.ndarray, labels: np.ndarray, message: str) -> None:
+def test_arrays_of_another_type_are_rejected(images: np.ndarray, labels: np.ndarray, message: str) -> None:
     with pytest.raises(DataError, match=message):
         Dataset.from_arrays(name="x", uri="x", classes=["a"], train=(images, labels), test=(images, labels))
-
-
-def test_a_split_of_another_name_is_a_mistake_of_the_caller() -> None:
-    with pytest.raises(ValueError, match="split is 'val'"):
-        small_dataset().split("val")

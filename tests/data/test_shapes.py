@@ -14,13 +14,9 @@ def test_the_default_set_is_the_same_bytes_on_every_machine() -> None:
     assert dataset.test_images.shape == (1000, 3, 32, 32)
 
 
-def test_it_says_that_it_is_synthetic() -> None:
-    dataset = draw_shapes(10, 10)
-    assert (dataset.name, dataset.uri, dataset.synthetic) == ("shapes", "shapes", True)
-
-
-def test_classes_are_of_equal_number_and_training_pictures_are_no_test_pictures() -> None:
+def test_classes_are_of_equal_number_and_no_image_is_in_both_splits() -> None:
     dataset = draw_shapes(200, 200)
+    assert (dataset.name, dataset.uri, dataset.synthetic) == ("shapes", "shapes", True)
     assert np.bincount(dataset.train_labels).tolist() == [20] * len(CLASSES)
     assert np.bincount(dataset.test_labels).tolist() == [20] * len(CLASSES)
     train = {image.numpy().tobytes() for image in dataset.train_images}
@@ -29,19 +25,19 @@ def test_classes_are_of_equal_number_and_training_pictures_are_no_test_pictures(
     assert not train & test
 
 
-def test_a_number_of_images_that_is_no_multiple_of_a_block_is_drawn_whole() -> None:
+def test_the_number_of_images_need_not_be_a_multiple_of_a_block() -> None:
     few, many = draw_shapes(500, 1), draw_shapes(507, 1)
     assert (many.train_images[:500] == few.train_images).all()
     assert many.train_images[500:].float().std(dim=(1, 2, 3)).min() > 5
 
 
-def test_no_images_are_refused() -> None:
+def test_no_images_are_an_error() -> None:
     with pytest.raises(DataError, match="train has no images"):
         draw_shapes(0, 10)
 
 
-def test_a_mean_colour_does_not_give_the_class_away() -> None:
-    """Colours hint at the class (nearest class mean beats chance), but the figure has to be looked at."""
+def test_the_mean_colour_does_not_decide_the_class() -> None:
+    """It hints at the class: the nearest class mean is better than chance."""
     dataset = draw_shapes(2000, 1000)
     train, test = (images.float().mean(dim=(2, 3)) for images in (dataset.train_images, dataset.test_images))
     means = np.stack([train[dataset.train_labels == label].mean(0) for label in range(10)])
@@ -50,14 +46,14 @@ def test_a_mean_colour_does_not_give_the_class_away() -> None:
     assert 0.1 < accuracy < 0.3
 
 
-def test_raw_bits_become_integers_of_the_whole_range() -> None:
+def test_raw_bits_become_integers_in_the_whole_range() -> None:
     drawn = _Draw(0).between(-3, 3, 7000)
     counts = np.bincount(drawn + 3)
     assert len(counts) == 7
     assert counts.min() > 850
 
 
-def test_noise_is_triangular_about_zero() -> None:
+def test_noise_is_triangular_around_zero() -> None:
     noise = _Draw(0).noise(100_001)
     assert abs(float(noise.mean())) < 2
     # The variance of the sum of two uniform numbers is twice that of one: (256**2 - 1) / 12 each.

@@ -19,15 +19,18 @@ from cnn_jobs.doctor import data, network
 from cnn_jobs.doctor.data import StoredObject
 from cnn_jobs.doctor.finding import Finding, failed, ok
 from cnn_jobs.models import weights
-from tests.data.test_cifar10 import archive, members
 from tests.helpers import servers
-
-__all__ = ["archive", "members"]
+from tests.helpers.datasets import cifar10_archive
 
 
 @pytest.fixture
 def cache_dir() -> Path:
     return default_cache_dir()
+
+
+@pytest.fixture
+def archive(cache_dir: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    return cifar10_archive(cache_dir, monkeypatch)
 
 
 @pytest.fixture
@@ -315,7 +318,7 @@ def test_another_kind_of_server(aws: None, monkeypatch: pytest.MonkeyPatch) -> N
     ("uri", "words"),
     [
         ("s3://bucket", "has no key"),
-        ("s3://key:hunter2@bucket/x.npz", "credentials do not belong into a URI"),
+        ("s3://key:hunter2@bucket/x.npz", "credentials do not belong in a URI"),
         ("s3://not a bucket/x.npz", "not a bucket"),
     ],
 )

@@ -64,6 +64,38 @@ def speaking(reply: Callable[[str], Reply], certificate: Path | None = None, log
         server.server_close()
 
 
+@contextmanager
+def sending(answer: Callable[[str], tuple[int, bytes]], length: int | None = None) -> Iterator[tuple[str, list[str]]]:
+    """The URL of an HTTP server that answers each path with a status and bytes, and the methods of its requests. It
+    announces ``length`` bytes, however many it sends."""
+    methods: list[str] = []
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            methods.append(self.command)
+            status, body = answer(self.path)
+            self.send_response(status)
+            self.send_header("ETag", '"abc"')
+            self.send_header("Content-Length", str(len(body) if length is None else length))
+            self.end_headers()
+            if self.command == "GET":
+                self.wfile.write(body)
+
+        do_HEAD = do_GET  # noqa: N815
+
+        def log_message(self, *args: object) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        thread = threading.Thread(target=server.serve_forever, args=(0.02,))
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{server.server_port}", methods
+        finally:
+            server.shutdown()
+            thread.join()
+
+
 def like_mlflow(version: str = "3.17.2", search: Reply = (200, "{}", JSON), **headers: str) -> Callable[[str], Reply]:
     """The replies of an MLflow server; ``search`` is that to a search of experiments."""
 

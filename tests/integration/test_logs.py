@@ -1,4 +1,4 @@
-"""What whole commands write: JSON, every line of it, or text, and never a secret."""
+"""The output of whole commands: only JSON, or text, and never a secret."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ import pytest
 
 from cnn_jobs.data.dataset import Dataset
 from cnn_jobs.data.prepared import write_prepared
+from tests.helpers.json_lines import strict
 from tests.helpers.survival import SMALL, Lab
 from tests.helpers.tracking import unused_address
 from tests.integration.test_endings import TABLE, Row, start
-from tests.monitoring.test_log_lines import strict
 
 pytestmark = [pytest.mark.integration, pytest.mark.slow, pytest.mark.timeout(300)]
 
@@ -31,7 +31,7 @@ def lines(text: str) -> list[dict[str, Any]]:
 
 
 @pytest.mark.parametrize("row", ROWS, ids=lambda row: row.name)
-def test_however_a_run_ends_every_line_is_json_and_says_whose_it_is(lab: Lab, row: Row) -> None:
+def test_however_a_run_ends_every_line_is_json_with_its_task(lab: Lab, row: Row) -> None:
     row = replace(row, env={**row.env, "CNN_JOBS_LOG_FORMAT": "json"})
     ended = start(lab, row, f"log-{NAMES.index(row.name)}")
     assert ended.code == row.code
@@ -50,7 +50,7 @@ def test_however_a_run_ends_every_line_is_json_and_says_whose_it_is(lab: Lab, ro
 
 
 def command(tmp_path: Path, data: Path, crash: str, form: str) -> subprocess.CompletedProcess[str]:
-    """A process of its own, as libraries are first imported there."""
+    """Ends a new process, in which libraries are imported for the first time."""
     code = (
         "import sys; from tests.helpers.hooks import chatty; from cnn_jobs.cli import main; "
         f"sys.argv[0] = 'cnn-jobs'; chatty({crash!r}); main()"
@@ -73,7 +73,7 @@ def small_file(tmp_path: Path, tiny_dataset: Dataset) -> Path:
     return tmp_path / "small.npz"
 
 
-def test_what_libraries_say_goes_through_the_same_formatter(tmp_path: Path, small_file: Path) -> None:
+def test_output_of_libraries_goes_through_the_same_formatter(tmp_path: Path, small_file: Path) -> None:
     ended = command(tmp_path, small_file, "", "json")
     assert (ended.returncode, ended.stderr) == (0, "")
     found = {line.get("message", line.get("already")): line for line in lines(ended.stdout)}
@@ -103,9 +103,7 @@ def test_a_crash_is_one_line_with_its_traceback(tmp_path: Path, small_file: Path
     assert line["traceback"].startswith("Traceback (most recent call last):\n")
 
 
-def test_text_has_no_secret_either_and_nothing_that_only_a_terminal_understands(
-    tmp_path: Path, small_file: Path
-) -> None:
+def test_text_has_no_secrets_and_no_terminal_codes(tmp_path: Path, small_file: Path) -> None:
     ended = command(tmp_path, small_file, "crash", "text")
     assert ended.returncode == 1
     whole = ended.stdout + ended.stderr
@@ -115,12 +113,12 @@ def test_text_has_no_secret_either_and_nothing_that_only_a_terminal_understands(
     assert "warning: torch.fx warns of key *** (torch.fx)" in ended.stderr
     assert ended.stderr.rstrip().endswith("ZeroDivisionError: made by a test, with ***")
     assert "\x1b" not in whole
-    assert "step 4/12: train loss" not in ended.stderr  # before that validation it crashed
+    assert "step 4/12: train loss" not in ended.stderr  # it crashed before that validation
     assert "step 2/12: train loss" in ended.stderr
 
 
 @pytest.mark.parametrize(
-    ("arguments", "code", "said"),
+    ("arguments", "code", "message"),
     [
         (["train", "task2", "--data", "/no/such/file.npz"], 2, "/no/such/file.npz"),
         (["train", "task2", "--data", "shapes", "--epochs", "many"], 2, "'many'"),
@@ -132,9 +130,7 @@ def test_text_has_no_secret_either_and_nothing_that_only_a_terminal_understands(
         (["tasks"], 0, "task3e"),
     ],
 )
-def test_a_command_in_a_pod_writes_json_whatever_it_is(
-    arguments: list[str], code: int, said: str, tmp_path: Path
-) -> None:
+def test_any_command_in_a_pod_writes_json(arguments: list[str], code: int, message: str, tmp_path: Path) -> None:
     address = unused_address().replace("http://", "http://ann:hunter2@")
     own = {
         "KUBERNETES_SERVICE_HOST": "10.0.0.1",
@@ -152,6 +148,6 @@ def test_a_command_in_a_pod_writes_json_whatever_it_is(
     )
     assert (ended.returncode, ended.stderr) == (code, "")
     found = lines(ended.stdout)
-    assert any(said in line["message"] for line in found)
+    assert any(message in line["message"] for line in found)
     assert any(line["level"] == "error" for line in found) == (code != 0)
     assert "hunter2" not in ended.stdout

@@ -1,11 +1,14 @@
 import copy
 from collections import OrderedDict
+from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
+from torchvision.models import resnet18
+from torchvision.transforms import v2
 
-from cnn_jobs.models.build import PixelModel, UniformDropout, build_model
+from cnn_jobs.models.build import PixelModel, UniformDropout, build_model, build_resnet18, resize
 from cnn_jobs.networks.spec import ConvBlock, ConvNet, InputTransform
 from cnn_jobs.tasks import TASKS, get_task
 
@@ -19,30 +22,16 @@ def weights(model: nn.Module) -> dict[str, bytes]:
     return {name: tensor.numpy().tobytes() for name, tensor in model.state_dict().items()}
 
 
-def test_the_same_seed_gives_the_same_weights_byte_for_byte() -> None:
-    first = weights(build_model(SMALL, IMAGE, 10, seed=7))
-    torch.rand(100)  # where torch's own generator stands does not matter
-    assert weights(build_model(SMALL, IMAGE, 10, seed=7)) == first
-
-
-def test_another_seed_gives_other_weights_in_every_layer() -> None:
-    first, second = weights(build_model(SMALL, IMAGE, 10, seed=7)), weights(build_model(SMALL, IMAGE, 10, seed=8))
+def test_the_seed_alone_decides_the_weights_byte_for_byte() -> None:
+    first, second = weights(build_model(SMALL, IMAGE, 10, seed=0)), weights(build_model(SMALL, IMAGE, 10, 2**63 - 1))
     learned = [name for name in first if name.startswith(("conv", "linear"))]
     assert len(learned) == 6
     assert all(first[name] != second[name] for name in learned)
-
-
-def test_building_leaves_torchs_own_generator_as_it_was() -> None:
     torch.manual_seed(5)
     expected = torch.rand(4)
     torch.manual_seed(5)
-    build_model(SMALL, IMAGE, 10, seed=7)
-    assert torch.equal(torch.rand(4), expected)
-
-
-@pytest.mark.parametrize("seed", [0, 2**63 - 1])
-def test_every_seed_of_a_recipe_is_one_for_torch(seed: int) -> None:
-    build_model(SMALL, IMAGE, 10, seed=seed)
+    assert weights(build_model(SMALL, IMAGE, 10, seed=0)) == first
+    assert torch.equal(torch.rand(4), expected)  # torch's own generator is unchanged
 
 
 MAX_BLOCK = ["Conv2d", "MaxPool2d", "ReLU"]
@@ -63,19 +52,15 @@ AVERAGE_BLOCK = ["Conv2d", "ReLU", "AvgPool2d"]
 )
 def test_the_order_of_layers(name: str, block: list[str], head: list[str]) -> None:
     model = build_model(get_task(name).network, IMAGE, 10, seed=0)
-    own = {
-        "WinogradConv2d": "Conv2d",
-        "LateBiasConv2d": "Conv2d",
-        "BiasMaxPool2d": "MaxPool2d",
-        "UniformDropout": "Dropout",
-    }
+    own = {"WinogradConv2d": "Conv2d", "LateBiasConv2d": "Conv2d", "BiasMaxPool2d": "MaxPool2d",
+           "UniformDropout": "Dropout"}  # fmt: skip
     names = [own.get(type(module).__name__, type(module).__name__) for module in model]
     assert names == [*block * 3, "Flatten", *head]
     assert [module.p for module in model if isinstance(module, nn.Dropout)] == [0.4] * head.count("Dropout")
 
 
 def relu_and_pool_swapped(model: nn.Sequential) -> nn.Sequential:
-    """A copy with ReLU and pooling of every block in the other order, its weights its own."""
+    """A copy with ReLU and pooling of every block in the other order."""
     modules = list(copy.deepcopy(model).named_children())
     for place in range(len(modules) - 1):
         first, second = modules[place][1], modules[place + 1][1]
@@ -87,7 +72,7 @@ def relu_and_pool_swapped(model: nn.Sequential) -> nn.Sequential:
 
 
 def outputs_and_gradients(model: nn.Module) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-    """Of one training step on fixed pictures; dropout draws the same numbers for every model."""
+    """Of one training step on fixed images; dropout draws the same numbers for every model."""
     generator = torch.Generator().manual_seed(3)
     images = torch.randn(4, *IMAGE, generator=generator)
     labels = torch.randint(0, 10, (4,), generator=generator)
@@ -121,20 +106,13 @@ def test_relu_and_average_pooling_cannot_be_swapped() -> None:
     assert float((logits - swapped).abs().max()) > 0.01
 
 
-def test_a_pixel_model_normalises_by_itself() -> None:
+def test_a_pixel_model_normalises_the_input_of_its_network() -> None:
     transform = InputTransform(mean=(0.1, 0.2, 0.3), std=(0.5, 0.25, 2.0))
     pixels = torch.rand(2, 3, 4, 5)
-    seen = PixelModel(nn.Identity(), transform)(pixels)
+    normalised = PixelModel(nn.Identity(), transform)(pixels)
     for channel, (mean, std) in enumerate([(0.1, 0.5), (0.2, 0.25), (0.3, 2.0)]):
-        torch.testing.assert_close(seen[:, channel], (pixels[:, channel] - mean) / std)
-
-
-def test_a_pixel_model_answers_as_its_network_does_on_normalised_pixels() -> None:
-    network = build_model(SMALL, IMAGE, 10, seed=0).eval()
-    model = PixelModel(network, InputTransform()).eval()
-    pixels = torch.rand(2, *IMAGE)
-    with torch.inference_mode():
-        torch.testing.assert_close(model(pixels), network((pixels - 0.5) / 0.25))
+        torch.testing.assert_close(normalised[:, channel], (pixels[:, channel] - mean) / std)
+    model = PixelModel(build_model(SMALL, IMAGE, 10, seed=0), transform)
     assert {"mean", "std"} <= set(model.state_dict())
     assert not [name for name, _ in model.named_parameters() if not name.startswith("network.")]
 
@@ -153,3 +131,85 @@ def test_dropout_drops_its_share_scales_the_rest_and_is_torchs_in_evaluation() -
     torch.manual_seed(6)
     assert torch.equal(layer(values), dropped)
     assert torch.equal(layer.eval()(values), values)
+
+
+# -- ResNet18 ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def state_dict(resnet18_file: Path) -> dict[str, torch.Tensor]:
+    content: dict[str, torch.Tensor] = torch.load(resnet18_file)
+    return content
+
+
+def test_backbone_and_head_are_together_torchvisions_network(state_dict: dict[str, torch.Tensor]) -> None:
+    backbone, head = build_resnet18(state_dict, 64, 10, seed=3)
+    whole = resnet18(num_classes=10)
+    own = {**backbone.layers.state_dict(), **head.state_dict()}
+    whole.load_state_dict(own)
+    assert own.keys() == state_dict.keys()
+    assert all(torch.equal(own[name], state_dict[name]) for name in own if not name.startswith("fc."))
+    images = torch.randn(2, 3, 64, 64)
+    with torch.inference_mode():
+        features = backbone(images)
+        assert features.shape == (2, *backbone.feature_shape) == (2, 256, 4, 4)
+        # Convolutions by tiles round differently.
+        torch.testing.assert_close(head.eval()(features), whole.eval()(images), rtol=1e-4, atol=1e-4)
+
+
+def test_the_backbone_is_not_trained(state_dict: dict[str, torch.Tensor]) -> None:
+    backbone, head = build_resnet18(state_dict, 64, 10, seed=3)
+    before = {name: tensor.clone() for name, tensor in backbone.state_dict().items()}
+    backbone.train()
+    head.train()
+    loss = head(backbone(torch.randn(4, 3, 64, 64))).sum()
+    loss.backward()
+    assert not any(parameter.requires_grad for parameter in backbone.parameters())
+    assert all(parameter.grad is not None for parameter in head.parameters())
+    assert all(torch.equal(tensor, before[name]) for name, tensor in backbone.state_dict().items())
+
+
+def test_a_seed_decides_only_the_new_layers(state_dict: dict[str, torch.Tensor]) -> None:
+    torch.manual_seed(11)
+    expected = torch.rand(1)
+    torch.manual_seed(11)
+    (first_backbone, first), (_, same), (other_backbone, other) = (
+        build_resnet18(weights, 64, 10, seed) for weights, seed in ((None, 1), (None, 1), (None, 2))
+    )
+    assert torch.equal(torch.rand(1), expected)
+    assert all(torch.equal(a, b) for a, b in zip(first.parameters(), same.parameters(), strict=True))
+    assert not torch.equal(first.fc.weight, other.fc.weight)
+    assert not torch.equal(first.layer4[0].conv1.weight, other.layer4[0].conv1.weight)
+    assert all(torch.equal(a, b) for a, b in zip(first_backbone.parameters(), other_backbone.parameters(), strict=True))
+    _, given = build_resnet18(state_dict, 64, 10, seed=1)
+    assert torch.equal(given.layer4[0].conv1.weight, state_dict["layer4.0.conv1.weight"])
+
+
+@pytest.mark.parametrize("side", [32, 40])
+def test_resizing_is_that_of_torchvision(side: int) -> None:
+    images = torch.randint(0, 256, (5, 3, side, side), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    floats = images.to(torch.float32) / 255
+    # On floats it is the same function; on bytes torchvision rounds after rows and after columns: a byte at most.
+    torch.testing.assert_close(
+        resize(floats, (224, 224)), v2.Resize((224, 224), antialias=True)(floats), rtol=0, atol=1e-6
+    )
+    rounded = v2.Resize((224, 224), antialias=True)(images).to(torch.float32) / 255
+    assert (resize(floats, (224, 224)) - rounded).abs().max() <= 1.001 / 255
+
+
+def test_the_backbone_resizes_first(state_dict: dict[str, torch.Tensor]) -> None:
+    backbone, _ = build_resnet18(state_dict, 64, 10, seed=0)
+    images = torch.randn(2, 3, 32, 32)
+    with torch.inference_mode():
+        torch.testing.assert_close(backbone(images), backbone(resize(images, (64, 64))))
+
+
+def test_the_digest_covers_every_weight_and_statistic(state_dict: dict[str, torch.Tensor]) -> None:
+    backbone, _ = build_resnet18(state_dict, 64, 10, seed=0)
+    digest = backbone.digest()
+    assert build_resnet18(state_dict, 64, 10, seed=1)[0].digest() == digest
+    assert build_resnet18(None, 64, 10, seed=0)[0].digest() != digest
+    for name in ("conv1.weight", "layer3.1.bn2.running_var"):
+        changed = {**state_dict, name: state_dict[name].clone()}
+        changed[name].view(-1)[-1] += 1e-3
+        assert build_resnet18(changed, 64, 10, seed=0)[0].digest() != digest

@@ -1,39 +1,52 @@
-"""Pretrained weights: found, checked, or refused in one line."""
-
 from __future__ import annotations
 
 import hashlib
+import shutil
+import signal
 from pathlib import Path
 from typing import Any
 
-import boto3
 import pytest
 import torch
-from torchvision.models import resnet18
+from torchvision.models import ResNet18_Weights, resnet18
 
-from cnn_jobs.errors import CnnJobsError, RemoteDataError, WeightsError
+from cnn_jobs.errors import CnnJobsError, InterruptedRunError, RemoteDataError, WeightsError
 from cnn_jobs.interpret.network import pretrained_resnet18
 from cnn_jobs.models import weights as module
-from cnn_jobs.models.resnet import build_resnet18
-from cnn_jobs.models.weights import IMAGENET_FILE, open_weights
+from cnn_jobs.models.build import build_resnet18
+from cnn_jobs.models.weights import IMAGENET_FILE, open_weights, stage_imagenet
+from cnn_jobs.system.signals import StopRequest
+from tests.helpers.datasets import put
+from tests.helpers.servers import sending
+from tests.helpers.tracking import unused_address
 
 
 @pytest.fixture
 def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """torch's hub cache of this test; what is not in it cannot be downloaded."""
-    folder = tmp_path / "hub" / "checkpoints"
-    folder.mkdir(parents=True)
-    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path / "hub"))
-
-    def download(url: str, *args: object, **settings: object) -> None:
-        raise OSError("no route to host")
-
-    monkeypatch.setattr(torch.hub, "download_url_to_file", download)
-    return folder
+    """torch's hub cache of this test."""
+    monkeypatch.setattr(torch.hub, "_hub_dir", str(tmp_path / "hub"))
+    monkeypatch.setattr(module, "IMAGENET_URL", f"{unused_address()}/{IMAGENET_FILE}")
+    return tmp_path / "hub" / "checkpoints"
 
 
-def refused(source: str, error: type[CnnJobsError], words: str) -> str:
-    with pytest.raises(error, match=words) as caught:
+@pytest.fixture
+def imagenet_file(resnet18_file: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A file whose digest is taken for that of ImageNet's weights."""
+    monkeypatch.setattr(module, "IMAGENET_SHA256_BEGINS", sha256(resnet18_file)[:8])
+    return resnet18_file
+
+
+@pytest.fixture
+def in_pod(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("KUBERNETES_SERVICE_HOST", "10.0.0.1")
+
+
+def sha256(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def rejected(source: str, error: type[CnnJobsError], message: str) -> str:
+    with pytest.raises(error, match=message) as caught:
         open_weights(source)
     line = str(caught.value)
     assert "\n" not in line
@@ -47,41 +60,38 @@ def test_none_is_none() -> None:
 def test_a_file_is_read_with_its_digest(resnet18_file: Path) -> None:
     weights = open_weights(str(resnet18_file))
     assert weights
-    assert weights.digest == hashlib.sha256(resnet18_file.read_bytes()).hexdigest()
+    assert weights.digest == sha256(resnet18_file)
     assert weights.source == str(resnet18_file)
     assert {"conv1.weight", "layer4.1.bn2.running_mean", "fc.bias"} <= weights.tensors.keys()
 
 
 @pytest.mark.integration
 def test_an_object_in_a_bucket_is_read(bucket: str, resnet18_file: Path) -> None:
-    boto3.client("s3").upload_file(str(resnet18_file), bucket, "nets/resnet18.pth")
-    weights = open_weights(f"s3://{bucket}/nets/resnet18.pth")
+    weights = open_weights(put(bucket, "nets/resnet18.pth", resnet18_file))
     assert weights
-    assert weights.digest == hashlib.sha256(resnet18_file.read_bytes()).hexdigest()
+    assert weights.digest == sha256(resnet18_file)
 
 
 def test_imagenets_are_taken_from_torchs_cache_if_their_digest_is_right(
     hub: Path, resnet18_file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (hub / IMAGENET_FILE).write_bytes(resnet18_file.read_bytes())
-    line = refused("imagenet", WeightsError, "expected f37072fd")
-    assert "delete it" in line
-    digest = hashlib.sha256(resnet18_file.read_bytes()).hexdigest()
+    hub.mkdir(parents=True)
+    shutil.copy(resnet18_file, hub / IMAGENET_FILE)
+    assert "delete it" in rejected("imagenet", WeightsError, "expected f37072fd")
+    digest = sha256(resnet18_file)
     monkeypatch.setattr(module, "IMAGENET_SHA256_BEGINS", digest[:8])
     weights = open_weights("imagenet")
     assert weights
     assert (weights.source, weights.digest) == ("imagenet", digest)
 
 
-def test_imagenets_that_cannot_be_had_name_the_ways_to_have_them(hub: Path) -> None:
-    line = refused("imagenet", RemoteDataError, "no route to host")
+def test_imagenets_that_cannot_be_downloaded_name_the_alternatives(hub: Path) -> None:
+    line = rejected("imagenet", RemoteDataError, "cannot be downloaded .*Connection refused")
     for way in ("--weights PATH", "--weights s3://bucket/key", "$TORCH_HOME/hub/checkpoints", IMAGENET_FILE):
         assert way in line
 
 
-def test_what_torchvision_calls_these_weights_is_what_is_downloaded() -> None:
-    from torchvision.models import ResNet18_Weights
-
+def test_the_downloaded_weights_are_those_of_torchvision() -> None:
     assert ResNet18_Weights.IMAGENET1K_V1.url == module.IMAGENET_URL
 
 
@@ -92,7 +102,7 @@ def without(name: str) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize(
-    ("content", "words"),
+    ("content", "message"),
     [
         ([1, 2], "holds no state dict"),
         ({"conv1.weight": 3}, "holds no state dict"),
@@ -102,37 +112,39 @@ def without(name: str) -> dict[str, Any]:
         ({**resnet18().state_dict(), "bn1.weight": torch.zeros(3)}, r"bn1.weight \(\(3,\), expected \(64,\)\)"),
     ],
 )
-def test_a_file_of_something_else_is_refused(tmp_path: Path, content: Any, words: str) -> None:
+def test_a_file_of_another_network_is_rejected(tmp_path: Path, content: Any, message: str) -> None:
     torch.save(content, tmp_path / "other.pth")
-    refused(str(tmp_path / "other.pth"), WeightsError, words)
+    rejected(str(tmp_path / "other.pth"), WeightsError, message)
 
 
-def test_a_head_for_other_classes_is_no_obstacle(tmp_path: Path) -> None:
+def test_a_head_for_other_classes_or_none_is_accepted(tmp_path: Path) -> None:
     torch.save(resnet18(num_classes=7).state_dict(), tmp_path / "seven.pth")
     weights = open_weights(str(tmp_path / "seven.pth"))
     assert weights
     assert weights.has_head
-    torch.save(without("fc.bias"), tmp_path / "half.pth")
-    weights = open_weights(str(tmp_path / "half.pth"))
-    assert weights
-    assert not weights.has_head
+    narrow = {**resnet18().state_dict(), "fc.weight": torch.zeros(1000, 3)}
+    for content in (narrow, without("fc.bias")):
+        torch.save(content, tmp_path / "half.pth")
+        weights = open_weights(str(tmp_path / "half.pth"))
+        assert weights
+        assert not weights.has_head
     assert pretrained_resnet18(weights).note == "the weights have no last layer: the network's answer is random"
 
 
-def test_older_files_that_do_not_count_batches_are_taken(tmp_path: Path) -> None:
-    """As torchvision's own, probably: its size fits to that of a state dict without them."""
+def test_older_files_without_batch_counters_are_accepted(tmp_path: Path) -> None:
+    """Probably like torchvision's own, by its size."""
     content = {name: tensor for name, tensor in resnet18().state_dict().items() if "num_batches" not in name}
     assert len(content) == 102
     torch.save(content, tmp_path / "old.pth")
     weights = open_weights(str(tmp_path / "old.pth"))
     assert weights
-    trunk, top = build_resnet18(weights.tensors, 64, 10, seed=0)
-    assert torch.equal(trunk.layers.conv1.weight, content["conv1.weight"])
-    assert torch.equal(top.layer4[1].bn2.running_var, content["layer4.1.bn2.running_var"])
+    backbone, head = build_resnet18(weights.tensors, 64, 10, seed=0)
+    assert torch.equal(backbone.layers.conv1.weight, content["conv1.weight"])
+    assert torch.equal(head.layer4[1].bn2.running_var, content["layer4.1.bn2.running_var"])
     assert pretrained_resnet18(weights).note == ""
 
 
-def test_weights_are_named_by_what_they_are(
+def test_weights_are_named_by_their_digest(
     resnet18_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "copy.pth").write_bytes(resnet18_file.read_bytes())
@@ -144,21 +156,89 @@ def test_weights_are_named_by_what_they_are(
     assert one.name == "imagenet"
 
 
-def test_no_file_and_no_weights_are_refused(tmp_path: Path) -> None:
-    refused(str(tmp_path / "none.pth"), WeightsError, "no such file; --weights takes imagenet, none, a file or s3://")
+def test_missing_and_damaged_files_are_rejected(tmp_path: Path) -> None:
+    rejected(str(tmp_path / "none.pth"), WeightsError, "no such file; --weights takes imagenet, none, a file or s3://")
     (tmp_path / "text.pth").write_text("not a state dict")
-    refused(str(tmp_path / "text.pth"), WeightsError, "is no file of weights")
-    cut = (tmp_path / "cut.pth", resnet18().state_dict())
-    torch.save(cut[1], cut[0])
-    cut[0].write_bytes(cut[0].read_bytes()[:-1000])
-    refused(str(cut[0]), WeightsError, "is no file of weights")
+    rejected(str(tmp_path / "text.pth"), WeightsError, "is no file of weights")
+    cut = tmp_path / "cut.pth"
+    torch.save(resnet18().state_dict(), cut)
+    cut.write_bytes(cut.read_bytes()[:-1000])
+    rejected(str(cut), WeightsError, "is no file of weights")
 
 
-def test_code_in_a_file_is_not_run(tmp_path: Path) -> None:
+def test_code_in_a_file_is_not_executed(tmp_path: Path) -> None:
     class Evil:
         def __reduce__(self) -> Any:
             return (Path.touch, (tmp_path / "touched",))
 
     torch.save({"conv1.weight": Evil()}, tmp_path / "evil.pth")
-    refused(str(tmp_path / "evil.pth"), WeightsError, "is no file of weights")
+    rejected(str(tmp_path / "evil.pth"), WeightsError, "is no file of weights")
     assert not (tmp_path / "touched").exists()
+
+
+def test_a_signal_while_weights_are_read_is_no_damage(resnet18_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Exit code 2 would end the Job for good."""
+    before = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)]
+    StopRequest().install()
+    monkeypatch.setattr(torch, "load", lambda *args, **more: signal.raise_signal(signal.SIGTERM))
+    try:
+        with pytest.raises(InterruptedRunError, match="stopped by SIGTERM"):
+            open_weights(str(resnet18_file))
+    finally:
+        for number, handler in zip((signal.SIGTERM, signal.SIGINT), before, strict=True):
+            signal.signal(number, handler)
+
+
+# -- staging -----------------------------------------------------------------------------------------------------------
+
+
+def test_imagenets_are_staged_from_a_mirror_or_a_file_if_their_digest_is_right(
+    hub: Path, imagenet_file: Path, tmp_path: Path, in_pod: None
+) -> None:
+    rejected("imagenet", WeightsError, r"kubectl apply -f k8s/prepare-data-job\.yaml")
+    content = {"/w.pth": imagenet_file.read_bytes()}
+    with sending(lambda path: (200, content[path])) as (address, _):
+        staged = stage_imagenet(f"{address}/w.pth")
+        assert (staged.path, staged.fresh, staged.digest) == (hub / IMAGENET_FILE, True, sha256(imagenet_file))
+        assert open_weights("imagenet") is not None  # as in a training pod
+        assert not stage_imagenet(f"{address}/w.pth").fresh
+        staged.path.write_bytes(staged.path.read_bytes()[:-1000] + bytes(1000))
+        assert stage_imagenet(str(imagenet_file)).fresh
+        assert sha256(staged.path) == staged.digest
+        staged.path.unlink()
+        other = torch.load(imagenet_file, weights_only=True)
+        other["fc.bias"] += 1
+        torch.save(other, tmp_path / "other.pth")
+        with pytest.raises(WeightsError, match="give ImageNet's own file"):
+            stage_imagenet(str(tmp_path / "other.pth"))
+        content["/w.pth"] = (tmp_path / "other.pth").read_bytes()
+        with pytest.raises(RemoteDataError, match="cannot be downloaded"):
+            stage_imagenet(f"{address}/w.pth")
+    assert not staged.path.exists()
+
+
+def test_an_interrupted_download_leaves_no_file_and_is_repeated_by_the_next_attempt(
+    hub: Path, imagenet_file: Path, in_pod: None
+) -> None:
+    content = imagenet_file.read_bytes()
+    answers = [(200, content), (200, content[: len(content) // 2]), (404, b"")]
+    with sending(lambda path: answers.pop(), len(content)) as (address, _):
+        for message in ("404", "cannot be downloaded"):
+            with pytest.raises(RemoteDataError, match=message) as caught:
+                stage_imagenet(f"{address}/resnet18.pth")
+            assert caught.value.exit_code == 1
+            assert list(hub.iterdir()) == []
+        assert stage_imagenet(f"{address}/resnet18.pth").fresh
+
+
+@pytest.mark.integration
+def test_imagenets_are_staged_from_a_bucket_without_a_second_copy(
+    hub: Path, imagenet_file: Path, bucket: str, tmp_path: Path, in_pod: None
+) -> None:
+    assert stage_imagenet(put(bucket, "resnet18.pth", imagenet_file)).fresh
+    assert [path.name for path in hub.iterdir()] == [IMAGENET_FILE]
+    assert not list((tmp_path / "cache").glob("*"))
+    shutil.rmtree(hub)
+    (tmp_path / "other.pth").write_text("something else")
+    with pytest.raises(WeightsError, match="is no file of weights"):
+        stage_imagenet(put(bucket, "other.pth", tmp_path / "other.pth"))

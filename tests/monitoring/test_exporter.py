@@ -53,7 +53,8 @@ def test_a_port_in_use_is_one_warning(port: int) -> None:
             pass
         assert time.monotonic() - began < 5  # nobody can fetch what is not served
     assert lines == [
-        f"no metrics on 127.0.0.1:{port} (Address already in use); the training continues; choose another --metrics-port"
+        f"no metrics on 127.0.0.1:{port} (Address already in use); the training continues; "
+        "choose another --metrics-port"
     ]
 
 

@@ -1,3 +1,6 @@
+import re
+from collections.abc import Callable
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -8,12 +11,25 @@ from torch.utils.flop_counter import FlopCounterMode
 from cnn_jobs.errors import RecipeError
 from cnn_jobs.models.build import build_model, build_network, whole_network
 from cnn_jobs.networks.spec import ConvBlock, ConvNet, Network, Pool, ResNet18
-from cnn_jobs.networks.table import COLUMNS, Layer, as_markdown, cells, describe, total_parameters
+from cnn_jobs.networks.table import (
+    COLUMNS,
+    Layer,
+    as_markdown,
+    cells,
+    describe,
+    kernels_between,
+    receptive_field,
+    same_padding,
+    total_parameters,
+    window_output_size,
+)
 from cnn_jobs.tasks import TASKS, get_task
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 Image = tuple[int, int, int]
+META = torch.device("meta")  # shapes without values
+SIDES = st.integers(1, 12)
 KINDS: dict[type[nn.Module], str] = {
     nn.Conv2d: "Conv2D",
     nn.MaxPool2d: "MaxPool2D",
@@ -27,7 +43,7 @@ Row = tuple[str, tuple[int, ...], int]
 
 
 def rows_of(layers: list[Layer]) -> list[Row]:
-    """Without resizing, which is not a module in torch."""
+    """Without resizing, which torch has as a function."""
     kinds = {"Conv2D (shortcut)": "Conv2D"}
     return [
         (kinds.get(layer.kind, layer.kind), layer.output, layer.parameters)
@@ -40,14 +56,14 @@ def rows_in_torch(model: nn.Module, image: Image) -> list[Row]:
     """Kind, output shape and parameters of every layer that one image passes through."""
     rows: list[Row] = []
 
-    def see(module: nn.Module, _: object, output: torch.Tensor) -> None:
+    def record(module: nn.Module, _: object, output: torch.Tensor) -> None:
         parameters = sum(parameter.numel() for parameter in module.parameters())
         (kind,) = (name for base, name in KINDS.items() if isinstance(module, base))
         rows.append((kind, tuple(output.shape[1:]), parameters))
 
     for module in model.modules():
         if isinstance(module, tuple(KINDS)):
-            module.register_forward_hook(see)
+            module.register_forward_hook(record)
     with torch.inference_mode():
         model.eval()(torch.zeros(1, *image))
     return rows
@@ -181,10 +197,111 @@ def test_receptive_field_of_the_last_convolution_is_what_its_gradient_reaches(na
         if isinstance(module, nn.Conv2d):  # so that no path is cut by a ReLU or outweighed in a maximum
             nn.init.constant_(module.weight, 1.0)
     upto = nn.Sequential(*(nn.AvgPool2d(m.kernel_size, m.stride) if isinstance(m, nn.MaxPool2d) else m for m in upto))
-    upto.double()  # torch's plain layers: no rounding outside their windows
+    upto.double()  # plain layers of torch: no rounding outside their windows
     pixels = torch.rand(1, 3, 96, 96, dtype=torch.double, requires_grad=True)
     output = upto(pixels)
     output[0, 0, output.shape[2] // 2, output.shape[3] // 2].backward()
     assert pixels.grad is not None
     reached = pixels.grad.abs().sum(dim=(0, 1, 2)).nonzero().flatten()
     assert int(reached[-1] - reached[0]) + 1 == rows[-1].receptive_field
+
+
+# -- sizes -------------------------------------------------------------------------------------------------------------
+
+
+@given(height=st.integers(1, 70), width=st.integers(1, 70), kernel=SIDES, stride=SIDES, padding=st.integers(0, 12))
+def test_size_of_a_convolution_matches_torch(height: int, width: int, kernel: int, stride: int, padding: int) -> None:
+    layer = nn.Conv2d(1, 1, kernel, stride=stride, padding=padding, device=META)
+    images = torch.empty(1, 1, height, width, device=META)
+    if kernel > min(height, width) + 2 * padding:
+        with pytest.raises(RuntimeError):
+            layer(images)
+        with pytest.raises(RecipeError):
+            window_output_size(min(height, width), kernel=kernel, stride=stride, padding=padding)
+    else:
+        sides = [window_output_size(side, kernel=kernel, stride=stride, padding=padding) for side in (height, width)]
+        assert list(layer(images).shape[2:]) == sides
+
+
+@pytest.mark.parametrize("pool", [nn.MaxPool2d, nn.AvgPool2d])
+@given(size=st.integers(1, 70), kernel=SIDES, stride=SIDES)
+def test_size_of_a_pooling_matches_torch(pool: type[nn.Module], size: int, kernel: int, stride: int) -> None:
+    layer = pool(kernel, stride)
+    images = torch.empty(1, 1, size, size, device=META)
+    if kernel > size:
+        with pytest.raises(RuntimeError):
+            layer(images)
+        with pytest.raises(RecipeError):
+            window_output_size(size, kernel=kernel, stride=stride)
+    else:
+        assert layer(images).shape[2] == window_output_size(size, kernel=kernel, stride=stride)
+
+
+@given(kernel=st.integers(1, 31), size=st.integers(1, 60))
+def test_same_padding_keeps_the_size_and_does_not_exist_for_even_kernels(kernel: int, size: int) -> None:
+    if kernel % 2:
+        layer = nn.Conv2d(1, 1, kernel, padding=same_padding(kernel), device=META)
+        assert layer(torch.empty(1, 1, size, size, device=META)).shape[2:] == (size, size)
+    else:
+        with pytest.raises(RecipeError, match="even"):
+            same_padding(kernel)
+        sizes = {window_output_size(size, kernel=kernel, stride=1, padding=padding) for padding in range(kernel, 40)}
+        assert kernel > 30 or size not in sizes
+
+
+@given(size=st.integers(1, 60), output=st.integers(1, 60), stride=SIDES, padding=st.integers(0, 5))
+def test_kernels_between_two_sizes_match_torch(size: int, output: int, stride: int, padding: int) -> None:
+    def gives(kernel: int) -> bool:
+        if kernel > size + 2 * padding:
+            return False
+        layer = nn.Conv2d(1, 1, kernel, stride=stride, padding=padding, device=META)
+        return bool(layer(torch.empty(1, 1, size, size, device=META)).shape[2] == output)
+
+    expected = [kernel for kernel in range(1, size + 2 * padding + 1) if gives(kernel)]
+    if expected:
+        assert list(kernels_between(size, output, stride=stride, padding=padding)) == expected
+    else:
+        with pytest.raises(RecipeError, match="no kernel reduces"):
+            kernels_between(size, output, stride=stride, padding=padding)
+
+
+@given(windows=st.lists(st.tuples(st.integers(1, 5), st.integers(1, 3)), max_size=4))
+def test_receptive_field_is_what_the_gradient_reaches(windows: list[tuple[int, int]]) -> None:
+    """Along one side, behind kernels of ones, on an image without padding."""
+    side = receptive_field(windows)
+    pixels = torch.zeros(1, 1, side, dtype=torch.double, requires_grad=True)
+    values = pixels
+    for kernel, stride in windows:
+        values = nn.functional.conv1d(values, torch.ones(1, 1, kernel, dtype=torch.double), stride=stride)
+    assert values.shape[2] == 1  # one pixel less, and there would be none
+    values.sum().backward()
+    assert pixels.grad is not None
+    covered = all(kernel >= stride for kernel, stride in windows)  # else it has holes
+    reached = pixels.grad.flatten().nonzero().flatten()
+    assert int(reached[0]) == 0
+    assert int(reached[-1]) == side - 1
+    assert not covered or len(reached) == side
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: window_output_size(0, kernel=1, stride=1), "size 0: must be at least 1"),
+        (lambda: window_output_size(8, kernel=0, stride=1), "kernel 0: must be at least 1"),
+        (lambda: window_output_size(8, kernel=3, stride=0), "stride 0: must be at least 1"),
+        (lambda: window_output_size(8, kernel=3, stride=1, padding=-1), "padding -1: must be at least 0"),
+        (lambda: window_output_size(4, kernel=5, stride=1), "kernel 5 is larger than its input of 4 pixels"),
+        (lambda: window_output_size(2, kernel=7, stride=1, padding=2), "2 pixels with padding 2; use larger images"),
+        (lambda: same_padding(0), "kernel 0: must be at least 1"),
+        (lambda: kernels_between(8, 9), "no kernel reduces 8 pixels to 9"),
+        (lambda: kernels_between(8, 4, stride=0), "stride 0: must be at least 1"),
+        (lambda: kernels_between(8, 4, padding=-1), "padding -1: must be at least 0"),
+        (lambda: kernels_between(-8, 4), "size -8: must be at least 1"),
+        (lambda: receptive_field([(3, 0)]), "stride 0: must be at least 1"),
+    ],
+)
+def test_impossible_sizes_are_rejected_in_one_line(call: Callable[[], object], message: str) -> None:
+    with pytest.raises(RecipeError, match=re.escape(message)) as caught:
+        call()
+    assert "\n" not in str(caught.value)
+    assert caught.value.exit_code == 2

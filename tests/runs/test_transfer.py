@@ -16,8 +16,7 @@ import torch
 from cnn_jobs.data.dataset import Dataset
 from cnn_jobs.data.prepared import read_prepared, write_prepared
 from cnn_jobs.errors import InterruptedRunError, RecipeError, ReproductionError, UserError
-from cnn_jobs.models.build import PixelModel, whole_network
-from cnn_jobs.models.resnet import build_resnet18
+from cnn_jobs.models.build import PixelModel, build_resnet18, whole_network
 from cnn_jobs.models.weights import open_weights
 from cnn_jobs.networks.spec import ResNet18
 from cnn_jobs.runs.reproduce import reproduce

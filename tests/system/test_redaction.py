@@ -1,5 +1,3 @@
-"""No secret gets through, and what is none stays readable."""
-
 from __future__ import annotations
 
 import string
@@ -8,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cnn_jobs.system.redaction import redact
+from cnn_jobs.system.redaction import redact, without_password
 
 KEY_ID, KEY = "AKIAIOSFODNN7EXAMPLE", "wJalrXUtnFEMI/K7MDENG/bPxRfiCYEXAMPLEKEY"
 PASSWORDS = st.text(string.ascii_letters + string.digits + "!$%^&*()_+=~@#?.,;-", min_size=1, max_size=30)
@@ -29,7 +27,7 @@ PASSWORDS = st.text(string.ascii_letters + string.digits + "!$%^&*()_+=~@#?.,;-"
         ("--token=abc --run-key=k1", "--token=*** --run-key=k1"),
     ],
 )  # fmt: skip
-def test_a_secret_becomes_stars(text: str, shown: str) -> None:
+def test_a_secret_is_replaced_by_stars(text: str, shown: str) -> None:
     assert redact(text, {}) == shown
 
 
@@ -37,19 +35,19 @@ def test_a_secret_becomes_stars(text: str, shown: str) -> None:
     "text",
     [
         "http://127.0.0.1:5000/#/experiments/1/runs/0a1b",
-        "Go on with it:\n  cnn-jobs train task2 --run-key 0a1b2c3d",
-        "it wants a login: set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD",
+        "Continue it:\n  cnn-jobs train task2 --run-key 0a1b2c3d",
+        "it requires a login: set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD",
         "step 20/300: train loss 1.2345, val loss 1.2, val accuracy 0.5",
         "Model signature: inputs (float32)",
         "s3://bucket/key of ann@example.org",
         "/tmp/state/0a1b/checkpoints/last.pt: 3 tokens, 2 secrets",
     ],
 )
-def test_what_is_no_secret_stays(text: str) -> None:
+def test_a_text_without_secrets_is_unchanged(text: str) -> None:
     assert redact(text, {}) == text
 
 
-def test_values_of_secret_variables_are_hidden_wherever_they_stand_and_others_are_not() -> None:
+def test_values_of_secret_variables_are_redacted_and_others_are_not() -> None:
     environment = {
         "AWS_SECRET_ACCESS_KEY": KEY,
         "MLFLOW_TRACKING_PASSWORD": "hunter2hunter2",
@@ -62,12 +60,17 @@ def test_values_of_secret_variables_are_hidden_wherever_they_stand_and_others_ar
 
 
 @given(PASSWORDS, st.sampled_from(["http", "https", "postgresql", "redis"]))
-def test_no_password_of_a_url_survives(password: str, scheme: str) -> None:
-    shown = redact(f"cannot reach {scheme}://user:{password}@host.example:5000/path now", {})
-    assert shown == f"cannot reach {scheme}://user:***@host.example:5000/path now"
+def test_no_password_in_a_url_remains(password: str, scheme: str) -> None:
+    redacted = redact(f"cannot reach {scheme}://user:{password}@host.example:5000/path now", {})
+    assert redacted == f"cannot reach {scheme}://user:***@host.example:5000/path now"
 
 
 @given(st.text(max_size=200))
-def test_hiding_twice_changes_nothing_more(text: str) -> None:
+def test_redaction_is_idempotent(text: str) -> None:
     once = redact(text, {})
     assert redact(once, {}) == once
+
+
+def test_a_uri_is_shown_without_its_password() -> None:
+    assert without_password("postgresql://me:se'cr\"et@host:5432/db") == "postgresql://me:***@host:5432/db"
+    assert without_password("http://host:5000/a") == "http://host:5000/a"

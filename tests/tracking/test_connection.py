@@ -20,7 +20,6 @@ from cnn_jobs.tracking.connection import (
     is_transient,
     run_url,
     tracking_uri,
-    without_password,
 )
 from tests.conftest import MLFLOW_WARNING
 from tests.helpers.tracking import answering, unused_address
@@ -59,8 +58,6 @@ def test_a_password_is_never_shown() -> None:
     with pytest.raises(TrackingUriError) as caught:
         check_uri("ftp://me:secret@host/x")
     assert "secret" not in str(caught.value)
-    assert without_password("postgresql://me:secret@host:5432/db") == "postgresql://me:***@host:5432/db"
-    assert without_password("http://host:5000/a") == "http://host:5000/a"
     assert "secret" not in run_url("http://me:secret@host:5000/", "1", "abc")
 
 

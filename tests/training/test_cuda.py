@@ -51,7 +51,7 @@ def _deterministic() -> Iterator[None]:
 def made(
     task: str, recipe: Recipe, dataset: Dataset = PICTURES, placement: Placement | None = None, network: Any = None
 ) -> tuple[TrainState, TrainingData]:
-    """State before the first step, and data, on the device; the backbone of a ResNet18 computes its features at each step."""
+    """State before the first step, and data, on the device; a ResNet18's features are computed at each step."""
     placement = placement or select_device("cuda")
     transform = get_task(task).transform
     data = place_on_device(dataset, recipe, transform, placement.device, placement.memory_format)

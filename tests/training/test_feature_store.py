@@ -14,7 +14,7 @@ import torch
 from cnn_jobs.data.batches import ImageSet, Parts, place_on_device
 from cnn_jobs.data.dataset import Dataset
 from cnn_jobs.errors import DiskFullError, StateDirError
-from cnn_jobs.models.resnet import Backbone, build_resnet18
+from cnn_jobs.models.build import Backbone, build_resnet18
 from cnn_jobs.networks.spec import InputTransform
 from cnn_jobs.recipe import Recipe
 from cnn_jobs.training import feature_cache as module

@@ -10,8 +10,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cnn_jobs.data.batches import augmentation_generator
-from cnn_jobs.data.split import epoch_order
+from cnn_jobs.data.batches import epoch_order, generator_for
 from cnn_jobs.errors import DivergedError, RecipeError
 from cnn_jobs.networks.spec import ConvBlock, ConvNet
 from cnn_jobs.recipe import Recipe
@@ -154,7 +153,7 @@ def test_the_model_sees_each_batch_as_a_function_of_its_place(experiment: Experi
     expected = []
     for epoch in range(RECIPE.epochs):
         for batch, positions in enumerate(epoch_order(36, RECIPE.seed, epoch).split(RECIPE.batch_size)):
-            generator = augmentation_generator(RECIPE.seed, epoch, batch)
+            generator = generator_for("augmentation", RECIPE.seed, epoch, batch)
             expected.append(data.train.batch(positions, RECIPE.augmentation, generator)[0])
     assert differences(seen, expected) == []
 

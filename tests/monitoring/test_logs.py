@@ -1,8 +1,5 @@
-"""One record, one line."""
-
 from __future__ import annotations
 
-import json
 import logging
 import sys
 from typing import Any
@@ -12,17 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cnn_jobs.monitoring.logs import JsonFormatter, TextFormatter
-
-
-def strict(text: str) -> dict[str, Any]:
-    """JSON as RFC 8259 has it: no NaN, one object."""
-
-    def refuse(word: str) -> None:
-        raise ValueError(word)
-
-    found = json.loads(text, parse_constant=refuse)
-    assert isinstance(found, dict)
-    return found
+from tests.helpers.json_lines import strict
 
 
 def record(message: object, *args: object, level: int = logging.INFO, **extra: Any) -> logging.LogRecord:
@@ -31,7 +18,7 @@ def record(message: object, *args: object, level: int = logging.INFO, **extra: A
     return made
 
 
-def test_a_line_says_when_how_bad_who_what_and_of_which_run() -> None:
+def test_a_line_has_time_level_logger_message_and_context() -> None:
     made = record("step %d", 7, fields={"val_loss": 0.25})
     made.created = 1_700_000_000.1234
     formatter = JsonFormatter(lambda: {"task": "task2", "run_key": "k", "attempt": 2, "step": 7})
@@ -49,7 +36,7 @@ def test_a_line_says_when_how_bad_who_what_and_of_which_run() -> None:
 
 
 @given(st.text(), st.dictionaries(st.text(), st.floats() | st.text() | st.none() | st.lists(st.floats())))
-def test_whatever_is_said_it_is_one_line_of_strict_json(message: str, fields: dict[str, Any]) -> None:
+def test_any_record_is_one_line_of_strict_json(message: str, fields: dict[str, Any]) -> None:
     text = JsonFormatter().format(record("%s", message, fields=fields))
     assert len(text.splitlines()) == 1
     strict(text)
@@ -69,7 +56,7 @@ def test_a_traceback_is_in_its_line() -> None:
 
 
 @pytest.mark.parametrize("formatter", [JsonFormatter(), TextFormatter()])
-def test_a_call_whose_arguments_do_not_fit_is_told_all_the_same(formatter: logging.Formatter) -> None:
+def test_a_record_whose_arguments_do_not_fit_is_logged(formatter: logging.Formatter) -> None:
     assert "%d images ('many',) (TypeError" in formatter.format(record("%d images", "many"))
 
 
@@ -80,3 +67,4 @@ def test_no_secret_is_in_a_message_a_field_or_a_traceback(formatter: logging.For
     except ValueError:
         made = record("http://u:%s@h", "hunter2", exc_info=sys.exc_info(), fields={"a": ["http://u:hunter2@h"]})
     assert "hunter2" not in formatter.format(made)
+    assert "hunter2" not in formatter.format(record("", json_line='{"url": "http://u:hunter2@h"}'))
