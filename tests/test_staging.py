@@ -24,7 +24,7 @@ from cnn_jobs.models import weights
 from cnn_jobs.models.staging import stage_cifar10, stage_imagenet
 from tests.conftest import striped_dataset
 from tests.data.test_cifar10 import archive, members  # noqa: F401 - fixtures
-from tests.helpers.tracking import unused_address
+from tests.helpers.servers import unused_url
 
 
 class Quiet(SimpleHTTPRequestHandler):
@@ -105,7 +105,7 @@ def test_an_archive_of_another_md5_is_not_staged(
 
 def test_a_mirror_that_is_away_is_another_attempts_business(cache_dir: Path) -> None:
     with pytest.raises(RemoteDataError, match="cannot be downloaded"):
-        stage_cifar10(f"{unused_address()}/cifar-10-python.tar.gz")
+        stage_cifar10(f"{unused_url()}/cifar-10-python.tar.gz")
 
 
 def test_a_prepared_file_can_be_staged_and_another_data_set_is_not_overwritten(
@@ -159,8 +159,8 @@ def test_a_training_pod_downloads_nothing_and_names_the_job_that_does(
             call()
         assert caught.value.exit_code == 2
     monkeypatch.setenv("CNN_JOBS_DOWNLOAD", "1")
-    monkeypatch.setattr(cifar10, "CIFAR10_URL", unused_address())
-    monkeypatch.setattr(cifar10.open_cifar10, "__kwdefaults__", {"download": True, "url": unused_address()})
+    monkeypatch.setattr(cifar10, "CIFAR10_URL", unused_url())
+    monkeypatch.setattr(cifar10.open_cifar10, "__kwdefaults__", {"download": True, "url": unused_url()})
     with pytest.raises(RemoteDataError):
         open_dataset("cifar10")
 

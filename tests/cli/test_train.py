@@ -15,7 +15,7 @@ from cnn_jobs.data.dataset import Dataset
 from cnn_jobs.data.prepared import write_prepared
 from cnn_jobs.runs.setup import RunOptions, RunResult
 from cnn_jobs.tasks import TASKS
-from tests.conftest import striped_dataset
+from tests.helpers.datasets import striped_dataset
 from tests.helpers.tracking import answering, unused_address
 
 # MLflow and torch.export raise warnings of their own when a model is saved.

@@ -25,7 +25,7 @@ from cnn_jobs.errors import (
 )
 from cnn_jobs.local_server.server import free_port
 from cnn_jobs.system.signals import StopRequest
-from tests.conftest import until
+from tests.helpers.waiting import until
 
 
 @pytest.fixture(autouse=True)

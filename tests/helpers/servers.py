@@ -40,7 +40,7 @@ def speaking(reply: Callable[[str], Reply], certificate: Path | None = None, log
             self.end_headers()
             self.wfile.write(body.encode())
 
-        do_POST = do_PUT = do_DELETE = do_GET  # noqa: N815
+        do_POST = do_PUT = do_PATCH = do_DELETE = do_GET  # noqa: N815
 
         def log_message(self, *args: object) -> None:
             pass
@@ -62,6 +62,11 @@ def speaking(reply: Callable[[str], Reply], certificate: Path | None = None, log
         server.shutdown()
         thread.join()
         server.server_close()
+
+
+def answering(status: int, body: str = "no", content_type: str = "text/plain") -> AbstractContextManager[str]:
+    """The URL of an HTTP server that gives every request the same answer."""
+    return speaking(lambda path: (status, body, {"Content-Type": content_type}))
 
 
 def like_mlflow(version: str = "3.17.2", search: Reply = (200, "{}", JSON), **headers: str) -> Callable[[str], Reply]:
@@ -150,6 +155,11 @@ def full() -> Iterator[str]:
 def unused() -> str:
     """``host:port`` where nothing listens."""
     return f"127.0.0.1:{free_port()}"
+
+
+def unused_url() -> str:
+    """An ``http:`` URL where nothing listens."""
+    return f"http://{unused()}"
 
 
 def certificate(path: Path) -> Path:

@@ -9,12 +9,12 @@ from typing import Any
 
 import pytest
 
-from tests.conftest import until
 from tests.helpers.calls import call
 from tests.helpers.forkserver import Child
 from tests.helpers.job_files import DOCUMENTS
 from tests.helpers.kubernetes_api import FakeApi, fake_api
 from tests.helpers.survival import Lab
+from tests.helpers.waiting import until
 
 pytestmark = [pytest.mark.integration, pytest.mark.slow, pytest.mark.timeout(300)]
 

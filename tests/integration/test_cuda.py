@@ -18,7 +18,7 @@ import torch
 from cnn_jobs.data.prepared import write_prepared
 from cnn_jobs.local_server import start_server, stop_server
 from cnn_jobs.local_server.server import free_port
-from tests.conftest import striped_dataset
+from tests.helpers.datasets import striped_dataset
 from tests.helpers.survival import Outcome, Tracked, compare
 
 pytestmark = [

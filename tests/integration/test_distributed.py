@@ -17,9 +17,10 @@ import torch
 
 from cnn_jobs.data.prepared import write_prepared
 from cnn_jobs.local_server.server import free_port
-from tests.conftest import striped_dataset, until
+from tests.helpers.datasets import striped_dataset
 from tests.helpers.forkserver import Child, Ended
 from tests.helpers.survival import Lab, Outcome, compare
+from tests.helpers.waiting import until
 
 pytestmark = [pytest.mark.integration, pytest.mark.slow, pytest.mark.timeout(600)]
 

@@ -22,7 +22,7 @@ import yaml
 from cnn_jobs.data.dataset import Dataset
 from cnn_jobs.data.prepared import write_prepared
 from cnn_jobs.local_server.server import free_port
-from tests.conftest import until
+from tests.helpers.waiting import until
 from tests.monitoring.test_k8s_monitoring import FOLDER, panels
 
 pytestmark = [

@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 
 from cnn_jobs.data.prepared import write_prepared
-from tests.conftest import striped_dataset, until
+from tests.helpers.datasets import striped_dataset
+from tests.helpers.waiting import until
 
 pytestmark = [
     pytest.mark.integration,

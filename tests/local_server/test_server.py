@@ -17,7 +17,7 @@ from cnn_jobs.errors import StateDirError, TrackingError
 from cnn_jobs.local_server import Server, running_server, start_server, stop_server
 from cnn_jobs.local_server.process import ProcessId, identify
 from cnn_jobs.local_server.server import free_port, is_free, read_record, write_record
-from tests.conftest import until
+from tests.helpers.waiting import until
 
 SLEEP = [sys.executable, "-c", "import time; time.sleep(60)"]
 

@@ -24,10 +24,12 @@ from cnn_jobs.data.prepared import write_prepared
 from cnn_jobs.report.formats import FILE_NAMES
 from cnn_jobs.tracking.client import DIGEST_LENGTH, TrackingClient
 from cnn_jobs.tracking.records import DatasetInput
-from tests.conftest import MLFLOW_WARNING, striped_dataset, until
+from tests.helpers.datasets import striped_dataset
 from tests.helpers.mlflow_pod import Running
 from tests.helpers.postgres_server import Database, has_postgres
 from tests.helpers.survival import Outcome, Tracked, compare
+from tests.helpers.tracking import MLFLOW_WARNING
+from tests.helpers.waiting import until
 from tests.stack import pod_network
 from tests.stack.job_pod import TIMEOUT_S, JobPod
 

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import until
+from tests.helpers.waiting import until
 
 # docs/reliability.md: less than 10 s.
 PROMPT_S = 10.0
