@@ -1,7 +1,7 @@
-"""The real command in children forked from a process that has imported everything and run nothing.
+"""The real command in children of a process that has imported everything and run nothing.
 
-A fresh process needs five seconds to import torch and MLflow; a test that kills dozens of runs forks them instead. The
-server itself is a process of its own: pytest's has run torch, whose threads do not survive a fork.
+A new process needs five seconds to import torch and MLflow; a test that kills dozens of runs forks them instead. The
+fork server is a separate process: pytest's has run torch, whose threads do not survive a fork.
 """
 
 from __future__ import annotations
@@ -22,22 +22,24 @@ from typing import Any
 
 
 @dataclass(frozen=True)
-class Ended:
-    """A child that is over: ``code`` is its exit status, or minus the signal that killed it."""
+class Completed:
+    """A child that has ended: ``code`` is its exit status, or minus the signal that killed it.
+
+    Times are monotonic; ``signalled_at``: when it sent itself a signal, if it did.
+    """
 
     code: int
     stdout: str
     stderr: str
     seconds: float
-    signalled: float | None = None  # monotonic time at which it sent itself a signal, if it did
+    ended_at: float
+    signalled_at: float | None = None
 
     @property
     def seconds_after_signal(self) -> float:
         """From the signal to the end."""
-        assert self.signalled is not None
-        return self.ended - self.signalled
-
-    ended: float = 0.0
+        assert self.signalled_at is not None
+        return self.ended_at - self.signalled_at
 
 
 class Child:
@@ -47,26 +49,31 @@ class Child:
         self.pid = pid
         self._server, self._folder, self._began = server, folder, time.monotonic()
 
-    def wait(self, timeout: float = 120.0) -> Ended:
-        """Waits until it ends. Kills it and raises ``AssertionError`` after ``timeout`` seconds."""
+    def wait(self, timeout: float = 120.0) -> Completed:
+        """Waits until it ends; kills it and raises ``AssertionError`` after ``timeout`` seconds."""
         try:
             code = self._server.result(self.pid, timeout)
         except TimeoutError:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(self.pid, signal.SIGKILL)
             raise AssertionError(f"child {self.pid} took over {timeout:.0f} s:\n{self.text('stderr')}") from None
-        now, mark = time.monotonic(), self._folder / "signalled"
-        signalled = float(mark.read_text()) if mark.exists() else None
-        return Ended(code, self.text("stdout"), self.text("stderr"), now - self._began, signalled, now)
+        now = time.monotonic()
+        return Completed(code, self.text("stdout"), self.text("stderr"), now - self._began, now, self.signalled_at)
+
+    @property
+    def signalled_at(self) -> float | None:
+        """When it sent itself a signal, if it did."""
+        text = self.text("signalled")
+        return float(text) if text else None
 
     def text(self, name: str) -> str:
-        """What it has written so far to ``stdout`` or ``stderr``."""
+        """What it has written so far, by the name of the file: ``stdout`` or ``stderr``."""
         path = self._folder / name
         return path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
 
 
 class ForkServer:
-    """Starts children. ``start`` may be called from any thread."""
+    """Starts children; ``start`` may be called from any thread."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -85,10 +92,10 @@ class ForkServer:
     def start(
         self, argv: Sequence[object], env: Mapping[str, str], *, hook: str = "", hook_args: Sequence[Any] = ()
     ) -> Child:
-        """``cnn-jobs argv``; ``hook`` is ``module:function``, called in the child before the command."""
+        """Starts ``cnn-jobs argv``; ``hook``, as ``module:function``, is called in the child before the command."""
         with self._changed:
             self._count += 1
-            number = self._count  # another thread may increase it while this one waits
+            number = self._count  # another thread may increment it while this one waits
             folder = self._folder / f"child-{number}"
             folder.mkdir(parents=True)
             order = {
@@ -104,7 +111,7 @@ class ForkServer:
                 raise AssertionError("the fork server does not answer")
             return Child(self, self._pids[number - 1], folder)
 
-    def run(self, argv: Sequence[object], env: Mapping[str, str], **settings: Any) -> Ended:
+    def run(self, argv: Sequence[object], env: Mapping[str, str], **settings: Any) -> Completed:
         """``start`` and ``wait``."""
         return self.start(argv, env, **settings).wait()
 
@@ -116,7 +123,7 @@ class ForkServer:
             return self._codes[pid]
 
     def close(self) -> None:
-        """Ends the server; the caller has to end children that still run."""
+        """Ends the server; the caller ends children that still run."""
         assert self._process.stdin
         assert self._process.stdout
         self._process.stdin.close()
@@ -127,9 +134,9 @@ class ForkServer:
     def _listen(self) -> None:
         assert self._process.stdout
         for line in self._process.stdout:
-            word, pid, *rest = line.split()
+            event, pid, *rest = line.split()
             with self._changed:
-                if word == "started":
+                if event == "started":
                     self._pids.append(int(pid))
                 else:
                     self._codes[int(pid)] = int(rest[0])
@@ -138,7 +145,7 @@ class ForkServer:
 
 @contextlib.contextmanager
 def fork_server(folder: Path) -> Iterator[ForkServer]:
-    """A server for as long as the context lasts."""
+    """A fork server within the context."""
     server = ForkServer(folder)
     try:
         yield server
@@ -146,11 +153,15 @@ def fork_server(folder: Path) -> Iterator[ForkServer]:
         server.close()
 
 
-# -- the server's own process ------------------------------------------------------------------------------------------
+# -- the server process ------------------------------------------------------------------------------------------------
+
+
+MODULES = ("mlflow", "torch", "torch._dynamo", "torch._inductor.config")
+MODULES += tuple(f"cnn_jobs.{name}" for name in ("cli.train", "runs.train", "runs.series", "runs.reproduce"))
 
 
 def _serve() -> None:
-    # As the command itself does before it imports torch.
+    # As the command does before it imports torch.
     from cnn_jobs.system.process import keep_freed_memory, limit_spinning
 
     limit_spinning()
@@ -158,16 +169,7 @@ def _serve() -> None:
     from cnn_jobs.tracking.connection import configure_client
 
     configure_client()
-    for name in (
-        "mlflow",
-        "torch",
-        "torch._dynamo",
-        "torch._inductor.config",
-        "cnn_jobs.runs.train",
-        "cnn_jobs.cli.train",
-        "cnn_jobs.runs.series",
-        "cnn_jobs.runs.reproduce",
-    ):
+    for name in MODULES:
         importlib.import_module(name)
     lock = threading.Lock()
 
@@ -196,7 +198,7 @@ def _child(order: dict[str, Any]) -> None:
         descriptor = os.open(folder / name, os.O_WRONLY | os.O_CREAT, 0o644)
         os.dup2(descriptor, number)
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
-    # New objects: another thread of the server may have held the old ones' locks in the moment of the fork.
+    # New objects: another thread of the server may have held the old ones' locks at the fork.
     sys.stdout, sys.stderr = os.fdopen(1, "w", buffering=1), os.fdopen(2, "w", buffering=1)
     os.chdir(folder)
     for name in list(os.environ):

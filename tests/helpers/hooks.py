@@ -1,4 +1,4 @@
-"""Faults at chosen places of a child process, installed before it runs the command; signals are real ones."""
+"""Faults in a child process, installed before it runs the command; signals are real ones."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from typing import Any
 
 
 def cheap_outputs() -> None:
-    """Skips plots and the MLflow model, which take seconds and which the comparisons of runs do not need."""
+    """Skips plots and the MLflow model, which take seconds and are not compared."""
     from cnn_jobs.runs import artifacts
 
     def write(task: Any, state: Any, results: Any, data: Any, classes: Any, folder: Path) -> None:
@@ -25,7 +25,7 @@ def cheap_outputs() -> None:
 
 
 def quick_heartbeats(interval_s: float = 0.2, still_s: float = 2.0) -> None:
-    """Heartbeats every fraction of a second, and two seconds without one in place of a minute."""
+    """Heartbeats several times a second; two seconds without one in place of a minute."""
     from cnn_jobs.tracking import ownership, recorder
 
     ownership.HEARTBEAT_INTERVAL_S, ownership.STILL_S, ownership.POLL_S = interval_s, still_s, 0.1
@@ -33,15 +33,15 @@ def quick_heartbeats(interval_s: float = 0.2, still_s: float = 2.0) -> None:
 
 
 def send_signal(name: str) -> None:
-    """The process sends itself a signal, and writes down when."""
-    mark = Path("signalled")
-    if not mark.exists():
-        mark.write_text(str(time.monotonic()))
+    """The process sends itself a signal and stores the time."""
+    path = Path("signalled")
+    if not path.exists():
+        path.write_text(str(time.monotonic()))
     os.kill(os.getpid(), getattr(signal, name))
 
 
 def signal_before(target: str, name: str, times: int = 1) -> None:
-    """The process sends itself ``times`` signals when ``target`` (module:name or module:Class.name) is first called."""
+    """``times`` signals before the first call of ``target`` (module:name or module:Class.name)."""
 
     def at_call(number: int) -> None:
         for _ in range(times if number == 1 else 0):
@@ -51,7 +51,7 @@ def signal_before(target: str, name: str, times: int = 1) -> None:
 
 
 def raise_in(target: str, error: str, at_call: int = 1) -> None:
-    """``target`` raises the built-in ``error`` when it is called for the ``at_call``-th time, or with 0 every time."""
+    """``target`` raises the built-in ``error`` at its ``at_call``-th call, or with 0 at every call."""
 
     def raise_error(number: int) -> None:
         if at_call in (0, number):
@@ -61,7 +61,7 @@ def raise_in(target: str, error: str, at_call: int = 1) -> None:
 
 
 def _before_call(target: str, action: Callable[[int], object]) -> None:
-    """``action`` gets the number of each call of ``target`` before it happens."""
+    """``action`` gets the number of each call of ``target``, before the call."""
     cheap_outputs()
     module, _, path = target.partition(":")
     owner: Any = importlib.import_module(module)
@@ -78,13 +78,13 @@ def _before_call(target: str, action: Callable[[int], object]) -> None:
 
 
 def thread_dies_at_step(step: int) -> None:
-    """A thread of some library dies of an error."""
-    at_step(step, lambda: threading.Thread(target=lambda: 1 // 0, name="stranger").start())
+    """A library's thread dies of an error."""
+    at_step(step, lambda: threading.Thread(target=lambda: 1 // 0, name="library").start())
     cheap_outputs()
 
 
 def clock_jumps_back_at_step(step: int, seconds: float) -> None:
-    """The wall clock is set back, as by an operator or a time server."""
+    """The wall clock is set back."""
     real_ns, real, offset = time.time_ns, time.time, [0.0]
     time.time_ns = lambda: real_ns() - int(offset[0] * 1e9)
     time.time = lambda: real() - offset[0]
@@ -97,14 +97,14 @@ def clock_jumps_back_at_step(step: int, seconds: float) -> None:
 
 
 def slow_steps(seconds: float) -> None:
-    """Every step takes a while, heartbeats are quick."""
+    """``quick_heartbeats``, and steps of at least ``seconds``."""
     quick_heartbeats()
     cheap_outputs()
     at_step(0, lambda: time.sleep(seconds), every=True)
 
 
 def at_step(step: int, action: Callable[[], object], *, every: bool = False) -> None:
-    """``action`` when the loss of that step, or of every one, is reported."""
+    """``action`` when the loss of that step, or of every step, is reported."""
     from cnn_jobs.cli.console import LineProgress
 
     real = LineProgress.step_finished
@@ -117,21 +117,15 @@ def at_step(step: int, action: Callable[[], object], *, every: bool = False) -> 
     LineProgress.step_finished = step_finished  # type: ignore[assignment,method-assign]
 
 
-def kill_at_step(step: int, name: str) -> None:
-    """The process sends itself the signal when the loss of optimiser step ``step`` is reported."""
+def signal_at_step(step: int, name: str) -> None:
+    """The signal when the loss of optimiser step ``step`` is reported."""
     cheap_outputs()
     at_step(step, lambda: send_signal(name))
 
 
-def kill_at_steps_quickly(step: int, name: str) -> None:
-    """``kill_at_step``, with ``quick_heartbeats``."""
-    quick_heartbeats()
-    kill_at_step(step, name)
-
-
 def forget_generators(step: int, name: str) -> None:
-    """``kill_at_step``, in a program that ignores the random generators' states in checkpoints."""
-    kill_at_step(step, name)
+    """``signal_at_step``, in a program that ignores the random generators in checkpoints."""
+    signal_at_step(step, name)
     _without_generators()
 
 
@@ -151,13 +145,13 @@ def _without_generators() -> None:
 
 
 def resume_without_generators() -> None:
-    """The resuming process of that control experiment."""
+    """The process that resumes in that control experiment."""
     cheap_outputs()
     _without_generators()
 
 
 def refused_metric() -> None:
-    """The run records a metric under a name that MLflow rejects."""
+    """The run records a metric with a name that MLflow rejects."""
     from cnn_jobs.runs import artifacts
 
     cheap_outputs()
@@ -166,7 +160,7 @@ def refused_metric() -> None:
 
 
 def journal_thread_dies() -> None:
-    """The thread that syncs the journal meets a bug, in a training slow enough to see it."""
+    """The thread that syncs the journal dies of a bug, in a training slow enough to notice."""
     from cnn_jobs.tracking import recorder
 
     recorder.SYNC_INTERVAL_S = 0.05
@@ -184,7 +178,7 @@ def journal_thread_dies() -> None:
 
 
 def small_chunks() -> None:
-    """The frozen backbone's features in six chunks."""
+    """The frozen backbone computes its features in six chunks."""
     from cnn_jobs.training import feature_cache, feature_store
 
     cheap_outputs()
@@ -192,8 +186,8 @@ def small_chunks() -> None:
     feature_store.INDEX_INTERVAL_S = 0.0
 
 
-def kill_in_pass(chunk: int, name: str) -> None:
-    """The process sends itself the signal before it writes chunk number ``chunk`` of the features."""
+def signal_in_pass(chunk: int, name: str) -> None:
+    """The signal before chunk number ``chunk`` of the features is written."""
     small_chunks()
     from cnn_jobs.training.feature_store import DiskFeatures
 
@@ -207,14 +201,14 @@ def kill_in_pass(chunk: int, name: str) -> None:
     DiskFeatures.write = write  # type: ignore[method-assign]
 
 
-def kill_at_step_in_chunks(step: int, name: str) -> None:
-    """``kill_at_step``, after ``small_chunks``."""
+def signal_at_step_in_chunks(step: int, name: str) -> None:
+    """``signal_at_step``, with ``small_chunks``."""
     small_chunks()
-    kill_at_step(step, name)
+    signal_at_step(step, name)
 
 
-def chatty(crash: str = "") -> None:
-    """In step 3 everything that a library may print, secrets too; in step 4 an error, where ``crash``."""
+def noisy_libraries(crash: str = "") -> None:
+    """Step 3 prints everything that a library may print, with secrets; step 4 raises an error, where ``crash``."""
     import logging
     import sys
     import warnings
@@ -232,11 +226,11 @@ def chatty(crash: str = "") -> None:
         warnings.warn(f"two\nlines of http://ann:hunter2@host with {secret}", UserWarning, stacklevel=1)
         for name in ("torch.fx", "mlflow.tracking", "urllib3.connectionpool", "somebody"):
             logging.getLogger(name).warning("%s warns of key AKIAIOSFODNN7EXAMPLE", name)
-        logging.getLogger("somebody").info("nobody wants to know")
+        logging.getLogger("somebody").info("not shown")
         try:
             raise ValueError(f"caught, with {secret}")
         except ValueError:
-            logging.getLogger("urllib3.util.retry").exception("tried again")
+            logging.getLogger("urllib3.util.retry").exception("retried")
 
     def fail() -> None:
         raise ZeroDivisionError(f"made by a test, with {os.environ['AWS_SECRET_ACCESS_KEY']}")
@@ -246,13 +240,13 @@ def chatty(crash: str = "") -> None:
         at_step(4, fail)
 
 
-def signal_in_step(step: int, name: str) -> None:
-    """One of several processes sends itself the signal when it begins optimiser step ``step`` (from 0)."""
+def signal_before_step(step: int, name: str) -> None:
+    """In one of several processes: the signal before optimiser step ``step``, counted from 0."""
     before_step(step, lambda: send_signal(name))
 
 
 def gloo_on_cuda() -> None:
-    """Processes that share a CUDA device communicate by gloo: NCCL would need a device for each."""
+    """Processes communicate by gloo and can share a CUDA device: NCCL needs a device for each."""
     from cnn_jobs.runs import setup
     from cnn_jobs.training import process_group
 
@@ -260,14 +254,14 @@ def gloo_on_cuda() -> None:
     setup.backend_of = process_group.backend_of = lambda device: "gloo"  # type: ignore[attr-defined]
 
 
-def gloo_on_cuda_signal_in_step(step: int, name: str) -> None:
-    """``signal_in_step`` of such a process."""
+def gloo_on_cuda_signal_before_step(step: int, name: str) -> None:
+    """``signal_before_step``, with ``gloo_on_cuda``."""
     gloo_on_cuda()
-    signal_in_step(step, name)
+    signal_before_step(step, name)
 
 
-def error_in_step(step: int) -> None:
-    """One of several processes meets a bug."""
+def error_before_step(step: int) -> None:
+    """In one of several processes: a bug before that step."""
 
     def fail() -> None:
         raise ZeroDivisionError("made by the test")
@@ -276,7 +270,7 @@ def error_in_step(step: int) -> None:
 
 
 def slow_save(seconds: float) -> None:
-    """Each checkpoint takes longer than the (shortened) silence after which a process counts as lost."""
+    """Each checkpoint takes longer than the (shortened) time after which a silent process counts as lost."""
     from cnn_jobs.distributed import rendezvous
     from cnn_jobs.runs.checkpointing import RunCheckpointer
 
@@ -292,7 +286,7 @@ def slow_save(seconds: float) -> None:
 
 
 def before_step(step: int, action: Callable[[], object]) -> None:
-    """``action`` before that step, in one process of several."""
+    """In one of several processes: ``action`` before that step."""
     from cnn_jobs.training.process_group import DistributedGroup
 
     cheap_outputs()
@@ -307,14 +301,14 @@ def before_step(step: int, action: Callable[[], object]) -> None:
 
 
 def wait_for_upload(step: int) -> None:
-    """Waits before that step until MLflow has a checkpoint, which the other processes learn of."""
-    _note_recorders()
+    """Waits before that step until MLflow has a checkpoint."""
+    _keep_recorders()
     before_step(step, _wait_until_uploaded)
 
 
-def upload_then_signal_in_step(step: int, name: str) -> None:
-    """``wait_for_upload``, and the signal when the others have had time to learn of it."""
-    _note_recorders()
+def signal_after_upload(step: int, name: str) -> None:
+    """``wait_for_upload``, and the signal once the other processes know of the checkpoint."""
+    _keep_recorders()
 
     def act() -> None:
         _wait_until_uploaded()
@@ -327,7 +321,7 @@ def upload_then_signal_in_step(step: int, name: str) -> None:
 _recorders: list[Any] = []
 
 
-def _note_recorders() -> None:
+def _keep_recorders() -> None:
     from cnn_jobs.tracking.recorder import JournalRecorder
 
     real = JournalRecorder.start

@@ -16,7 +16,7 @@ from tests.helpers.survival import Lab
 
 @pytest.fixture(scope="module")
 def lab(tmp_path_factory: pytest.TempPathFactory, tiny_dataset: Dataset) -> Iterator[Lab]:
-    folder = tmp_path_factory.mktemp("survival")
+    folder = tmp_path_factory.mktemp("lab")
     write_prepared(tiny_dataset, folder / "small.npz", compressed=False)
     server = start_server(folder / "server")
     try:
@@ -24,5 +24,5 @@ def lab(tmp_path_factory: pytest.TempPathFactory, tiny_dataset: Dataset) -> Iter
             yield Lab(server.url, folder / "small.npz", folder, children)
     finally:
         stop_server(folder / "server")
-        # A module's runs are gigabytes where the network is ResNet18's.
+        # The runs of a module are gigabytes where the network is ResNet18.
         shutil.rmtree(folder)
