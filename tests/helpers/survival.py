@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -13,7 +13,8 @@ import torch
 
 from cnn_jobs.tracking import names
 from cnn_jobs.training.checkpoint import load_checkpoint
-from tests.helpers.forkserver import Child, Completed, ForkServer
+from tests.helpers import forkserver
+from tests.helpers.forkserver import Child, Completed
 from tests.helpers.tracking import client, runs_in
 from tests.helpers.training import STATE, differences
 
@@ -108,23 +109,22 @@ class BaseLab:
 
 @dataclass
 class Lab(BaseLab):
-    """Runs the command in children of a fork server."""
+    """Runs the command in children of the fork server."""
 
-    server: ForkServer
     references: dict[str, Outcome] = field(default_factory=dict)
 
-    def arguments(self, task: str, *more: object) -> list[object]:
-        """The command line of a small training."""
-        return ["train", task, "--data", self.data, "--experiment", task, *SMALL, *more]
+    def start_child(
+        self, arguments: Sequence[object], environment: Mapping[str, str], hook: str = "", hook_args: Any = ()
+    ) -> Child:
+        """Starts any command: ``forkserver.start``."""
+        return forkserver.start(self.folder / "children", arguments, environment, hook, hook_args)
 
     def start(
         self, task: str, key: str, *more: object, hook: str = "cheap_outputs", hook_args: Any = (), **environment: str
     ) -> Child:
         """Starts one attempt."""
-        hook = f"tests.helpers.hooks:{hook}"
-        return self.server.start(
-            self.arguments(task, *more), self.environment(key, **environment), hook=hook, hook_args=hook_args
-        )
+        arguments = ["train", task, "--data", self.data, "--experiment", task, *SMALL, *more]
+        return self.start_child(arguments, self.environment(key, **environment), hook, hook_args)
 
     def train(self, task: str, key: str, *more: object, **settings: Any) -> Completed:
         """One attempt to its end; ``settings`` as in ``start``."""

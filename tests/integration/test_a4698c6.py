@@ -6,14 +6,14 @@ import json
 import shutil
 import sqlite3
 import tarfile
-from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
-from tests.helpers.forkserver import Completed, ForkServer, fork_server
+from tests.helpers import forkserver
+from tests.helpers.forkserver import Completed
 
 pytestmark = [pytest.mark.integration, pytest.mark.slow]
 
@@ -24,17 +24,16 @@ RECIPE = ("--epochs", 2, "--batch-size", 5, "--validations-per-epoch", 1, "--ear
 
 @dataclass(frozen=True)
 class OldRuns:
-    """The unpacked archive, and a fork server that runs the present version."""
+    """The unpacked archive, and commands of the present version."""
 
     folder: Path
-    children: ForkServer
 
     def run(self, *arguments: object, state_dir: str = "state-new") -> Completed:
         environment = {
             "MLFLOW_TRACKING_URI": f"sqlite:///{self.folder / 'mlflow.db'}",
             "CNN_JOBS_STATE_DIR": str(self.folder / state_dir),
         }
-        return self.children.run(arguments, environment)
+        return forkserver.start(self.folder / "children", arguments, environment).wait()
 
     def resume(self, key: str, *more: object) -> Completed:
         command = ("train", "task2", "--data", self.folder / "data.npz", "--experiment", "old", *RECIPE)
@@ -68,14 +67,8 @@ class OldRuns:
         )}  # fmt: skip
 
 
-@pytest.fixture(scope="module")
-def children(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ForkServer]:
-    with fork_server(tmp_path_factory.mktemp("children")) as server:
-        yield server
-
-
 @pytest.fixture
-def old(tmp_path: Path, children: ForkServer) -> OldRuns:
+def old(tmp_path: Path) -> OldRuns:
     with tarfile.open(ARCHIVE) as archive:
         archive.extractall(tmp_path, filter="tar")
     # MLflow stores absolute paths of the original folder.
@@ -83,7 +76,7 @@ def old(tmp_path: Path, children: ForkServer) -> OldRuns:
     with closing(sqlite3.connect(tmp_path / "mlflow.db")) as database, database:
         for table, column in (("experiments", "artifact_location"), ("runs", "artifact_uri")):
             database.execute(f"UPDATE {table} SET {column} = replace({column}, ?, ?)", (before, str(tmp_path)))
-    return OldRuns(tmp_path, children)
+    return OldRuns(tmp_path)
 
 
 def test_killed_run_continues_from_its_state_directory(old: OldRuns) -> None:

@@ -56,7 +56,7 @@ def start(
         "MASTER_PORT": str(port),
     }
     arguments = ["train", task, "--data", data or lab.data, "--experiment", task, *SMALL, *more]
-    return lab.server.start(arguments, environment, hook=f"tests.helpers.hooks:{hook[0]}", hook_args=hook[1])
+    return lab.start_child(arguments, environment, *hook)
 
 
 def start_pair(lab: Lab, key: str, *more: object, hooks: Mapping[int, Hook] = {}, **settings: Any) -> list[Child]:
@@ -79,7 +79,7 @@ def train_pair(lab: Lab, key: str, *more: object, codes: tuple[int, int] = (0, 0
 def train_single(lab: Lab, key: str, **environment: str) -> Outcome:
     """The same training in one process."""
     arguments = ["train", "task2", "--data", lab.data, "--experiment", "task2", *SMALL]
-    done = lab.server.run(arguments, lab.environment(key, **environment), hook="tests.helpers.hooks:cheap_outputs")
+    done = lab.start_child(arguments, lab.environment(key, **environment), *PLAIN).wait()
     assert done.code == 0, done.stderr
     return lab.outcome("task2", key)
 

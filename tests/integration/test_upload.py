@@ -21,8 +21,9 @@ import pytest
 from cnn_jobs.local_server import Server, start_server, stop_server
 from cnn_jobs.tracking.journal import Reader
 from cnn_jobs.tracking.records import Metric
+from tests.helpers import forkserver
 from tests.helpers.fault_proxy import Fault, FaultProxy, random_schedule
-from tests.helpers.forkserver import Child, Completed, ForkServer, fork_server
+from tests.helpers.forkserver import Child, Completed
 from tests.helpers.survival import EXIT_CODES, Lab, compare
 from tests.helpers.tracking import client, runs_in
 from tests.helpers.training import STEPS as TRAINING_STEPS
@@ -38,16 +39,15 @@ TRANSIENT = [fault for fault in Fault if fault not in (Fault.PASS, Fault.BAD_REQ
 
 @dataclass
 class Site:
-    """A server, a fork server and a folder."""
+    """A server and a folder."""
 
     server: Server
-    children: ForkServer
     folder: Path
 
     def start(self, url: str, key: str, steps: int, back: int, deadline_s: float, control: str = "") -> Child:
         """Starts one attempt: tests/helpers/upload_child.py."""
         arguments = [str(self.folder / "state"), url, key, steps, back, deadline_s, control]
-        return self.children.start([], {}, hook="tests.helpers.upload_child:run", hook_args=arguments)
+        return forkserver.start(self.folder / "children", [], {}, "tests.helpers.upload_child:run", arguments)
 
     def runs(self, key: str) -> list[Any]:
         return runs_in(self.server.url, "faults", key)
@@ -81,8 +81,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
     folder = tmp_path_factory.mktemp("faults")
     server = start_server(folder / "server")
     try:
-        with fork_server(folder / "children") as children:
-            yield Site(server, children, folder)
+        yield Site(server, folder)
     finally:
         stop_server(folder / "server")
 
@@ -214,10 +213,10 @@ def test_schedules_detect_a_faulty_uploader(site: Site, control: str) -> None:
     assert [line for each in play_all(site, range(12), control) for line in each.errors]
 
 
-def test_server_that_is_restarted_has_every_row(site: Site, tmp_path: Path) -> None:
+def test_server_that_is_restarted_has_every_row(tmp_path: Path) -> None:
     """The server itself is away, with requests in progress."""
     server = start_server(tmp_path / "own")
-    own = Site(server, site.children, tmp_path)
+    own = Site(server, tmp_path)
     try:
         with FaultProxy(("127.0.0.1", server.port)) as proxy:
             child = own.start(proxy.url, "restart", 400, 0, 90.0)
