@@ -1,4 +1,4 @@
-"""What tests of all parts share."""
+"""Settings and fixtures of all tests."""
 
 from __future__ import annotations
 
@@ -7,42 +7,40 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import pytest
 from hypothesis import settings
 
 from cnn_jobs.data.dataset import Dataset
+from cnn_jobs.data.prepared import write_prepared
+from tests.helpers.datasets import striped_dataset
+from tests.helpers.disks import mounted_disk
+from tests.helpers.tracking import MLFLOW_WARNING
 
 # No deadline: on a busy machine any example may be slow. The same examples each time: a failure can be repeated.
 settings.register_profile("cnn-jobs", deadline=None, max_examples=50, derandomize=True)
 settings.load_profile("cnn-jobs")
 
-# MLflow 3.17 on SQLAlchemy 2.1: not ours to change, and only for tests that open such a database themselves.
-MLFLOW_WARNING = "ignore:The ``noload`` loader strategy is deprecated:DeprecationWarning"
-
 
 def pytest_configure() -> None:
-    """What a shell starts in the background (``make test &``) ignores Ctrl-C, and so would every process that a test
-    starts and sends a SIGINT."""
+    """A process that a shell starts in the background (``make test &``) ignores SIGINT, and its children inherit that:
+    restores the default, for the tests that send one."""
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
-        if "mlflow_uri" in getattr(item, "fixturenames", ()):
+        if "mlflow_template_db" in getattr(item, "fixturenames", ()):
             item.add_marker(pytest.mark.filterwarnings(MLFLOW_WARNING))
 
 
 @pytest.fixture(autouse=True)
 def _own_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """No setting of the machine reaches a test, and nothing a test leaves behind reaches the machine."""
+    """Isolates the test from the machine's settings, and the machine's caches from the test."""
     for name in list(os.environ):
         if name.startswith(("CNN_JOBS_", "MLFLOW_", "AWS_")):
             monkeypatch.delenv(name)
@@ -53,7 +51,7 @@ def _own_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def one_thread() -> Iterator[None]:
-    """One torch thread: on tensors this small more of them only get in each other's way."""
+    """One torch thread: on small tensors more are slower."""
     import torch
 
     before = torch.get_num_threads()
@@ -62,46 +60,34 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(before)
 
 
-def until(question: Callable[[], Any], seconds: float = 60.0) -> Any:
-    """The first true answer."""
-    end = time.monotonic() + seconds
-    while not (answer := question()):
-        assert time.monotonic() < end, "it did not come"
-        time.sleep(0.02)
-    return answer
-
-
-def striped_dataset(*, train: int = 40, test: int = 12, size: int = 16, seed: int = 0) -> Dataset:
-    """Three classes that a small network tells apart at once: a bright band, left, middle or right, in noise."""
-    random = np.random.default_rng(seed)
-
-    def split(count: int) -> tuple[np.ndarray, np.ndarray]:
-        labels = np.arange(count) % 3
-        images = random.integers(0, 80, (count, 3, size, size), dtype=np.uint8)
-        band = size // 3
-        for image, label in zip(images, labels, strict=True):
-            image[:, :, label * band : (label + 1) * band] += 150
-        return images, labels
-
-    return Dataset.from_arrays(
-        name="stripes", uri="stripes", classes=("left", "middle", "right"), train=split(train), test=split(test)
-    )
-
-
 @pytest.fixture(scope="session")
 def tiny_dataset() -> Dataset:
-    """40 training and 12 test pictures of 3x16x16 in three classes that are easy to learn."""
+    """40 training and 12 test images of 3x16x16 in three classes that are easy to learn."""
     return striped_dataset()
+
+
+@pytest.fixture
+def small_file(tmp_path: Path, tiny_dataset: Dataset) -> Path:
+    """``tiny_dataset`` as a file."""
+    path = tmp_path / "small.npz"
+    write_prepared(tiny_dataset, path, compressed=False)
+    return path
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """The folder of a file system of 64 KiB."""
+    with mounted_disk(tmp_path / "disk", "64k") as folder:
+        yield folder
 
 
 @pytest.fixture(scope="session")
 def mlflow_template_db(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A fresh MLflow database; making one takes seconds, so it is made once and copied."""
+    """An empty MLflow database: creating one takes seconds, copying it does not."""
     folder = tmp_path_factory.mktemp("mlflow")
     path = folder / "mlflow.db"
     script = "import sys, mlflow; mlflow.MlflowClient(sys.argv[1]).search_experiments()"
-    # In a process of its own, which surely has closed the file when it ends; in its own folder, for MLflow's default
-    # artifact folder is ./mlruns.
+    # In a process of its own, so that the file is closed afterwards; MLflow's default artifact folder is ./mlruns.
     command = [sys.executable, "-c", script, f"sqlite:///{path}"]
     subprocess.run(command, cwd=folder, check=True, timeout=120, capture_output=True)
     return path
@@ -109,7 +95,7 @@ def mlflow_template_db(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def mlflow_uri(mlflow_template_db: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
-    """An MLflow database of this test alone; the test runs in ``tmp_path``, where its artifacts go to ./mlruns."""
+    """A new MLflow database; the test runs in ``tmp_path``, where artifacts go to ./mlruns."""
     monkeypatch.chdir(tmp_path)
     shutil.copy(mlflow_template_db, tmp_path / "mlflow.db")
     return f"sqlite:///{tmp_path / 'mlflow.db'}"
@@ -117,8 +103,8 @@ def mlflow_uri(mlflow_template_db: Path, tmp_path: Path, monkeypatch: pytest.Mon
 
 @pytest.fixture(scope="session")
 def resnet18_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Stands for ImageNet's weights, which cannot be had here: the same keys and shapes, statistics of BatchNorm that
-    are not the initial ones."""
+    """Random weights in place of ImageNet's: the same keys and shapes, and BatchNorm statistics that are not the
+    initial ones."""
     import torch
     from torchvision.models import resnet18
 
@@ -134,7 +120,7 @@ def resnet18_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def moto_server() -> Iterator[str]:
-    """The URL of a real HTTP server that speaks S3."""
+    """The URL of an S3 server."""
     from moto.server import ThreadedMotoServer
 
     server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
@@ -146,7 +132,7 @@ def moto_server() -> Iterator[str]:
 
 @pytest.fixture
 def aws(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """No settings of the machine reach boto3; the keys are ours."""
+    """Isolates boto3 from the machine's settings, with keys of its own."""
     for name in list(os.environ):
         if name.startswith("AWS_") or name == "MLFLOW_S3_ENDPOINT_URL":
             monkeypatch.delenv(name)

@@ -1,4 +1,4 @@
-"""The benchmarks compare like with like, and their page says what was measured. No time is tested."""
+"""The benchmarks compare equal work, and their pages are rendered from the raw figures. Times are not tested."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def dataset() -> Dataset:
 
 @pytest.fixture
 def _arithmetic() -> Iterator[None]:
-    """What the contenders set for the whole process is put back."""
+    """Restores the settings of the process that the contenders change."""
     threads, deterministic = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
     yield
     torch.set_num_threads(threads)
@@ -89,10 +89,10 @@ def cells(rendered: str, first: str) -> list[str]:
 def test_ratios_are_taken_within_a_round() -> None:
     rates = RESULTS["speed"]["task2"]["images_per_second"]
     assert figures.of_ceiling(rates) == pytest.approx([0.96, 0.97, 0.95])
-    assert figures.over_others(rates) == pytest.approx([1.6, 1.94, 1.9])  # each round has another fastest one
+    assert figures.over_others(rates) == pytest.approx([1.6, 1.94, 1.9])  # each round has another fastest
 
 
-def test_contenders_of_unequal_rounds_are_refused() -> None:
+def test_unequal_numbers_of_rounds_are_refused() -> None:
     with pytest.raises(ValueError, match="zip"):
         figures.ratios({"ours": [1.0, 2.0], "ceiling": [1.0]}, "ours", ["ceiling"])
 
@@ -109,7 +109,7 @@ def test_targets_follow_from_the_figures() -> None:
     assert figures.targets({}) == []
 
 
-def test_the_rendering_holds_every_figure() -> None:
+def test_rendering_has_every_figure() -> None:
     rendered = render.render(RESULTS)
     assert cells(rendered, "(a) our loop, tracking on") == ["960", "475 to 970", "3"]
     assert cells(rendered, "(d) Lightning, 2 workers") == ["250", "250 to 300", "3"]
@@ -125,12 +125,12 @@ def test_the_rendering_holds_every_figure() -> None:
         assert fact in rendered
 
 
-def test_parts_that_were_not_measured_are_left_out() -> None:
+def test_parts_without_measurements_are_omitted() -> None:
     rendered = render.render({"conditions": RESULTS["conditions"], "memory": RESULTS["memory"]})
     assert re.findall(r"^## (.*)$", rendered, flags=re.MULTILINE) == ["Memory"]
 
 
-def test_the_page_takes_the_rendering_between_its_marks() -> None:
+def test_rendering_replaces_the_part_between_the_markers() -> None:
     page = (ROOT / "docs/performance.md").read_text()
     once = render.into_page(page, "FIGURES")
     assert render.into_page(once, "second") == once.replace("FIGURES", "second")
@@ -139,14 +139,12 @@ def test_the_page_takes_the_rendering_between_its_marks() -> None:
         render.into_page("no marks", "first")
 
 
-def test_the_page_is_what_its_raw_figures_render() -> None:
-    if not run.JSON_FILE.exists():
-        pytest.skip("not measured yet")
+def test_page_is_rendered_from_its_raw_figures() -> None:
     page = run.PAGE.read_text()
     assert render.into_page(page, render.render(json.loads(run.JSON_FILE.read_text()))) == page
 
 
-def test_a_page_is_rendered_again_without_measuring(
+def test_page_is_rendered_without_measuring(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("GOMP_SPINCOUNT", "10000")  # main would set it for the whole process
@@ -159,7 +157,7 @@ def test_a_page_is_rendered_again_without_measuring(
 
 
 @pytest.mark.parametrize("arguments", [["--quick"], ["--parts", "speed,memory"]])
-def test_a_trial_and_a_part_overwrite_no_page(arguments: list[str]) -> None:
+def test_trials_and_parts_write_no_page(arguments: list[str]) -> None:
     options = run.parse(arguments)
     assert (options.out, options.json) == (None, None)
     assert (run.parse([]).out, run.parse([]).json) == (run.PAGE, run.JSON_FILE)
@@ -167,7 +165,7 @@ def test_a_trial_and_a_part_overwrite_no_page(arguments: list[str]) -> None:
 
 @pytest.mark.usefixtures("one_thread")
 @pytest.mark.parametrize("task", [name for name in TASKS if name != "task4a"])
-def test_the_usual_network_computes_what_ours_does(task: str, dataset: Dataset) -> None:
+def test_usual_network_computes_the_same(task: str, dataset: Dataset) -> None:
     setting = Setting.of(task, dataset, 1)
     ours, pixels = setting.new_state().model, setting.constant_batch()[0][:8]
     usual = usual_network(setting.task.network, ours)
@@ -180,7 +178,7 @@ def test_the_usual_network_computes_what_ours_does(task: str, dataset: Dataset) 
         assert_same_function(ours, usual, pixels)
 
 
-def test_all_contenders_see_the_same_pictures(dataset: Dataset) -> None:
+def test_contenders_train_on_the_same_images(dataset: Dataset) -> None:
     from benchmarks.usual import PictureDataset
 
     setting = Setting.of("task2", dataset, 1)
@@ -190,7 +188,7 @@ def test_all_contenders_see_the_same_pictures(dataset: Dataset) -> None:
     torch.testing.assert_close(torch.stack([image for image, _ in pictures]), images, check_stride=False)
 
 
-def test_the_page_of_transfer_is_what_its_raw_figures_render() -> None:
+def test_page_of_transfer_is_rendered_from_its_raw_figures() -> None:
     results = json.loads(transfer.JSON_FILE.read_text())
     page = transfer.PAGE.read_text()
     assert render.into_page(page, transfer.render(results)) == page
@@ -199,7 +197,7 @@ def test_the_page_of_transfer_is_what_its_raw_figures_render() -> None:
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("_arithmetic")
-def test_all_ways_of_transfer_train(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_way_of_transfer_trains(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_prepared(random_dataset(80, 20), tmp_path / "noise.npz", compressed=False)
     arguments = ["--data", str(tmp_path / "noise.npz"), "--train", "80", "--test", "10", "--repeats", "1"]
     task = TASKS["task4a"]
@@ -220,7 +218,6 @@ def test_every_contender_trains(task: str, dataset: Dataset, tmp_path: Path) -> 
     from benchmarks import speed
 
     setting = Setting.of(task, dataset, 1)
-    # More steps than an epoch has, so that validations and epochs' ends lie within a stretch.
     measured = speed.measure_speed(setting, tmp_path, repeats=1, steps=2)
     ablated = speed.measure_ablations(setting, repeats=1, steps=2)
     for part, names in ((measured, render.CONTENDERS), (ablated, render.ABLATIONS)):
@@ -231,28 +228,24 @@ def test_every_contender_trains(task: str, dataset: Dataset, tmp_path: Path) -> 
     assert all(name in rendered for name in (*render.CONTENDERS.values(), *render.ABLATIONS.values()))
 
 
-def test_the_page_on_cuda_is_rendered_from_its_raw_figures() -> None:
+def test_page_on_cuda_is_rendered_from_its_raw_figures() -> None:
     results = json.loads(cuda_page.JSON_FILE.read_text())
     page = cuda_page.PAGE.read_text()
     assert render.into_page(page, cuda_page.render(results)) == page
-    # What the text above the tables says of them.
-    rates = {name: figures.Summary.of(values).median for name, values in _of("task2", results).items()}
+    # Figures in the text above the tables.
+    measured = results["speed"]["images_per_second"]["task2"]
+    rates = {name: figures.Summary.of(values).median for name, values in measured.items()}
     per_step = {name: f"{1000 * 64 / rate:.1f} ms" for name, rate in rates.items()}
     assert f"{per_step['ours_no_graph']} a" in page
     assert f"{per_step['ours']} when they are started as one" in page
 
 
-def _of(task: str, results: dict[str, Any]) -> dict[str, list[float]]:
-    rates: dict[str, list[float]] = results["speed"]["images_per_second"][task]
-    return rates
-
-
 @pytest.mark.slow
 @pytest.mark.usefixtures("_arithmetic", "mlflow_uri")
-# A GPU's machine has more CPUs.
+# A machine with a GPU has more CPUs.
 @pytest.mark.filterwarnings("ignore:This DataLoader will create 8 worker processes:UserWarning")
-def test_the_benchmark_on_cuda_keeps_what_it_has_after_each_task(tmp_path: Path) -> None:
-    """On a CPU, a few steps: that it runs, and not what comes out."""
+def test_benchmark_on_cuda_saves_its_results_after_each_task(tmp_path: Path) -> None:
+    """On a CPU, with a few steps."""
     out = tmp_path / "cuda.json"
     options = ["--device", "cpu", "--images", "700", "--repeats", "1", "--steps", "0", "--out", str(out)]
     parsed = cuda.parse(["speed", *options])

@@ -1,3 +1,5 @@
+"""The Makefile: help, setup, the local run, the images and the tests."""
+
 import os
 import re
 import shutil
@@ -9,7 +11,7 @@ import pytest
 from cnn_jobs import __version__
 
 ROOT = Path(__file__).parent.parent
-# A test is itself run by make, whose options and variables a second make would take over.
+# Without the options and variables of a make that runs the tests.
 ENVIRONMENT = {k: v for k, v in os.environ.items() if k not in {"MAKEFLAGS", "MAKELEVEL", "MFLAGS", "MAKEOVERRIDES"}}
 
 
@@ -23,7 +25,7 @@ def phony_targets() -> list[str]:
     return " ".join(declared).split()
 
 
-def test_help_is_the_default_and_lists_every_target() -> None:
+def test_help_is_the_default_target_and_lists_all() -> None:
     shown = make()
     assert shown.returncode == 0, shown.stderr
     listed = re.findall(r"^  make ([a-z0-9-]+) {2,}(\S.*)$", shown.stdout, re.MULTILINE)
@@ -42,7 +44,7 @@ def test_local_run_defaults_come_from_the_makefile_and_not_from_the_environment(
     assert "train 'task2' --data 'shapes'" in dry.stdout
 
 
-def test_local_run_reports_that_it_ignores_another_tracking_server() -> None:
+def test_local_run_warns_that_it_ignores_another_server() -> None:
     dry = make("--dry-run", "local-run")
     assert "is ignored" in dry.stdout
     assert "MLFLOW_TRACKING_URI" in make("help").stdout
@@ -56,7 +58,7 @@ def test_test_targets_skip_what_needs_special_machines(target: str) -> None:
 
 
 def sandbox(directory: Path, python: str) -> Path:
-    """A tree with only the Makefile, and a Python interpreter that is the given shell script."""
+    """A folder with only the Makefile and a Python interpreter that is this shell script."""
     (directory / "Makefile").write_text((ROOT / "Makefile").read_text())
     (directory / "setup.cfg").touch()
     (directory / "pyproject.toml").touch()
@@ -107,7 +109,7 @@ esac
 """
 
 
-def test_a_failed_install_is_repeated_and_a_successful_one_is_kept(tmp_path: Path) -> None:
+def test_failed_install_is_repeated_and_successful_one_kept(tmp_path: Path) -> None:
     interpreter = sandbox(tmp_path, VENV_MAKER)
     (tmp_path / "pip-exit").write_text("1")
     assert setup_in(tmp_path, interpreter).returncode != 0
@@ -123,13 +125,13 @@ def test_a_failed_install_is_repeated_and_a_successful_one_is_kept(tmp_path: Pat
     assert len((tmp_path / "installs").read_text().splitlines()) == 3
 
 
-def test_the_ci_script_is_executable_bash() -> None:
+def test_ci_script_is_executable_bash() -> None:
     script = ROOT / ".ci" / "run"
     assert os.access(script, os.X_OK)
     checked = subprocess.run(["bash", "-n", script], capture_output=True, text=True)
     assert checked.returncode == 0, checked.stderr
-    wanted = re.findall(r"^stage .*make (\S+)$", script.read_text(), re.MULTILINE)
-    assert wanted[-2:] == ["lint", "test-all"]
+    targets = re.findall(r"^stage .*make (\S+)$", script.read_text(), re.MULTILINE)
+    assert targets[-2:] == ["lint", "test-all"]
 
 
 def fake(directory: Path, name: str, answers: bool = True) -> None:
@@ -149,17 +151,17 @@ def plain_path(directory: Path) -> str:
 
 
 @pytest.mark.parametrize(
-    ("there", "chosen"),
+    ("builders", "chosen"),
     [
         ({"docker": True, "podman": True, "buildah": True}, "docker build"),
         ({"docker": False, "podman": True, "buildah": True}, "podman build"),
         ({"docker": False, "buildah": True}, "buildah build --layers"),
     ],
 )
-def test_the_image_is_built_with_the_first_available_builder(
-    tmp_path: Path, there: dict[str, bool], chosen: str
+def test_image_is_built_with_the_first_available_builder(
+    tmp_path: Path, builders: dict[str, bool], chosen: str
 ) -> None:
-    for name, answers in there.items():
+    for name, answers in builders.items():
         fake(tmp_path, name, answers)
     ran = make("image", "mlflow-image", PATH=plain_path(tmp_path))
     assert ran.returncode == 0, ran.stderr
@@ -173,7 +175,7 @@ def test_the_image_is_built_with_the_first_available_builder(
     assert second.endswith(" mlflow")
 
 
-def test_without_a_builder_the_error_names_what_to_install(tmp_path: Path) -> None:
+def test_error_without_a_builder_names_what_to_install(tmp_path: Path) -> None:
     fake(tmp_path, "docker", answers=False)
     path = plain_path(tmp_path)
     for target in ("image", "mlflow-image", "image-push"):
@@ -208,24 +210,24 @@ def test_invalid_settings_are_one_line_errors(settings: list[str], message: str)
     assert ran.stderr.splitlines()[0] == message
 
 
-def test_the_cpu_variant_needs_its_lock_and_has_its_own_tag(tmp_path: Path) -> None:
+def test_cpu_variant_needs_its_lock_and_has_its_own_tag(tmp_path: Path) -> None:
     for name in ("Makefile", "cnn_jobs/__init__.py"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text((ROOT / name).read_text())
-    words = ["make", "--no-print-directory", "image", "VARIANT=cpu", "BUILDER=echo"]
-    ran = subprocess.run(words, cwd=tmp_path, env=ENVIRONMENT, capture_output=True, text=True, timeout=60)
+    command = ["make", "--no-print-directory", "image", "VARIANT=cpu", "BUILDER=echo"]
+    ran = subprocess.run(command, cwd=tmp_path, env=ENVIRONMENT, capture_output=True, text=True, timeout=60)
     assert ran.returncode != 0
     assert ran.stderr.startswith("k8s/image/torch-cpu.txt does not exist; 'make lock-cpu' writes it from https://")
     (tmp_path / "k8s/image").mkdir(parents=True)
     (tmp_path / "k8s/image/torch-cpu.txt").touch()
-    ran = subprocess.run(words, cwd=tmp_path, env=ENVIRONMENT, capture_output=True, text=True, timeout=60)
+    ran = subprocess.run(command, cwd=tmp_path, env=ENVIRONMENT, capture_output=True, text=True, timeout=60)
     assert ran.returncode == 0, ran.stderr
     assert f"--tag cnn-jobs:{__version__}-cpu " in ran.stdout
-    # Not a checkout: commit and changes are unknown.
+    # Outside a checkout the commit is unknown.
     assert "GIT_COMMIT= --build-arg GIT_DIRTY= " in ran.stdout
 
 
-def test_both_images_are_tagged_and_pushed() -> None:
+def test_images_are_tagged_and_pushed() -> None:
     ran = make("image-push", "BUILDER=echo", "REGISTRY=registry.example/team")
     assert ran.returncode == 0, ran.stderr
     jobs, server = f"cnn-jobs:{__version__}", "cnn-jobs-mlflow:3.17.2-1"
@@ -236,14 +238,14 @@ def test_both_images_are_tagged_and_pushed() -> None:
     assert ran.stderr.splitlines()[0] == "REGISTRY is not set: make image-push REGISTRY=registry.example/team"
 
 
-def test_help_lists_the_settings_of_the_images() -> None:
+def test_help_lists_the_variables_of_the_images() -> None:
     shown = make("help").stdout
     for name in ("VARIANT", "IMAGE", "MLFLOW_IMAGE", "BASE", "DATA_FILE", "BUILDER", "BUILD_FLAGS", "REGISTRY"):
         assert f"{name}=" in shown
 
 
 @pytest.mark.parametrize("given", [{}, {"KUBECONFIG": "/nowhere"}, {"E2E_IMAGE": "cnn-jobs:0.1.0"}])
-def test_the_suite_on_a_cluster_fails_without_its_settings(given: dict[str, str]) -> None:
+def test_e2e_fails_without_its_settings(given: dict[str, str]) -> None:
     environment = {name: given.get(name, "") for name in ("KUBECONFIG", "E2E_IMAGE")}
     ran = make("--assume-old=.venv/.installed-test", "e2e", **environment)
     assert ran.returncode != 0

@@ -11,7 +11,7 @@ from benchmarks import report_speed
 from benchmarks.report_runs import EXPERIMENT, VALIDATIONS, history, make_store
 from cnn_jobs.report.groups import group_runs
 from cnn_jobs.tracking.run_reader import ReportSource
-from tests.conftest import MLFLOW_WARNING
+from tests.helpers.tracking import MLFLOW_WARNING
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings(MLFLOW_WARNING)]
 

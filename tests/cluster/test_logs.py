@@ -17,10 +17,10 @@ from hypothesis import strategies as st
 
 from cnn_jobs.cluster import logs
 from cnn_jobs.cluster.logs import LineFilter
-from tests.conftest import until
 from tests.helpers.calls import Called, call
 from tests.helpers.job_files import DOCUMENTS, ROOT
 from tests.helpers.kubernetes_api import FakeApi
+from tests.helpers.waiting import until
 
 
 @pytest.fixture(autouse=True)

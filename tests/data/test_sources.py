@@ -22,10 +22,8 @@ from cnn_jobs.data.sources import (
     writable_cache_dir,
 )
 from cnn_jobs.errors import DataError, RemoteDataError, StateDirError, UserError
-from tests.conftest import striped_dataset
-from tests.helpers.datasets import Images, put, small_dataset
-from tests.helpers.servers import sending, speaking
-from tests.helpers.tracking import unused_address
+from tests.helpers.datasets import Images, put, small_dataset, striped_dataset
+from tests.helpers.servers import sending, speaking, unused_url
 
 integration = pytest.mark.integration
 
@@ -305,7 +303,7 @@ def test_a_mirror_without_the_original_archive_is_a_transient_error(archive: Pat
     with speaking(lambda path: (404, "no such file", {})) as address, pytest.raises(RemoteDataError, match="404"):
         stage_cifar10(f"{address}/{archive.name}")
     with pytest.raises(RemoteDataError, match="cannot be downloaded") as caught:
-        stage_cifar10(f"{unused_address()}/{archive.name}")
+        stage_cifar10(f"{unused_url()}/{archive.name}")
     assert caught.value.exit_code == 1
     assert not cifar10.prepared_file(cache_dir).exists()
 
@@ -348,7 +346,7 @@ def test_without_staged_data_a_training_pod_names_the_job_and_does_not_use_the_n
 
 def test_a_variable_allows_a_training_pod_to_download(in_pod: None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CNN_JOBS_DOWNLOAD", "1")
-    monkeypatch.setattr(cifar10.open_cifar10, "__kwdefaults__", {"download": True, "url": unused_address()})
+    monkeypatch.setattr(cifar10.open_cifar10, "__kwdefaults__", {"download": True, "url": unused_url()})
     with pytest.raises(RemoteDataError):
         open_dataset("cifar10")
 

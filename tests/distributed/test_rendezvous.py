@@ -1,4 +1,5 @@
-"""Two processes of a run find each other, watch each other and end together; both in this process, on a real store."""
+"""Two processes of a run find each other, watch each other and end together. Both are in this process, on a real
+store."""
 
 from __future__ import annotations
 
@@ -12,7 +13,7 @@ import pytest
 from cnn_jobs.distributed import rendezvous as rendezvous_module
 from cnn_jobs.distributed import status_store
 from cnn_jobs.distributed.rendezvous import DistributedRendezvous
-from cnn_jobs.distributed.status_store import Entry, StatusStore
+from cnn_jobs.distributed.status_store import Entry
 from cnn_jobs.distributed.world import World
 from cnn_jobs.errors import (
     CONTINUE,
@@ -25,14 +26,14 @@ from cnn_jobs.errors import (
 )
 from cnn_jobs.local_server.server import free_port
 from cnn_jobs.system.signals import StopRequest
-from tests.conftest import until
+from tests.helpers.waiting import until
 
 
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(status_store, "TICK_S", 0.05)
     monkeypatch.setattr(status_store, "RETRY_S", 0.05)
-    monkeypatch.setattr(rendezvous_module, "SILENT_S", 1.0)
+    monkeypatch.setattr(rendezvous_module, "SILENT_S", 0.6)
     monkeypatch.setattr(rendezvous_module, "SHUTDOWN_TIMEOUT_S", 0.5)
 
 
@@ -52,7 +53,7 @@ def both() -> Iterator[list[DistributedRendezvous]]:
         each.statuses.close()
 
 
-def test_a_status_reaches_the_other_process(both: list[DistributedRendezvous]) -> None:
+def test_status_reaches_the_other_process(both: list[DistributedRendezvous]) -> None:
     both[0].statuses.publish(go={"threads": 3})
     both[1].statuses.publish(facts={"a": "1"})
     assert until(lambda: both[1].status(0, "go")) == {"threads": 3}
@@ -60,19 +61,19 @@ def test_a_status_reaches_the_other_process(both: list[DistributedRendezvous]) -
     assert both[1].wait_for_threads() == 3
 
 
-def test_facts_that_differ_are_one_line(both: list[DistributedRendezvous]) -> None:
+def test_different_facts_are_a_one_line_error(both: list[DistributedRendezvous]) -> None:
     both[1].statuses.publish(facts={"torch": "2.14.0", "data_digest": "ab"})
     with pytest.raises(UserError, match=r"torch is 2.14.1 on rank 0, but 2.14.0 on rank 1; start all processes"):
         both[0].join({"torch": "2.14.1", "data_digest": "ab"}, "")
 
 
-def test_a_fact_that_only_one_has_differs(both: list[DistributedRendezvous]) -> None:
+def test_missing_fact_differs(both: list[DistributedRendezvous]) -> None:
     both[1].statuses.publish(facts={"a": "1", "b": "2"})
     with pytest.raises(UserError, match="b is none on rank 0, but 2 on rank 1"):
         both[0].join({"a": "1"}, "")
 
 
-def test_the_end_of_rank_0_is_that_of_the_others(both: list[DistributedRendezvous]) -> None:
+def test_rank_0_ends_the_others(both: list[DistributedRendezvous]) -> None:
     for code, saved, error, exit_code in (
         (2, False, UserError, 2),
         (75, True, InterruptedRunError, 75),
@@ -81,19 +82,18 @@ def test_the_end_of_rank_0_is_that_of_the_others(both: list[DistributedRendezvou
     ):
         both[0].statuses.publish(end={"code": code, "text": "so", "saved": saved})
         until(lambda c=code, s=saved: both[1].result_of_root() == {"code": c, "text": "so", "saved": s})
-        for ask in (both[1].check, both[1].wait_for_end):
-            with pytest.raises(error, match=r"rank 0.*: so") as raised:
-                ask()
-            assert raised.value.exit_code == exit_code
+        for call in (both[1].check, both[1].wait_for_end):
+            with pytest.raises(error, match=r"rank 0.*: so") as caught:
+                call()
+            assert caught.value.exit_code == exit_code
     both[0].statuses.publish(end={"code": 0, "text": "finished", "saved": True})
     until(lambda: both[1].result_of_root()["code"] == 0)
     both[1].wait_for_end()
     assert both[1].wait_for_threads() is None
 
 
-def test_an_error_that_can_never_work_ends_all_with_it_and_others_count_as_a_loss(
-    both: list[DistributedRendezvous],
-) -> None:
+def test_error_of_a_worker_ends_rank_0(both: list[DistributedRendezvous]) -> None:
+    """As a lost process, or with the same error where that can never work."""
     both[0].check()
     both[1].statuses.publish(failed={"code": 1, "text": "a bug"})
     until(lambda: both[0].status(1, "failed"))
@@ -110,48 +110,38 @@ def test_an_error_that_can_never_work_ends_all_with_it_and_others_count_as_a_los
 
 
 @pytest.mark.parametrize("silent", [0, 1])
-def test_a_process_without_a_new_status_is_lost(both: list[DistributedRendezvous], silent: int) -> None:
+def test_process_without_a_new_status_is_lost(both: list[DistributedRendezvous], silent: int) -> None:
     other = both[1 - silent]
     until(lambda: silent in other.statuses.entries)
     other.check()
     both[silent].statuses._closing.set()  # its thread ends; its connection stays open
     both[silent].statuses._changed.set()
-    lost: list[str] = []
 
-    def is_lost() -> bool:
+    def lost() -> str:
         try:
             other.check()
         except PeerLostError as error:
-            lost.append(str(error))
-        return bool(lost)
+            return str(error)
+        return ""
 
-    until(is_lost, 10)
-    assert lost == [f"lost rank {silent}: no status for 1 s"]
-
-
-def test_a_rank_that_another_process_holds_is_waited_for(both: list[DistributedRendezvous]) -> None:
-    second = StatusStore(world(1, both[0].world.port))
-    second.start()
-    until(lambda: "another process is rank 1 there" in second.obstacle)
-    assert second.store is None
-    second.close()
+    assert until(lost, 10) == f"lost rank {silent}: no status for 1 s"
 
 
 def test_absent_ranks_are_named() -> None:
     port = free_port()
     for rank in (0, 1):
-        alone = DistributedRendezvous(world(rank, port, timeout_s=0.5), StopRequest())
-        alone.statuses.start()
+        single = DistributedRendezvous(world(rank, port, timeout_s=0.3), StopRequest())
+        single.statuses.start()
         with pytest.raises(RendezvousError, match=rf"at 127.0.0.1:{port} for rank {1 - rank} of 2 processes"):
-            alone.join({}, "")
-        alone.statuses.close()
+            single.join({}, "")
+        single.statuses.close()
 
 
-# -- one process alone ------------------------------------------------------------------------------------------------
+# -- a single process --------------------------------------------------------------------------------------------------
 
 
 def stopped_rank_1() -> DistributedRendezvous:
-    """Rank 1 just after a SIGTERM, when rank 0 has not saved the state yet."""
+    """Rank 1 after a SIGTERM, before rank 0 has saved the state."""
     stop = StopRequest()
     rendezvous = DistributedRendezvous(World(size=2, rank=1), stop)
     rendezvous.statuses.entries[0] = Entry({"beat": 1, "saved": False}, time.monotonic())
@@ -159,7 +149,7 @@ def stopped_rank_1() -> DistributedRendezvous:
     return rendezvous
 
 
-def test_a_stopped_process_waits_until_rank_0_has_saved_the_state() -> None:
+def test_stopped_process_waits_until_rank_0_has_saved_the_state() -> None:
     rendezvous = stopped_rank_1()
     last = {"beat": 2, "end": {"code": CONTINUE, "text": "stopped by SIGTERM", "saved": True}}
     timer = threading.Timer(0.3, lambda: rendezvous.statuses.entries.update({0: Entry(last, time.monotonic())}))
@@ -170,19 +160,19 @@ def test_a_stopped_process_waits_until_rank_0_has_saved_the_state() -> None:
     assert caught.value.exit_code == CONTINUE
 
 
-def test_a_stopped_process_does_not_wait_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(rendezvous_module, "FINAL_STATUS_TIMEOUT_S", 0.7)
+def test_stopped_process_does_not_wait_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rendezvous_module, "FINAL_STATUS_TIMEOUT_S", 0.6)
     with pytest.raises(InterruptedRunError, match="stopped by SIGTERM") as caught:
         stopped_rank_1().wait_for_end()
     assert caught.value.exit_code == CnnJobsError.exit_code
 
 
-@pytest.mark.parametrize(("theirs", "refused"), [("H200 GPU-1", True), ("H200 GPU-2", False), ("", False)])
-def test_two_processes_on_one_device_are_refused_where_it_cannot_be_shared(theirs: str, refused: bool) -> None:
+@pytest.mark.parametrize(("device", "refused"), [("H200 GPU-1", True), ("H200 GPU-2", False), ("", False)])
+def test_shared_device_is_refused_for_nccl(device: str, refused: bool) -> None:
     rendezvous = DistributedRendezvous(World(size=2), StopRequest())
-    rendezvous.statuses.entries[1] = Entry({"beat": 1, "facts": {"task": "task2"}, "device": theirs}, time.monotonic())
+    rendezvous.statuses.entries[1] = Entry({"beat": 1, "facts": {"task": "task2"}, "device": device}, time.monotonic())
     if not refused:
-        rendezvous.join({"task": "task2"}, "H200 GPU-1" if theirs else "")
+        rendezvous.join({"task": "task2"}, "H200 GPU-1" if device else "")
         return
     with pytest.raises(UserError, match="ranks 0 and 1 are both on H200 GPU-1, but NCCL needs one process per device"):
         rendezvous.join({"task": "task2"}, "H200 GPU-1")

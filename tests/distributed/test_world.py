@@ -1,3 +1,5 @@
+"""The number of processes, and which of them this one is."""
+
 from __future__ import annotations
 
 import pytest
@@ -10,25 +12,25 @@ NAMES += ("TORCHELASTIC_USE_AGENT_STORE", "TORCHELASTIC_RESTART_COUNT")
 
 
 @pytest.fixture(autouse=True)
-def _nothing_set(monkeypatch: pytest.MonkeyPatch) -> None:
+def _no_variables(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in NAMES:
         monkeypatch.delenv(name, raising=False)
 
 
-def given(monkeypatch: pytest.MonkeyPatch, **variables: str) -> None:
+def env(monkeypatch: pytest.MonkeyPatch, **variables: str) -> None:
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
 
 
-def test_alone_nothing_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
-    given(monkeypatch, RANK="7", JOB_COMPLETION_INDEX="3")
+def test_single_process_reads_no_variables(monkeypatch: pytest.MonkeyPatch) -> None:
+    env(monkeypatch, RANK="7", JOB_COMPLETION_INDEX="3")
     assert world_of(default_size()) == World()
     assert not World().distributed
     assert World().name == ""
 
 
-def test_a_pod_of_an_indexed_job(monkeypatch: pytest.MonkeyPatch) -> None:
-    given(monkeypatch, JOB_COMPLETION_INDEX="1", MASTER_ADDR="task2-ddp-0.task2-ddp", MASTER_PORT="29500")
+def test_pod_of_an_indexed_job(monkeypatch: pytest.MonkeyPatch) -> None:
+    env(monkeypatch, JOB_COMPLETION_INDEX="1", MASTER_ADDR="task2-ddp-0.task2-ddp", MASTER_PORT="29500")
     world = world_of(2, 30)
     assert (world.rank, world.size, world.local_rank, world.local_size) == (1, 2, 0, 1)
     assert (world.address, world.port, world.timeout_s) == ("task2-ddp-0.task2-ddp", 29500, 30)
@@ -36,16 +38,16 @@ def test_a_pod_of_an_indexed_job(monkeypatch: pytest.MonkeyPatch) -> None:
     assert not world.agent_store
 
 
-def test_a_process_of_torchrun(monkeypatch: pytest.MonkeyPatch) -> None:
-    given(monkeypatch, WORLD_SIZE="4", RANK="3", LOCAL_RANK="1", LOCAL_WORLD_SIZE="2", MASTER_ADDR="a", MASTER_PORT="1")
-    given(monkeypatch, TORCHELASTIC_USE_AGENT_STORE="True", TORCHELASTIC_RESTART_COUNT="2", JOB_COMPLETION_INDEX="0")
+def test_process_of_torchrun(monkeypatch: pytest.MonkeyPatch) -> None:
+    env(monkeypatch, WORLD_SIZE="4", RANK="3", LOCAL_RANK="1", LOCAL_WORLD_SIZE="2", MASTER_ADDR="a", MASTER_PORT="1")
+    env(monkeypatch, TORCHELASTIC_USE_AGENT_STORE="True", TORCHELASTIC_RESTART_COUNT="2", JOB_COMPLETION_INDEX="0")
     world = world_of(default_size())
     assert (world.rank, world.local_rank, world.local_size, world.restart) == (3, 1, 2, 2)
     assert world.agent_store
 
 
 @pytest.mark.parametrize(
-    ("variables", "why"),
+    ("variables", "message"),
     [
         ({}, "neither RANK nor JOB_COMPLETION_INDEX"),
         ({"RANK": "0"}, "MASTER_ADDR is not set"),
@@ -55,16 +57,16 @@ def test_a_process_of_torchrun(monkeypatch: pytest.MonkeyPatch) -> None:
         ({"RANK": "0", "MASTER_ADDR": "a", "WORLD_SIZE": "3"}, "--world-size is 2, but WORLD_SIZE is 3"),
     ],
 )
-def test_what_does_not_say_who_this_is_is_refused(
-    variables: dict[str, str], why: str, monkeypatch: pytest.MonkeyPatch
+def test_variables_that_do_not_identify_the_process_are_refused(
+    variables: dict[str, str], message: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    given(monkeypatch, **variables)
-    with pytest.raises(UserError, match=why) as error:
+    env(monkeypatch, **variables)
+    with pytest.raises(UserError, match=message) as caught:
         world_of(2)
-    assert "\n" not in str(error.value)
+    assert "\n" not in str(caught.value)
 
 
-def test_a_batch_is_shared_equally_or_not_at_all() -> None:
+def test_batch_must_be_divisible() -> None:
     World(size=4).check_batch(64)
     with pytest.raises(RecipeError, match="batch_size 66 cannot be divided equally among 4 processes"):
         World(size=4).check_batch(66)

@@ -12,7 +12,7 @@ import pytest
 
 from cnn_jobs.doctor.artifacts import Exchange, check_artifacts, check_presigned, exchange
 from cnn_jobs.tracking import probe
-from tests.conftest import MLFLOW_WARNING
+from tests.helpers.tracking import MLFLOW_WARNING
 
 pytestmark = pytest.mark.filterwarnings(MLFLOW_WARNING)
 SERVER = "http://mlflow:5000"

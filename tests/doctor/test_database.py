@@ -11,7 +11,7 @@ import pytest
 from cnn_jobs.doctor import database
 from cnn_jobs.system.environment import version_of
 from cnn_jobs.tracking import probe
-from tests.conftest import MLFLOW_WARNING
+from tests.helpers.tracking import MLFLOW_WARNING
 
 pytestmark = pytest.mark.filterwarnings(MLFLOW_WARNING)
 

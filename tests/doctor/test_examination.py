@@ -12,8 +12,8 @@ from cnn_jobs.doctor.examination import BackgroundCall, NoAnswerError, Subject, 
 from cnn_jobs.doctor.finding import Finding, SkippedError, ok, warning
 from cnn_jobs.errors import DataError
 from cnn_jobs.tracking import probe
-from tests.conftest import MLFLOW_WARNING
 from tests.helpers import servers
+from tests.helpers.tracking import MLFLOW_WARNING
 
 pytestmark = pytest.mark.filterwarnings(MLFLOW_WARNING)
 

@@ -14,7 +14,6 @@ from typing import Any
 import pytest
 import yaml
 
-from tests.conftest import MLFLOW_WARNING
 from tests.e2e import jobs, network
 from tests.e2e.conftest import CALL_REPORT
 from tests.e2e.jobs import condition, small
@@ -22,6 +21,7 @@ from tests.e2e.kubectl import Cluster, Hopeless, Object, log
 from tests.e2e.settings import Settings
 from tests.e2e.stack import Stack
 from tests.e2e.tracking import EXPERIMENT
+from tests.helpers.tracking import MLFLOW_WARNING
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(0), pytest.mark.filterwarnings(MLFLOW_WARNING)]
 

@@ -16,7 +16,6 @@ import pytest
 import yaml
 
 from cnn_jobs.local_server.server import free_port
-from tests.conftest import until
 from tests.e2e import jobs, names, network, overlay
 from tests.e2e.kubectl import Cluster, Hopeless, check_can_start
 from tests.e2e.settings import VARIABLES, Settings, read, split_image, why_not
@@ -24,6 +23,7 @@ from tests.helpers.job_rules import refusals
 from tests.helpers.kustomize import ROOT, kubectl, pods
 from tests.helpers.pod_security import violations
 from tests.helpers.postgres_server import has_postgres, program
+from tests.helpers.waiting import until
 
 VERSIONS = ("1.31", "1.36")
 IMAGE = "registry.example:5000/team/cnn-jobs:0.1.0"

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import io
-from contextlib import redirect_stderr, redirect_stdout
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 
 import pytest
@@ -26,17 +29,32 @@ class Called:
         return line
 
 
-def call(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> Called:
+def call(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> Called:
     """``cnn-jobs arguments``, including how ``main`` reports an error."""
-    monkeypatch.setattr("sys.argv", ["cnn-jobs", *arguments])
+    monkeypatch.setattr("sys.argv", ["cnn-jobs", *map(str, arguments)])
     monkeypatch.setattr("cnn_jobs.cli.log_format.configure", lambda form: None)
     monkeypatch.setattr("cnn_jobs.cli.dump_stacks_on_signal", lambda: None)
     monkeypatch.setattr("cnn_jobs.cli.exit_on_sigterm", lambda: None)
     out, err = io.StringIO(), io.StringIO()
     code = 0
-    with redirect_stdout(out), redirect_stderr(err):
+    with redirect_stdout(out), redirect_stderr(err), _restored_handlers():
         try:
             main()
         except SystemExit as end:
             code = end.code if isinstance(end.code, int) else int(bool(end.code))
     return Called(code, out.getvalue(), err.getvalue())
+
+
+@contextmanager
+def _restored_handlers() -> Iterator[None]:
+    """Undoes what ``StopRequest.install`` does, which only the main thread can."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    handlers, hook = {each: signal.getsignal(each) for each in (signal.SIGTERM, signal.SIGINT)}, threading.excepthook
+    try:
+        yield
+    finally:
+        threading.excepthook = hook
+        for number, handler in handlers.items():
+            signal.signal(number, handler)

@@ -1,217 +1,126 @@
-"""The real command in children forked from a process that has imported everything and run nothing.
+"""The real command in children of a process that has imported everything and run nothing.
 
-A fresh process needs five seconds to import torch and MLflow; a test that kills dozens of runs forks them instead. The
-server itself is a process of its own: pytest's has run torch, whose threads do not survive a fork.
+A new process needs five seconds to import torch and MLflow; a test that kills dozens of runs forks them instead, with
+the fork server of ``multiprocessing``.
 """
 
 from __future__ import annotations
 
 import contextlib
 import importlib
-import json
+import multiprocessing
 import os
-import signal
-import subprocess
 import sys
+import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from unittest import mock
+
+_CONTEXT = multiprocessing.get_context("forkserver")
+_CONTEXT.set_forkserver_preload(
+    ["mlflow", "torch", "torch._dynamo", "torch._inductor.config"]
+    + [f"cnn_jobs.{name}" for name in ("cli.train", "runs.train", "runs.series", "runs.reproduce")]
+)
+# ``multiprocessing`` is not safe in threads: only one at a time starts a child or reads exit codes.
+_LOCK = threading.Lock()
 
 
 @dataclass(frozen=True)
-class Ended:
-    """A child that is over: ``code`` is its exit status, or minus the signal that killed it."""
+class Completed:
+    """A child that has ended: ``code`` is its exit code, or minus the signal that killed it.
+
+    Times are monotonic; ``signalled_at``: when it sent itself a signal, if it did.
+    """
 
     code: int
     stdout: str
     stderr: str
     seconds: float
-    signalled: float | None = None  # monotonic time at which it sent itself a signal, if it did
+    ended_at: float
+    signalled_at: float | None = None
 
     @property
     def seconds_after_signal(self) -> float:
         """From the signal to the end."""
-        assert self.signalled is not None
-        return self.ended - self.signalled
-
-    ended: float = 0.0
+        assert self.signalled_at is not None
+        return self.ended_at - self.signalled_at
 
 
 class Child:
     """A running command."""
 
-    def __init__(self, server: ForkServer, pid: int, folder: Path) -> None:
-        self.pid = pid
-        self._server, self._folder, self._began = server, folder, time.monotonic()
+    def __init__(self, process: Any, folder: Path) -> None:
+        self.pid: int = process.pid
+        self._process, self._folder, self._began = process, folder, time.monotonic()
 
-    def wait(self, timeout: float = 120.0) -> Ended:
-        """Waits until it ends. Kills it and raises ``AssertionError`` after ``timeout`` seconds."""
-        try:
-            code = self._server.result(self.pid, timeout)
-        except TimeoutError:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(self.pid, signal.SIGKILL)
-            raise AssertionError(f"child {self.pid} took over {timeout:.0f} s:\n{self.text('stderr')}") from None
-        now, mark = time.monotonic(), self._folder / "signalled"
-        signalled = float(mark.read_text()) if mark.exists() else None
-        return Ended(code, self.text("stdout"), self.text("stderr"), now - self._began, signalled, now)
+    def wait(self, timeout: float = 120.0) -> Completed:
+        """Waits until it ends; kills it and raises ``AssertionError`` after ``timeout`` seconds."""
+        end = time.monotonic() + timeout
+        while (code := self._exit_code()) is None:
+            if time.monotonic() > end:
+                self._process.kill()
+                raise AssertionError(f"child {self.pid} took over {timeout:.0f} s:\n{self.text('stderr')}")
+            time.sleep(0.01)
+        now = time.monotonic()
+        return Completed(code, self.text("stdout"), self.text("stderr"), now - self._began, now, self.signalled_at)
+
+    def _exit_code(self) -> int | None:
+        with _LOCK:
+            code: int | None = self._process.exitcode
+            return code
+
+    @property
+    def signalled_at(self) -> float | None:
+        """When it sent itself a signal, if it did."""
+        text = self.text("signalled")
+        return float(text) if text else None
 
     def text(self, name: str) -> str:
-        """What it has written so far to ``stdout`` or ``stderr``."""
+        """What it has written so far, by the name of the file: ``stdout`` or ``stderr``."""
         path = self._folder / name
         return path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
 
 
-class ForkServer:
-    """Starts children. ``start`` may be called from any thread."""
+def start(
+    folder: Path, argv: Sequence[object], env: Mapping[str, str], hook: str = "", hook_args: Sequence[Any] = ()
+) -> Child:
+    """Starts ``cnn-jobs argv`` in a new folder below ``folder``.
 
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
-        self._count = 0
-        self._codes: dict[int, int] = {}
-        self._changed = threading.Condition()
-        command = [sys.executable, "-m", "tests.helpers.forkserver"]
-        root = Path(__file__).resolve().parents[2]
-        self._process = subprocess.Popen(
-            command, cwd=root, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1
-        )
-        self._pids: list[int] = []
-        self._thread = threading.Thread(target=self._listen, daemon=True)
-        self._thread.start()
-
-    def start(
-        self, argv: Sequence[object], env: Mapping[str, str], *, hook: str = "", hook_args: Sequence[Any] = ()
-    ) -> Child:
-        """``cnn-jobs argv``; ``hook`` is ``module:function``, called in the child before the command."""
-        with self._changed:
-            self._count += 1
-            number = self._count  # another thread may increase it while this one waits
-            folder = self._folder / f"child-{number}"
-            folder.mkdir(parents=True)
-            order = {
-                "argv": [str(word) for word in argv],
-                "env": dict(env),
-                "folder": str(folder),
-                "hook": hook,
-                "hook_args": list(hook_args),
-            }
-            assert self._process.stdin
-            self._process.stdin.write(json.dumps(order) + "\n")
-            if not self._changed.wait_for(lambda: len(self._pids) >= number, timeout=60):
-                raise AssertionError("the fork server does not answer")
-            return Child(self, self._pids[number - 1], folder)
-
-    def run(self, argv: Sequence[object], env: Mapping[str, str], **settings: Any) -> Ended:
-        """``start`` and ``wait``."""
-        return self.start(argv, env, **settings).wait()
-
-    def result(self, pid: int, timeout: float) -> int:
-        """Exit status of a child. Raises ``TimeoutError``."""
-        with self._changed:
-            if not self._changed.wait_for(lambda: pid in self._codes, timeout=timeout):
-                raise TimeoutError(pid)
-            return self._codes[pid]
-
-    def close(self) -> None:
-        """Ends the server; the caller has to end children that still run."""
-        assert self._process.stdin
-        assert self._process.stdout
-        self._process.stdin.close()
-        self._process.wait(timeout=60)
-        self._thread.join(timeout=10)
-        self._process.stdout.close()
-
-    def _listen(self) -> None:
-        assert self._process.stdout
-        for line in self._process.stdout:
-            word, pid, *rest = line.split()
-            with self._changed:
-                if word == "started":
-                    self._pids.append(int(pid))
-                else:
-                    self._codes[int(pid)] = int(rest[0])
-                self._changed.notify_all()
+    ``hook``: a function of ``tests.helpers.hooks``, or ``module:function``, called in the child before the command.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    own = Path(tempfile.mkdtemp(dir=folder))
+    arguments = (own, [str(each) for each in argv], dict(env), hook, list(hook_args))
+    process = _CONTEXT.Process(target=_run, args=arguments, daemon=True)
+    with _LOCK, mock.patch.dict(os.environ, MLFLOW_DISABLE_TELEMETRY="true"):  # it would start a thread in the server
+        process.start()
+    return Child(process, own)
 
 
-@contextlib.contextmanager
-def fork_server(folder: Path) -> Iterator[ForkServer]:
-    """A server for as long as the context lasts."""
-    server = ForkServer(folder)
-    try:
-        yield server
-    finally:
-        server.close()
-
-
-# -- the server's own process ------------------------------------------------------------------------------------------
-
-
-def _serve() -> None:
-    # As the command itself does before it imports torch.
-    from cnn_jobs.system.process import keep_freed_memory, limit_spinning
-
-    limit_spinning()
-    keep_freed_memory()
-    from cnn_jobs.tracking.connection import configure_client
-
-    configure_client()
-    for name in (
-        "mlflow",
-        "torch",
-        "torch._dynamo",
-        "torch._inductor.config",
-        "cnn_jobs.runs.train",
-        "cnn_jobs.cli.train",
-        "cnn_jobs.runs.series",
-        "cnn_jobs.runs.reproduce",
-    ):
-        importlib.import_module(name)
-    lock = threading.Lock()
-
-    def write(line: str) -> None:
-        with lock:
-            sys.stdout.write(line + "\n")
-            sys.stdout.flush()
-
-    for line in sys.stdin:
-        order = json.loads(line)
-        pid = os.fork()
-        if pid == 0:
-            _child(order)
-        write(f"started {pid}")
-        threading.Thread(target=_reap, args=(pid, write), daemon=True).start()
-
-
-def _reap(pid: int, write: Callable[[str], None]) -> None:
-    _, status = os.waitpid(pid, 0)
-    write(f"ended {pid} {os.waitstatus_to_exitcode(status)}")
-
-
-def _child(order: dict[str, Any]) -> None:
-    folder = Path(order["folder"])
+def _run(folder: Path, argv: list[str], env: dict[str, str], hook: str, hook_args: list[Any]) -> None:
+    """The child: as the command, with its output in files."""
     for number, name in ((1, "stdout"), (2, "stderr")):
-        descriptor = os.open(folder / name, os.O_WRONLY | os.O_CREAT, 0o644)
-        os.dup2(descriptor, number)
+        os.dup2(os.open(folder / name, os.O_WRONLY | os.O_CREAT, 0o644), number)
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
-    # New objects: another thread of the server may have held the old ones' locks in the moment of the fork.
     sys.stdout, sys.stderr = os.fdopen(1, "w", buffering=1), os.fdopen(2, "w", buffering=1)
     os.chdir(folder)
     for name in list(os.environ):
         if name.startswith(("CNN_JOBS_", "MLFLOW_", "JOB_")):
             del os.environ[name]
-    os.environ.update(order["env"])
+    os.environ.update(env)
     code = 1
     try:
         from cnn_jobs.tracking.connection import configure_client
 
         configure_client()
-        sys.argv = ["cnn-jobs", *order["argv"]]
-        if order["hook"]:
-            module, _, function = order["hook"].partition(":")
-            getattr(importlib.import_module(module), function)(*order["hook_args"])
+        sys.argv = ["cnn-jobs", *argv]
+        if hook:
+            module, _, function = hook.rpartition(":")
+            getattr(importlib.import_module(module or "tests.helpers.hooks"), function)(*hook_args)
         from cnn_jobs.cli import main
 
         main()
@@ -221,10 +130,7 @@ def _child(order: dict[str, Any]) -> None:
     except BaseException as error:
         sys.excepthook(type(error), error, error.__traceback__)  # as the interpreter does
     finally:
-        sys.stdout.flush()
-        sys.stderr.flush()
+        with contextlib.suppress(ValueError):
+            sys.stdout.flush()
+            sys.stderr.flush()
         os._exit(code)
-
-
-if __name__ == "__main__":
-    _serve()

@@ -1,21 +1,54 @@
-"""Faults at chosen places of a child process, installed before it runs the command; signals are real ones."""
+"""Faults in a child process, installed before it runs the command; signals are real ones.
+
+Steps are optimiser steps. A target is ``module:name`` or ``module:Class.name``.
+"""
 
 from __future__ import annotations
 
 import builtins
 import importlib
 import itertools
+import logging
 import os
 import signal
+import sys
 import threading
 import time
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+_REPORT_STEP = "cnn_jobs.cli.console:LineProgress.step_finished"
+_BEGIN_STEP = "cnn_jobs.training.process_group:DistributedGroup.begin_step"
+
+
+def before(target: str, action: Callable[..., object]) -> None:
+    """Calls ``action`` before each call of ``target``, with the same arguments."""
+    module, _, path = target.partition(":")
+    owner: Any = importlib.import_module(module)
+    *parents, last = path.split(".")
+    for parent in parents:
+        owner = getattr(owner, parent)
+    real = getattr(owner, last)
+
+    def call(*args: Any, **settings: Any) -> Any:
+        action(*args, **settings)
+        return real(*args, **settings)
+
+    setattr(owner, last, call)
+
+
+def send_signal(name: str) -> None:
+    """The process sends itself a signal and stores the time."""
+    path = Path("signalled")
+    if not path.exists():
+        path.write_text(str(time.monotonic()))
+    os.kill(os.getpid(), getattr(signal, name))
+
 
 def cheap_outputs() -> None:
-    """Skips plots and the MLflow model, which take seconds and which the comparisons of runs do not need."""
+    """Skips plots and the MLflow model, which take seconds and are not compared."""
     from cnn_jobs.runs import artifacts
 
     def write(task: Any, state: Any, results: Any, data: Any, classes: Any, folder: Path) -> None:
@@ -25,201 +58,71 @@ def cheap_outputs() -> None:
 
 
 def quick_heartbeats(interval_s: float = 0.2, still_s: float = 2.0) -> None:
-    """Heartbeats every fraction of a second, and two seconds without one in place of a minute."""
+    """Heartbeats several times a second; two seconds without one in place of a minute."""
     from cnn_jobs.tracking import ownership, recorder
 
     ownership.HEARTBEAT_INTERVAL_S, ownership.STILL_S, ownership.POLL_S = interval_s, still_s, 0.1
     recorder.UPLOAD_INTERVAL_S = 0.1
 
 
-def send_signal(name: str) -> None:
-    """The process sends itself a signal, and writes down when."""
-    mark = Path("signalled")
-    if not mark.exists():
-        mark.write_text(str(time.monotonic()))
-    os.kill(os.getpid(), getattr(signal, name))
+# -- at a call ---------------------------------------------------------------------------------------------------------
 
 
 def signal_before(target: str, name: str, times: int = 1) -> None:
-    """The process sends itself ``times`` signals when ``target`` (module:name or module:Class.name) is first called."""
-
-    def at_call(number: int) -> None:
-        for _ in range(times if number == 1 else 0):
-            send_signal(name)
-
-    _before_call(target, at_call)
+    """``times`` signals before the first call of ``target``."""
+    cheap_outputs()
+    calls = itertools.count()
+    before(target, lambda *args, **settings: [send_signal(name) for _ in range(times if next(calls) == 0 else 0)])
 
 
 def raise_in(target: str, error: str, at_call: int = 1) -> None:
-    """``target`` raises the built-in ``error`` when it is called for the ``at_call``-th time, or with 0 every time."""
+    """``target`` raises the built-in ``error`` at its ``at_call``-th call, or with 0 at every call."""
+    cheap_outputs()
+    calls = itertools.count(1)
 
-    def raise_error(number: int) -> None:
-        if at_call in (0, number):
+    def raise_error(*args: Any, **settings: Any) -> None:
+        if at_call in (0, next(calls)):
             raise getattr(builtins, error)("made by the test")
 
-    _before_call(target, raise_error)
+    before(target, raise_error)
 
 
-def _before_call(target: str, action: Callable[[int], object]) -> None:
-    """``action`` gets the number of each call of ``target`` before it happens."""
+# -- at a step ---------------------------------------------------------------------------------------------------------
+
+
+def at_step(step: int, action: Callable[[], object]) -> None:
+    """``action`` when the loss of that step is reported."""
     cheap_outputs()
-    module, _, path = target.partition(":")
-    owner: Any = importlib.import_module(module)
-    *parents, last = path.split(".")
-    for parent in parents:
-        owner = getattr(owner, parent)
-    real, calls = getattr(owner, last), itertools.count(1)
-
-    def call(*args: Any, **settings: Any) -> Any:
-        action(next(calls))
-        return real(*args, **settings)
-
-    setattr(owner, last, call)
+    before(_REPORT_STEP, lambda progress, number, loss: action() if number == step else None)
 
 
-def thread_dies_at_step(step: int) -> None:
-    """A thread of some library dies of an error."""
-    at_step(step, lambda: threading.Thread(target=lambda: 1 // 0, name="stranger").start())
-    cheap_outputs()
-
-
-def clock_jumps_back_at_step(step: int, seconds: float) -> None:
-    """The wall clock is set back, as by an operator or a time server."""
-    real_ns, real, offset = time.time_ns, time.time, [0.0]
-    time.time_ns = lambda: real_ns() - int(offset[0] * 1e9)
-    time.time = lambda: real() - offset[0]
-
-    def jump() -> None:
-        offset[0] = seconds
-
-    at_step(step, jump)
-    cheap_outputs()
-
-
-def slow_steps(seconds: float) -> None:
-    """Every step takes a while, heartbeats are quick."""
-    quick_heartbeats()
-    cheap_outputs()
-    at_step(0, lambda: time.sleep(seconds), every=True)
-
-
-def at_step(step: int, action: Callable[[], object], *, every: bool = False) -> None:
-    """``action`` when the loss of that step, or of every one, is reported."""
-    from cnn_jobs.cli.console import LineProgress
-
-    real = LineProgress.step_finished
-
-    def step_finished(self: LineProgress, at: int, loss: float) -> None:
-        if every or at == step:
-            action()
-        real(self, at, loss)
-
-    LineProgress.step_finished = step_finished  # type: ignore[assignment,method-assign]
-
-
-def kill_at_step(step: int, name: str) -> None:
-    """The process sends itself the signal when the loss of optimiser step ``step`` is reported."""
-    cheap_outputs()
+def signal_at_step(step: int, name: str) -> None:
+    """The signal when the loss of that step is reported."""
     at_step(step, lambda: send_signal(name))
 
 
-def kill_at_steps_quickly(step: int, name: str) -> None:
-    """``kill_at_step``, with ``quick_heartbeats``."""
+def thread_dies_at_step(step: int) -> None:
+    """A library's thread dies of an error."""
+    at_step(step, lambda: threading.Thread(target=lambda: 1 // 0, name="library").start())
+
+
+def clock_jumps_back_at_step(step: int, seconds: float) -> None:
+    """The wall clock is set back."""
+    real_ns, real, offset = time.time_ns, time.time, [0.0]
+    time.time_ns = lambda: real_ns() - int(offset[0] * 1e9)
+    time.time = lambda: real() - offset[0]
+    at_step(step, lambda: offset.__setitem__(0, seconds))
+
+
+def slow_steps(seconds: float) -> None:
+    """``quick_heartbeats``, and steps of at least ``seconds``."""
     quick_heartbeats()
-    kill_at_step(step, name)
-
-
-def forget_generators(step: int, name: str) -> None:
-    """``kill_at_step``, in a program that ignores the random generators' states in checkpoints."""
-    kill_at_step(step, name)
-    _without_generators()
-
-
-def _without_generators() -> None:
-    import torch
-
-    from cnn_jobs.training.state import TrainState
-
-    real = TrainState.load_state_dict
-
-    def load(self: TrainState, saved: dict[str, Any]) -> None:
-        before = torch.get_rng_state()
-        real(self, saved)
-        torch.set_rng_state(before)
-
-    TrainState.load_state_dict = load  # type: ignore[method-assign]
-
-
-def resume_without_generators() -> None:
-    """The resuming process of that control experiment."""
     cheap_outputs()
-    _without_generators()
+    before(_REPORT_STEP, lambda *args: time.sleep(seconds))
 
 
-def refused_metric() -> None:
-    """The run records a metric under a name that MLflow rejects."""
-    from cnn_jobs.runs import artifacts
-
-    cheap_outputs()
-    real = artifacts.final_metrics
-    artifacts.final_metrics = lambda *args: {**real(*args), "bad#name": 1.0}
-
-
-def journal_thread_dies() -> None:
-    """The thread that syncs the journal meets a bug, in a training slow enough to see it."""
-    from cnn_jobs.tracking import recorder
-
-    recorder.SYNC_INTERVAL_S = 0.05
-    slow_steps(0.1)
-    from cnn_jobs.runs.cost import RunCost
-
-    write = RunCost.write
-
-    def fail(self: RunCost) -> None:
-        if threading.current_thread().name == "journal-sync":
-            raise ZeroDivisionError("made by the test")
-        write(self)
-
-    RunCost.write = fail  # type: ignore[method-assign]
-
-
-def small_chunks() -> None:
-    """The frozen backbone's features in six chunks."""
-    from cnn_jobs.training import feature_cache, feature_store
-
-    cheap_outputs()
-    feature_cache.CHUNK["cpu"] = 10
-    feature_store.INDEX_INTERVAL_S = 0.0
-
-
-def kill_in_pass(chunk: int, name: str) -> None:
-    """The process sends itself the signal before it writes chunk number ``chunk`` of the features."""
-    small_chunks()
-    from cnn_jobs.training.feature_store import DiskFeatures
-
-    real = DiskFeatures.write
-
-    def write(self: DiskFeatures, number: int, features: Any) -> None:
-        if number == chunk:
-            send_signal(name)
-        real(self, number, features)
-
-    DiskFeatures.write = write  # type: ignore[method-assign]
-
-
-def kill_at_step_in_chunks(step: int, name: str) -> None:
-    """``kill_at_step``, after ``small_chunks``."""
-    small_chunks()
-    kill_at_step(step, name)
-
-
-def chatty(crash: str = "") -> None:
-    """In step 3 everything that a library may print, secrets too; in step 4 an error, where ``crash``."""
-    import logging
-    import sys
-    import warnings
-
-    cheap_outputs()
+def noisy_libraries(crash: str = "") -> None:
+    """Step 3 prints everything that a library may print, with secrets; step 4 raises an error, where ``crash``."""
 
     def print_all() -> None:
         secret = os.environ["AWS_SECRET_ACCESS_KEY"]
@@ -232,11 +135,11 @@ def chatty(crash: str = "") -> None:
         warnings.warn(f"two\nlines of http://ann:hunter2@host with {secret}", UserWarning, stacklevel=1)
         for name in ("torch.fx", "mlflow.tracking", "urllib3.connectionpool", "somebody"):
             logging.getLogger(name).warning("%s warns of key AKIAIOSFODNN7EXAMPLE", name)
-        logging.getLogger("somebody").info("nobody wants to know")
+        logging.getLogger("somebody").info("not shown")
         try:
             raise ValueError(f"caught, with {secret}")
         except ValueError:
-            logging.getLogger("urllib3.util.retry").exception("tried again")
+            logging.getLogger("urllib3.util.retry").exception("retried")
 
     def fail() -> None:
         raise ZeroDivisionError(f"made by a test, with {os.environ['AWS_SECRET_ACCESS_KEY']}")
@@ -246,28 +149,97 @@ def chatty(crash: str = "") -> None:
         at_step(4, fail)
 
 
-def signal_in_step(step: int, name: str) -> None:
-    """One of several processes sends itself the signal when it begins optimiser step ``step`` (from 0)."""
+# -- control experiment: without the random generators of checkpoints --------------------------------------------------
+
+
+def forget_generators(step: int, name: str) -> None:
+    """``signal_at_step``, in a program that ignores the random generators in checkpoints."""
+    signal_at_step(step, name)
+    resume_without_generators()
+
+
+def resume_without_generators() -> None:
+    """The process that resumes in that control experiment."""
+    import torch
+
+    from cnn_jobs.training.state import TrainState
+
+    cheap_outputs()
+    real = TrainState.load_state_dict
+
+    def load(self: TrainState, saved: dict[str, Any]) -> None:
+        generator = torch.get_rng_state()
+        real(self, saved)
+        torch.set_rng_state(generator)
+
+    TrainState.load_state_dict = load  # type: ignore[method-assign]
+
+
+# -- other faults ------------------------------------------------------------------------------------------------------
+
+
+def refused_metric() -> None:
+    """The run records a metric with a name that MLflow rejects."""
+    from cnn_jobs.runs import artifacts
+
+    cheap_outputs()
+    real = artifacts.final_metrics
+    artifacts.final_metrics = lambda *args: {**real(*args), "bad#name": 1.0}
+
+
+def journal_thread_dies() -> None:
+    """The thread that syncs the journal dies of a bug, in a training slow enough to notice."""
+    from cnn_jobs.tracking import recorder
+
+    def fail(cost: Any) -> None:
+        if threading.current_thread().name == "journal-sync":
+            raise ZeroDivisionError("made by the test")
+
+    recorder.SYNC_INTERVAL_S = 0.05
+    slow_steps(0.1)
+    before("cnn_jobs.runs.cost:RunCost.write", fail)
+
+
+def small_chunks() -> None:
+    """The frozen backbone computes its features in six chunks."""
+    from cnn_jobs.training import feature_cache, feature_store
+
+    cheap_outputs()
+    feature_cache.CHUNK["cpu"] = 10
+    feature_store.INDEX_INTERVAL_S = 0.0
+
+
+def signal_in_pass(chunk: int, name: str) -> None:
+    """The signal before chunk number ``chunk`` of the features is written."""
+    small_chunks()
+    before(
+        "cnn_jobs.training.feature_store:DiskFeatures.write",
+        lambda store, number, features: send_signal(name) if number == chunk else None,
+    )
+
+
+def signal_at_step_in_chunks(step: int, name: str) -> None:
+    """``signal_at_step``, with ``small_chunks``."""
+    small_chunks()
+    signal_at_step(step, name)
+
+
+# -- in one of several processes ---------------------------------------------------------------------------------------
+
+
+def before_step(step: int, action: Callable[[], object]) -> None:
+    """``action`` before that step, counted from 0."""
+    cheap_outputs()
+    before(_BEGIN_STEP, lambda group, seed, number: action() if number == step else None)
+
+
+def signal_before_step(step: int, name: str) -> None:
+    """The signal before that step."""
     before_step(step, lambda: send_signal(name))
 
 
-def gloo_on_cuda() -> None:
-    """Processes that share a CUDA device communicate by gloo: NCCL would need a device for each."""
-    from cnn_jobs.runs import setup
-    from cnn_jobs.training import process_group
-
-    cheap_outputs()
-    setup.backend_of = process_group.backend_of = lambda device: "gloo"  # type: ignore[attr-defined]
-
-
-def gloo_on_cuda_signal_in_step(step: int, name: str) -> None:
-    """``signal_in_step`` of such a process."""
-    gloo_on_cuda()
-    signal_in_step(step, name)
-
-
-def error_in_step(step: int) -> None:
-    """One of several processes meets a bug."""
+def error_before_step(step: int) -> None:
+    """A bug before that step."""
 
     def fail() -> None:
         raise ZeroDivisionError("made by the test")
@@ -276,70 +248,48 @@ def error_in_step(step: int) -> None:
 
 
 def slow_save(seconds: float) -> None:
-    """Each checkpoint takes longer than the (shortened) silence after which a process counts as lost."""
+    """Each checkpoint takes longer than the (shortened) time after which a silent process counts as lost."""
     from cnn_jobs.distributed import rendezvous
-    from cnn_jobs.runs.checkpointing import RunCheckpointer
 
     cheap_outputs()
     rendezvous.SILENT_S = 3.0
-    real = RunCheckpointer.save
-
-    def save(self: Any, state: Any) -> Path:
-        time.sleep(seconds)
-        return real(self, state)
-
-    RunCheckpointer.save = save  # type: ignore[method-assign]
+    before("cnn_jobs.runs.checkpointing:RunCheckpointer.save", lambda *args: time.sleep(seconds))
 
 
-def before_step(step: int, action: Callable[[], object]) -> None:
-    """``action`` before that step, in one process of several."""
-    from cnn_jobs.training.process_group import DistributedGroup
+def gloo_on_cuda() -> None:
+    """Processes communicate by gloo and can share a CUDA device: NCCL needs a device for each."""
+    from cnn_jobs.runs import setup
+    from cnn_jobs.training import process_group
 
     cheap_outputs()
-    real = DistributedGroup.begin_step
-
-    def begin_step(self: Any, seed: int, step_: int) -> None:
-        if step_ == step:
-            action()
-        real(self, seed, step_)
-
-    DistributedGroup.begin_step = begin_step  # type: ignore[assignment,method-assign]
+    setup.backend_of = process_group.backend_of = lambda device: "gloo"  # type: ignore[attr-defined]
 
 
-def wait_for_upload(step: int) -> None:
-    """Waits before that step until MLflow has a checkpoint, which the other processes learn of."""
-    _note_recorders()
-    before_step(step, _wait_until_uploaded)
+def gloo_on_cuda_signal_before_step(step: int, name: str) -> None:
+    """``signal_before_step``, with ``gloo_on_cuda``."""
+    gloo_on_cuda()
+    signal_before_step(step, name)
 
 
-def upload_then_signal_in_step(step: int, name: str) -> None:
-    """``wait_for_upload``, and the signal when the others have had time to learn of it."""
-    _note_recorders()
+def wait_for_upload(step: int, then: Callable[[], object] = lambda: None) -> None:
+    """Waits before that step until MLflow has a checkpoint."""
+    recorders: list[Any] = []
+    before("cnn_jobs.tracking.recorder:JournalRecorder.start", lambda recorder, *args: recorders.append(recorder))
 
-    def act() -> None:
-        _wait_until_uploaded()
+    def wait() -> None:
+        end = time.monotonic() + 60
+        while not recorders[0].checkpoints_sent and time.monotonic() < end:
+            time.sleep(0.05)
+        then()
+
+    before_step(step, wait)
+
+
+def signal_after_upload(step: int, name: str) -> None:
+    """``wait_for_upload``, and the signal once the other processes know of the checkpoint."""
+
+    def send_later() -> None:
         time.sleep(1.5)
         send_signal(name)
 
-    before_step(step, act)
-
-
-_recorders: list[Any] = []
-
-
-def _note_recorders() -> None:
-    from cnn_jobs.tracking.recorder import JournalRecorder
-
-    real = JournalRecorder.start
-
-    def start(self: Any, *args: Any, **settings: Any) -> None:
-        _recorders.append(self)
-        real(self, *args, **settings)
-
-    JournalRecorder.start = start  # type: ignore[method-assign]
-
-
-def _wait_until_uploaded() -> None:
-    end = time.monotonic() + 60
-    while not _recorders[0].checkpoints_sent and time.monotonic() < end:
-        time.sleep(0.05)
+    wait_for_upload(step, send_later)

@@ -40,7 +40,7 @@ def speaking(reply: Callable[[str], Reply], certificate: Path | None = None, log
             self.end_headers()
             self.wfile.write(body.encode())
 
-        do_POST = do_PUT = do_DELETE = do_GET  # noqa: N815
+        do_POST = do_PUT = do_PATCH = do_DELETE = do_GET  # noqa: N815
 
         def log_message(self, *args: object) -> None:
             pass
@@ -94,6 +94,11 @@ def sending(answer: Callable[[str], tuple[int, bytes]], length: int | None = Non
         finally:
             server.shutdown()
             thread.join()
+
+
+def answering(status: int, body: str = "no", content_type: str = "text/plain") -> AbstractContextManager[str]:
+    """The URL of an HTTP server that gives every request the same answer."""
+    return speaking(lambda path: (status, body, {"Content-Type": content_type}))
 
 
 def like_mlflow(version: str = "3.17.2", search: Reply = (200, "{}", JSON), **headers: str) -> Callable[[str], Reply]:
@@ -182,6 +187,11 @@ def full() -> Iterator[str]:
 def unused() -> str:
     """``host:port`` where nothing listens."""
     return f"127.0.0.1:{free_port()}"
+
+
+def unused_url() -> str:
+    """An ``http:`` URL where nothing listens."""
+    return f"http://{unused()}"
 
 
 def certificate(path: Path) -> Path:

@@ -1,9 +1,9 @@
-"""Runs that are killed, and the comparison of what they come to."""
+"""Runs that are killed and continued, and the comparison of their outcomes."""
 
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -13,19 +13,20 @@ import torch
 
 from cnn_jobs.tracking import names
 from cnn_jobs.training.checkpoint import load_checkpoint
-from tests.helpers.forkserver import Ended, ForkServer
-from tests.helpers.training import differences
+from tests.helpers import forkserver
+from tests.helpers.forkserver import Child, Completed
+from tests.helpers.tracking import client, runs_in
+from tests.helpers.training import STATE, differences
 
-# 36 of 40 pictures train: 4 steps an epoch, 12 in all, validated after every second one.
+# 36 of 40 images train: 4 steps an epoch, 12 in all, validated after every second one.
 SMALL = ("--epochs", 3, "--batch-size", 9, "--early-stop-count", 0, "--threads", 1)
-STEPS = 12
-# Of a checkpoint: what the training is, as against how it was paid for.
-STATE = ("model", "optimizer", "generators", "train_losses", "validations", "best", "step", "epoch", "batch")
+# Exit code of a training under way, by the signal that ends it.
+EXIT_CODES = {"SIGKILL": -9, "SIGTERM": 75}
 
 
 @dataclass
 class Outcome:
-    """What a run is in the end: its rows in MLflow, its state, its attempts."""
+    """A run as MLflow has it: its rows, its final state, its tags. Of rows that depend on a clock, name and step."""
 
     rows: list[tuple[str, int, float]]
     state: Mapping[str, Any]
@@ -34,17 +35,56 @@ class Outcome:
     runs: int
     clock_rows: list[tuple[str, int]] = field(default_factory=list)
 
+    def losses(self) -> dict[int, float]:
+        """The training loss of each step."""
+        return {step: value for name, step, value in self.rows if name == "train/loss"}
+
+
+def outcome_of(uri: str, experiment: str, key: str) -> Outcome:
+    """The outcome of the key's run."""
+    found, remote = runs_in(uri, experiment, key), client(uri)
+    run = found[0]
+    rows, clock_rows = [], []
+    for name in run.data.metrics:
+        for point in remote.get_metric_history(run.info.run_id, name):
+            if name.startswith(names.CLOCK_METRICS):
+                clock_rows.append((name, point.step))
+            else:
+                rows.append((name, point.step, point.value))
+    with TemporaryDirectory() as folder:
+        saved = load_checkpoint(Path(remote.download_artifacts(run.info.run_id, names.LAST_CHECKPOINT, folder)))
+    state = {name: saved[name] for name in STATE}
+    return Outcome(sorted(rows), state, run.data.tags, run.info.status, len(found), sorted(clock_rows))
+
+
+def compare(reference: Outcome, other: Outcome) -> list[str]:
+    """Where two outcomes differ; none where they are the same run."""
+    lines = differences(dict(reference.state), dict(other.state))
+    if reference.rows != other.rows:
+        missing, extra = set(reference.rows) - set(other.rows), set(other.rows) - set(reference.rows)
+        duplicates = len(other.rows) - len(set(other.rows))
+        lines.append(
+            f"rows: {len(missing)} missing, {len(extra)} extra, {duplicates} duplicate: {sorted(missing | extra)[:4]}"
+        )
+    expected = [row for row in reference.clock_rows if row[0] == names.TRAIN_SPEED]
+    found = [row for row in other.clock_rows if row[0] == names.TRAIN_SPEED]
+    if len(found) != len(set(found)) or not set(found) <= set(expected):
+        lines.append(f"clock rows: {found}, not among {expected}")
+    if other.runs != 1:
+        lines.append(f"{other.runs} runs of one key")
+    return lines
+
 
 @dataclass
-class Tracked:
-    """One data set, one MLflow server, and what it has of a run."""
+class BaseLab:
+    """One MLflow server and one data set. Each task has an experiment of its name."""
 
     uri: str
     data: Path
     folder: Path
 
     def environment(self, key: str, **more: str) -> dict[str, str]:
-        """A Job's pod: the key is its UID, so that the next pod need not wait for a heartbeat to stand still."""
+        """That of a Job's pod: the key is the Job's UID, so that the next pod need not watch a heartbeat."""
         own = {"MLFLOW_TRACKING_URI": self.uri, "CNN_JOBS_STATE_DIR": str(self.state_dir(key)), "CNN_JOBS_JOB_UID": key}
         return {**own, **more}
 
@@ -53,82 +93,50 @@ class Tracked:
         return self.folder / f"state-{key}"
 
     def lose_state(self, key: str) -> None:
-        """The pod's disk goes with the pod."""
+        """Deletes the state directory, as with a pod."""
         shutil.rmtree(self.state_dir(key))
 
-    def run_id(self, task: str, key: str) -> str:
-        """The key's run in MLflow."""
-        return str(self._runs(task, key)[0].info.run_id)
-
-    def outcome_tags(self, task: str, key: str) -> Mapping[str, str]:
-        """The tags of the key's run."""
-        tags: Mapping[str, str] = self._runs(task, key)[0].data.tags
-        return tags
-
-    def count_of_runs(self, task: str, key: str) -> int:
-        """How many runs of the key MLflow has."""
-        return len(self._runs(task, key))
-
-    def _runs(self, task: str, key: str) -> Any:
-        from mlflow import MlflowClient
-
-        client = MlflowClient(self.uri)
-        experiment = client.get_experiment_by_name(task)
-        assert experiment
-        return client.search_runs([experiment.experiment_id], f"tags.`cnn_jobs.run_key` = '{key}'")
+    def run_of(self, task: str, key: str) -> Any:
+        """The key's run in MLflow, ``None`` where there is none."""
+        found = runs_in(self.uri, task, key)
+        assert len(found) <= 1
+        return found[0] if found else None
 
     def outcome(self, task: str, key: str) -> Outcome:
-        """What MLflow has of the run."""
-        from mlflow import MlflowClient
-
-        client = MlflowClient(self.uri)
-        found = self._runs(task, key)
-        run = found[0]
-        rows, clock_rows = [], []
-        for name in run.data.metrics:
-            for point in client.get_metric_history(run.info.run_id, name):
-                if name.startswith(names.CLOCK_METRICS):
-                    clock_rows.append((name, point.step))
-                else:
-                    rows.append((name, point.step, point.value))
-        with TemporaryDirectory(dir=self.folder) as target:
-            saved = load_checkpoint(Path(client.download_artifacts(run.info.run_id, "checkpoints/last.pt", target)))
-        state = {name: saved[name] for name in STATE}
-        return Outcome(sorted(rows), state, run.data.tags, run.info.status, len(found), sorted(clock_rows))
+        """The outcome of the key's run."""
+        return outcome_of(self.uri, task, key)
 
 
 @dataclass
-class Lab(Tracked):
-    """And a fork server."""
+class Lab(BaseLab):
+    """Runs the command in children of the fork server."""
 
-    server: ForkServer
+    references: dict[str, Outcome] = field(default_factory=dict)
 
-    def arguments(self, task: str, *more: object) -> list[object]:
-        """The command line of a small training."""
-        return ["train", task, "--data", self.data, "--experiment", task, *SMALL, *more]
+    def start_child(
+        self, arguments: Sequence[object], environment: Mapping[str, str], hook: str = "", hook_args: Any = ()
+    ) -> Child:
+        """Starts any command: ``forkserver.start``."""
+        return forkserver.start(self.folder / "children", arguments, environment, hook, hook_args)
 
-    def train(self, task: str, key: str, *more: object, hook: str = "cheap_outputs", hook_args: Any = ()) -> Ended:
-        """One attempt, to its end."""
-        hook = f"tests.helpers.hooks:{hook}"
-        return self.server.run(self.arguments(task, *more), self.environment(key), hook=hook, hook_args=hook_args)
+    def start(
+        self, task: str, key: str, *more: object, hook: str = "cheap_outputs", hook_args: Any = (), **environment: str
+    ) -> Child:
+        """Starts one attempt."""
+        arguments = ["train", task, "--data", self.data, "--experiment", task, *SMALL, *more]
+        return self.start_child(arguments, self.environment(key, **environment), hook, hook_args)
 
+    def train(self, task: str, key: str, *more: object, **settings: Any) -> Completed:
+        """One attempt to its end; ``settings`` as in ``start``."""
+        return self.start(task, key, *more, **settings).wait()
 
-def compare(reference: Outcome, other: Outcome) -> list[str]:
-    """Where two runs are not the same; clock rows by name and step only."""
-    lines = differences(dict(reference.state), dict(other.state))
-    if reference.rows != other.rows:
-        missing, extra = set(reference.rows) - set(other.rows), set(other.rows) - set(reference.rows)
-        doubled = len(other.rows) - len(set(other.rows))
-        lines.append(
-            f"rows: {len(missing)} missing, {len(extra)} extra, {doubled} doubled: {sorted(missing | extra)[:4]}"
-        )
-    clock = [row for row in reference.clock_rows if row[0] == "train/images_per_second"]
-    again = [row for row in other.clock_rows if row[0] == "train/images_per_second"]
-    if len(again) != len(set(again)) or not set(again) <= set(clock):
-        lines.append(f"clock rows: {again}, not among {clock}")
-    if other.runs != 1:
-        lines.append(f"{other.runs} runs of one key")
-    return lines
+    def reference(self, task: str, *more: object, **settings: Any) -> Outcome:
+        """The outcome of an undisturbed run; trained once for each task."""
+        if task not in self.references:
+            done = self.train(task, f"{task}-reference", *more, **settings)
+            assert done.code == 0, done.stderr
+            self.references[task] = self.outcome(task, f"{task}-reference")
+        return self.references[task]
 
 
 def tensors_in(value: Any) -> int:

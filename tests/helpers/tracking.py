@@ -1,21 +1,29 @@
-"""A recorder with a folder of its own, what MLflow then has, and servers that answer wrongly or not at all."""
+"""Recorders with a folder of their own, and what MLflow has of their runs."""
 
 from __future__ import annotations
 
-import socket
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
+import pytest
+
+from cnn_jobs.errors import InterruptedRunError
 from cnn_jobs.tracking import run_status
+from cnn_jobs.tracking.client import TrackingClient
 from cnn_jobs.tracking.document_run import open_recorder
 from cnn_jobs.tracking.recorder import JournalRecorder
 from cnn_jobs.tracking.records import RunHeader, now_ms
 from cnn_jobs.tracking.run_folder import RunFolder
-from tests.helpers.runs import client
+
+# MLflow 3.17 on SQLAlchemy 2.1: for tests that open a database themselves.
+MLFLOW_WARNING = "ignore:The ``noload`` loader strategy is deprecated:DeprecationWarning"
+STOPPED = InterruptedRunError("stopped by SIGTERM")
+
+
+# -- recording ---------------------------------------------------------------------------------------------------------
 
 
 def header(key: str = "key", **changes: Any) -> RunHeader:
@@ -38,40 +46,64 @@ def finish(recorder: JournalRecorder, deadline_s: float = 30.0) -> bool:
     return recorder.finish(run_status.finished(), deadline_s)
 
 
+def finish_after(recorder: JournalRecorder, error: BaseException = STOPPED, deadline_s: float = 30.0) -> bool:
+    """Finishes a run that ``error`` ended."""
+    status = run_status.status_after(error)
+    assert status
+    return recorder.finish(status, deadline_s)
+
+
+def fail_calls(monkeypatch: pytest.MonkeyPatch, name: str, fault: Callable[[], Exception | None]) -> list[str]:
+    """Makes a call of ``TrackingClient`` raise what ``fault`` returns, if anything. Returns the names of the calling
+    threads."""
+    real, threads = getattr(TrackingClient, name), []
+
+    def call(self: TrackingClient, *args: Any) -> Any:
+        threads.append(threading.current_thread().name)
+        if error := fault():
+            raise error
+        return real(self, *args)
+
+    monkeypatch.setattr(TrackingClient, name, call)
+    return threads
+
+
+# -- what MLflow has ---------------------------------------------------------------------------------------------------
+
+
+def client(uri: str) -> Any:
+    """MLflow's own client."""
+    from mlflow import MlflowClient
+
+    return MlflowClient(uri)
+
+
+def runs_in(uri: str, experiment: str = "cnn-jobs", key: str = "") -> list[Any]:
+    """The runs of an experiment, or those with this run key; none where the experiment does not exist."""
+    found = client(uri).get_experiment_by_name(experiment)
+    condition = f"tags.`cnn_jobs.run_key` = '{key}'" if key else ""
+    return list(client(uri).search_runs([found.experiment_id], condition)) if found else []
+
+
+def only_run(uri: str, experiment: str = "cnn-jobs", key: str = "") -> Any:
+    """The only one of these runs."""
+    (run,) = runs_in(uri, experiment, key)
+    return run
+
+
+def status_of(uri: str, run_id: str) -> tuple[str, str, str]:
+    """Status, state and reason of a run."""
+    run = client(uri).get_run(run_id)
+    return run.info.status, run.data.tags["cnn_jobs.state"], run.data.tags.get("cnn_jobs.reason", "")
+
+
 def rows(uri: str, run_id: str, key: str = "train/loss") -> list[tuple[int, float]]:
-    """(step, value) of a metric, as MLflow has them."""
+    """(step, value) of every row of a metric, by step."""
     return sorted((point.step, point.value) for point in client(uri).get_metric_history(run_id, key))
 
 
-@contextmanager
-def answering(status: int, body: str = "no", content_type: str = "text/plain") -> Iterator[str]:
-    """A real HTTP server on loopback that gives every request the same answer."""
-
-    class Handler(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            self.send_response(status)
-            self.send_header("Content-Type", content_type)
-            self.send_header("Content-Length", str(len(body)))
-            self.end_headers()
-            self.wfile.write(body.encode())
-
-        do_POST = do_PATCH = do_PUT = do_GET  # noqa: N815
-
-        def log_message(self, *args: object) -> None:
-            pass
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    thread = threading.Thread(target=server.serve_forever)
-    thread.start()
-    try:
-        yield f"http://127.0.0.1:{server.server_port}"
-    finally:
-        server.shutdown()
-        thread.join()
-        server.server_close()
-
-
-def unused_address() -> str:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return f"http://127.0.0.1:{probe.getsockname()[1]}"
+def fetch(uri: str, run_id: str, folder: Path) -> Path:
+    """Downloads all artifacts of a run into a new folder; returns it."""
+    folder.mkdir()
+    client(uri).download_artifacts(run_id, "", str(folder))
+    return folder

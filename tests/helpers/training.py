@@ -1,4 +1,4 @@
-"""A training of a dozen steps, small enough to be repeated again and again."""
+"""A training of twelve steps, which takes a few milliseconds."""
 
 from __future__ import annotations
 
@@ -16,22 +16,25 @@ from cnn_jobs.recipe import Recipe
 from cnn_jobs.tracking.recorder import MetricRecorder
 from cnn_jobs.training.checkpoint import Checkpointer
 from cnn_jobs.training.device import Placement
+from cnn_jobs.training.loop import LoopResult, train
 from cnn_jobs.training.state import TrainState, new_state
 
 CPU = Placement(torch.device("cpu"), torch.channels_last)
 
-# Of everything that has a state of its own: BatchNorm's running statistics, dropout's random numbers, Adam's moments.
+# With every kind of state: BatchNorm's running statistics, dropout's random numbers, Adam's moments.
 NETWORK = ConvNet(blocks=(ConvBlock(filters=4, kernel=3, padding=1, batch_norm=True),), hidden=8, dropout=0.3)
 # 36 of 40 images train: 4 steps an epoch, 12 in all, validated after 2, 4, 6, 8, 10 and 12 of them.
 RECIPE = Recipe(
     epochs=3, batch_size=9, optimizer="adam", lr=1e-2, weight_decay=1e-4, early_stop_count=0, augmentation="flip+crop"
 )
 STEPS = 12
+# What a checkpoint holds of the training itself, without its costs.
+STATE = ("model", "optimizer", "generators", "train_losses", "validations", "best", "step", "epoch", "batch")
 
 
 @dataclass
 class Experiment:
-    """One network and data set under several recipes."""
+    """One network and data set, for several recipes."""
 
     dataset: Dataset
     network: ConvNet = NETWORK
@@ -42,6 +45,9 @@ class Experiment:
     def state(self, recipe: Recipe = RECIPE) -> TrainState:
         channels, height, width = self.dataset.train_images.shape[1:]
         return new_state(self.network, recipe, (channels, height, width), len(self.dataset.classes), CPU)
+
+    def train(self, state: TrainState, recipe: Recipe = RECIPE, **settings: Any) -> LoopResult:
+        return train(state, self.data(recipe), recipe, **settings)
 
 
 @dataclass

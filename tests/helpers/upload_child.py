@@ -1,4 +1,4 @@
-"""A run that trains nothing: it records, is killed and resumed, with a fault proxy in front of MLflow."""
+"""A run that only records, for children that are killed and resumed behind a fault proxy."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 
 
 def settings(uri: str) -> None:
-    """Fractions of a second in place of seconds, so that hundreds of schedules fit into minutes."""
+    """Intervals of fractions of a second, so that hundreds of schedules take minutes."""
     os.environ["MLFLOW_HTTP_REQUEST_TIMEOUT"] = "1"
     os.environ["MLFLOW_TRACKING_URI"] = uri
     from cnn_jobs.tracking import ownership, recorder
@@ -20,14 +20,15 @@ def settings(uri: str) -> None:
     ownership.HEARTBEAT_INTERVAL_S, ownership.STILL_S, ownership.POLL_S = 0.3, 1.0, 0.1
 
 
-def run(folder: str, uri: str, key: str, steps: int, back: int, deadline_s: float, forgetful: str = "") -> None:
-    """One attempt, in place of the command; exit codes: 0 delivered, 1 rejected, 75 not everything sent.
+def run(folder: str, uri: str, key: str, steps: int, back: int, deadline_s: float, control: str = "") -> None:
+    """One attempt, in place of the command; exit codes: 0 delivered, 1 rejected, 75 not everything sent, 76 other.
 
-    ``back``: how many of the last steps are recorded a second time, as after a resumption from a checkpoint.
+    ``back``: how many of the last steps are recorded again, as after a resumption from a checkpoint. ``control``: a
+    control experiment, ``memory`` or ``search``.
     """
     settings(uri)
-    if forgetful:
-        globals()[f"_without_{forgetful}"]()
+    if control:
+        globals()[f"_without_{control}"]()
     from cnn_jobs.errors import CnnJobsError, RejectedRecordsError
     from cnn_jobs.tracking import run_status
     from cnn_jobs.tracking.document_run import open_recorder
@@ -57,7 +58,7 @@ def _record(recorder: Any, folder: Path, steps: int, back: int) -> None:
     entries = Reader(folder / "journal.jsonl").read()
     kinds = {entry.kind for entry in entries}
     # The tag is the last record of five steps: later ones are recorded again. The latest tag, not the highest: an
-    # attempt that went back may have been killed before it came as far again.
+    # attempt that went back may have been killed before it reached the same step.
     tags = [int(entry.content["values"]["step"]) for entry in entries if entry.kind == "tags"]
     done = tags[-1] if tags else 0
     if "params" not in kinds:
@@ -74,12 +75,12 @@ def _record(recorder: Any, folder: Path, steps: int, back: int) -> None:
             recorder.artifact(folder / "state.bin", "checkpoints/state.bin")
             recorder.tags({"step": step})
         time.sleep(0.002)
-    (folder / "done.txt").write_text("all of it")
+    (folder / "done.txt").write_text("complete")
     recorder.artifact(folder / "done.txt", "files/done.txt")
 
 
 def _without_memory() -> None:
-    """Control experiment: sends again the rows that the server has."""
+    """Sends rows again that the server has."""
     from cnn_jobs.tracking.client import TrackingClient
 
     TrackingClient.history = lambda self, run_id, key: []  # type: ignore[method-assign]
@@ -89,7 +90,7 @@ def _without_memory() -> None:
 
 
 def _without_search() -> None:
-    """Control experiment: creates a run without looking for an existing one."""
+    """Creates a run without looking for an existing one."""
     from cnn_jobs.tracking import ownership
 
     real, calls = ownership.runs_of_key, [0]

@@ -13,10 +13,10 @@ import boto3
 import pytest
 
 from cnn_jobs.local_server.server import free_port
-from tests.conftest import MLFLOW_WARNING
 from tests.helpers.kustomize import STACK, build, pods
 from tests.helpers.mlflow_pod import Running, container_of, serve
 from tests.helpers.postgres_server import Database, has_postgres
+from tests.helpers.tracking import MLFLOW_WARNING
 from tests.image.compose_file import FILE, Service, environment, interpolate, passwords, services
 from tests.image.locks import ROOT
 

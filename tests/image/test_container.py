@@ -19,9 +19,9 @@ import pytest
 
 from cnn_jobs import __version__
 from cnn_jobs.local_server.server import free_port
-from tests.conftest import until
 from tests.helpers.kustomize import STACK
 from tests.helpers.mlflow_pod import command, container_of
+from tests.helpers.waiting import until
 from tests.image.containers import BASE, BUILD_FLAGS, RUN, USER, build, call, copy_tree, inspect, layers, python, run
 from tests.image.locks import CUDA, ROOT, read
 from tests.image.package_index import wheel

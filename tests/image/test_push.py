@@ -14,7 +14,7 @@ from urllib.request import urlopen
 import pytest
 
 from cnn_jobs.local_server.server import free_port
-from tests.conftest import until
+from tests.helpers.waiting import until
 from tests.image.containers import call
 from tests.image.locks import ROOT
 

@@ -1,4 +1,4 @@
-"""Runs that cnn-jobs wrote at commit a4698c6 (``a4698c6/make.py``): continued, replayed, reported and reproduced."""
+"""Runs of cnn-jobs at commit a4698c6 (``a4698c6/make.py``) are continued, replayed, reported and reproduced."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ import json
 import shutil
 import sqlite3
 import tarfile
-from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
-from tests.helpers.forkserver import Ended, ForkServer, fork_server
+from tests.helpers import forkserver
+from tests.helpers.forkserver import Completed
 
 pytestmark = [pytest.mark.integration, pytest.mark.slow]
 
@@ -24,19 +24,18 @@ RECIPE = ("--epochs", 2, "--batch-size", 5, "--validations-per-epoch", 1, "--ear
 
 @dataclass(frozen=True)
 class OldRuns:
-    """The archive, unpacked, and a server of processes that run the present version."""
+    """The unpacked archive, and commands of the present version."""
 
     folder: Path
-    children: ForkServer
 
-    def run(self, *arguments: object, state_dir: str = "state-new") -> Ended:
+    def run(self, *arguments: object, state_dir: str = "state-new") -> Completed:
         environment = {
             "MLFLOW_TRACKING_URI": f"sqlite:///{self.folder / 'mlflow.db'}",
             "CNN_JOBS_STATE_DIR": str(self.folder / state_dir),
         }
-        return self.children.run(arguments, environment)
+        return forkserver.start(self.folder / "children", arguments, environment).wait()
 
-    def resume(self, key: str, *more: object) -> Ended:
+    def resume(self, key: str, *more: object) -> Completed:
         command = ("train", "task2", "--data", self.folder / "data.npz", "--experiment", "old", *RECIPE)
         return self.run(*command, "--run-key", key, *more, state_dir=f"state-{key}")
 
@@ -50,7 +49,7 @@ class OldRuns:
         return str(found[0][0])
 
     def rows(self, key: str) -> list[tuple[str, int, float]]:
-        """Metric, step and value of every row that no clock decides."""
+        """Metric, step and value of every row that does not depend on a clock."""
         rows = self.query("SELECT key, step, value FROM metrics WHERE run_uuid = ?", self.run_id(key))
         return sorted(row for row in rows if row[0].startswith(("train/loss", "val/", "best/", "last/")))
 
@@ -68,29 +67,23 @@ class OldRuns:
         )}  # fmt: skip
 
 
-@pytest.fixture(scope="module")
-def children(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ForkServer]:
-    with fork_server(tmp_path_factory.mktemp("children")) as server:
-        yield server
-
-
 @pytest.fixture
-def old(tmp_path: Path, children: ForkServer) -> OldRuns:
+def old(tmp_path: Path) -> OldRuns:
     with tarfile.open(ARCHIVE) as archive:
         archive.extractall(tmp_path, filter="tar")
-    # MLflow keeps absolute paths of the folder in which the runs were made.
+    # MLflow stores absolute paths of the original folder.
     before = (tmp_path / "where").read_text()
     with closing(sqlite3.connect(tmp_path / "mlflow.db")) as database, database:
         for table, column in (("experiments", "artifact_location"), ("runs", "artifact_uri")):
             database.execute(f"UPDATE {table} SET {column} = replace({column}, ?, ?)", (before, str(tmp_path)))
-    return OldRuns(tmp_path, children)
+    return OldRuns(tmp_path)
 
 
-def test_a_run_that_was_killed_continues_from_its_state_directory(old: OldRuns) -> None:
+def test_killed_run_continues_from_its_state_directory(old: OldRuns) -> None:
     before = old.rows("killed")
     assert len([row for row in before if row[0] == "train/loss"]) == 15
-    ended = old.resume("killed", "--resume", "must")
-    assert ended.code == 0, ended.stderr
+    done = old.resume("killed", "--resume", "must")
+    assert done.code == 0, done.stderr
     assert old.status("killed") == "FINISHED"
     assert set(before) < set(old.rows("killed"))
     assert old.losses("killed") == pytest.approx(old.losses("finished"), rel=1e-4)
@@ -100,19 +93,19 @@ def test_a_run_that_was_killed_continues_from_its_state_directory(old: OldRuns) 
     assert [each["steps"] for each in costs["attempts"]] == [15, STEPS - CHECKPOINT_STEP]
 
 
-def test_a_run_whose_state_directory_is_lost_continues_from_its_artifacts(old: OldRuns) -> None:
+def test_run_without_its_state_directory_continues_from_its_artifacts(old: OldRuns) -> None:
     assert (old.status("interrupted"), old.tags("interrupted")["cnn_jobs.state"]) == ("KILLED", "interrupted")
-    ended = old.resume("interrupted", "--resume", "must")
-    assert ended.code == 0, ended.stderr
+    done = old.resume("interrupted", "--resume", "must")
+    assert done.code == 0, done.stderr
     assert old.status("interrupted") == "FINISHED"
     assert old.losses("interrupted") == pytest.approx(old.losses("finished"), rel=1e-4)
     costs = json.loads(old.tags("interrupted")["cnn_jobs.ledger"])
-    assert [each["steps"] for each in costs["attempts"]] == [15, 5]  # the SIGTERM left a checkpoint
+    assert [each["steps"] for each in costs["attempts"]] == [15, 5]  # SIGTERM saved a checkpoint
 
 
-def test_a_run_that_was_trained_while_mlflow_was_away_is_replayed(old: OldRuns) -> None:
-    ended = old.run("replay", old.folder / "state-unsent" / "unsent")
-    assert ended.code == 0, ended.stderr
+def test_unsent_run_is_replayed(old: OldRuns) -> None:
+    done = old.run("replay", old.folder / "state-unsent" / "unsent")
+    assert done.code == 0, done.stderr
     assert old.status("unsent") == "FINISHED"
     assert old.rows("unsent") == old.rows("finished")
     artifacts = old.folder / "mlruns" / "1" / old.run_id("unsent") / "artifacts"
@@ -120,30 +113,30 @@ def test_a_run_that_was_trained_while_mlflow_was_away_is_replayed(old: OldRuns) 
     assert {"checkpoints/last.pt", "checkpoints/best.pt", "model/MLmodel", "history.csv", "lineage.json"} <= there
 
 
-def test_its_own_command_only_sends_the_rest(old: OldRuns) -> None:
-    ended = old.resume("unsent")
-    assert ended.code == 0, ended.stderr
+def test_command_of_an_unsent_run_only_uploads(old: OldRuns) -> None:
+    done = old.resume("unsent")
+    assert done.code == 0, done.stderr
     assert old.status("unsent") == "FINISHED"
     assert old.rows("unsent") == old.rows("finished")
 
 
-def test_a_finished_run_is_only_read_back(old: OldRuns) -> None:
+def test_finished_run_is_only_read_back(old: OldRuns) -> None:
     before = old.rows("finished")
-    ended = old.resume("finished")
-    assert ended.code == 0, ended.stderr
-    assert "nothing was trained" in ended.stdout
+    done = old.resume("finished")
+    assert done.code == 0, done.stderr
+    assert "nothing was trained" in done.stdout
     assert old.rows("finished") == before
 
 
-def test_another_recipe_does_not_get_the_key(old: OldRuns) -> None:
-    ended = old.resume("killed", "--lr", "0.01")
-    assert ended.code == 2
-    assert "recipe_hash" in ended.stderr
+def test_key_of_another_recipe_is_refused(old: OldRuns) -> None:
+    done = old.resume("killed", "--lr", "0.01")
+    assert done.code == 2
+    assert "recipe_hash" in done.stderr
 
 
-def test_the_report_counts_it(old: OldRuns) -> None:
-    ended = old.run("report", "--experiment", "old", "--out", old.folder / "report", "--no-log")
-    assert ended.code == 0, ended.stderr
+def test_report_includes_the_finished_run(old: OldRuns) -> None:
+    done = old.run("report", "--experiment", "old", "--out", old.folder / "report", "--no-log")
+    assert done.code == 0, done.stderr
     content = json.loads((old.folder / "report" / "report.json").read_text())
     assert [group["task"] for data in content["data"] for group in data["groups"]] == ["task2"]
     assert {each["name"] for each in content["set_aside"]} == {"task2-seed0"}
@@ -155,11 +148,11 @@ def test_the_report_counts_it(old: OldRuns) -> None:
     assert listed.stdout.count("task2-seed0") == 3
 
 
-def test_it_is_reproduced_or_told_why_it_cannot_be(old: OldRuns) -> None:
+def test_finished_run_is_reproduced_or_refused_with_a_reason(old: OldRuns) -> None:
     shutil.copy(old.folder / "data.npz", old.folder / "moved.npz")
-    ended = old.run("reproduce", old.run_id("finished"), "--data", old.folder / "moved.npz")
-    if ended.code:  # another machine than that on which it was made
-        assert ended.code == 2, ended.stderr
-        assert "cannot come out the same here" in ended.stderr
+    done = old.run("reproduce", old.run_id("finished"), "--data", old.folder / "moved.npz")
+    if done.code:  # another machine
+        assert done.code == 2, done.stderr
+        assert "cannot be reproduced here" in done.stderr
     else:
-        assert "identical" in ended.stdout
+        assert "identical" in done.stdout

@@ -1,4 +1,5 @@
-"""Runs on a CUDA device that are killed and continued, and two processes on one: ``pytest -m gpu``, docs/cuda.md."""
+"""Runs on a CUDA device that are killed and continued, and two processes on one device: ``pytest -m gpu``,
+docs/cuda.md."""
 
 from __future__ import annotations
 
@@ -9,7 +10,6 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from signal import Signals
 from typing import Any
 
 import pytest
@@ -17,8 +17,8 @@ import torch
 
 from cnn_jobs.data.prepared import write_prepared
 from cnn_jobs.local_server.server import free_port, start_server, stop_server
-from tests.conftest import striped_dataset
-from tests.helpers.survival import Outcome, Tracked, compare
+from tests.helpers.datasets import striped_dataset
+from tests.helpers.survival import EXIT_CODES, BaseLab, Outcome, compare
 
 pytestmark = [
     pytest.mark.gpu,
@@ -33,15 +33,15 @@ SMALL = ("--epochs", 4, "--batch-size", 12, "--early-stop-count", 0, "--threads"
 
 
 @dataclass
-class CudaLab(Tracked):
-    """Fresh processes: one that is forked from a process which has asked for the device cannot use it."""
+class CudaLab(BaseLab):
+    """New processes: the child of a process that has used the device cannot use it."""
 
     def start(
         self, task: str, key: str, *more: object, hook: str = "cheap_outputs", hook_args: Sequence[Any] = (), **env: str
     ) -> subprocess.Popen[str]:
-        """One attempt, under way."""
+        """Starts one attempt."""
         call = f"hooks.{hook}(*{list(hook_args)!r})"
-        program = f"from tests.integration import hooks; {call}; from cnn_jobs.cli import main; main()"
+        program = f"from tests.helpers import hooks; {call}; from cnn_jobs.cli import main; main()"
         arguments = ["train", task, "--data", self.data, "--experiment", task, *SMALL, *more]
         folder = self.folder / f"work-{key}-{env.get('RANK', 0)}-{time.monotonic_ns()}"
         folder.mkdir()
@@ -56,10 +56,10 @@ class CudaLab(Tracked):
 
     def train(self, task: str, key: str, *more: object, **settings: Any) -> tuple[int, str]:
         """One attempt, to its end: exit status and output."""
-        return ended(self.start(task, key, *more, **settings))
+        return wait(self.start(task, key, *more, **settings))
 
     def pair(self, task: str, key: str, *more: object, hooks: dict[int, tuple[str, list[Any]]]) -> list[Any]:
-        """Both of two processes on the one device, to their ends."""
+        """Two processes on one device, to their ends."""
         port = free_port()
         world = {"CNN_JOBS_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
         started = []
@@ -67,10 +67,11 @@ class CudaLab(Tracked):
             hook, hook_args = hooks.get(rank, ("gloo_on_cuda", []))
             own = {"RANK": str(rank), "CNN_JOBS_STATE_DIR": str(self.folder / f"state-{key}-{rank}")}
             started.append(self.start(task, key, *more, hook=hook, hook_args=hook_args, **world, **own))
-        return [ended(each) for each in started]
+        return [wait(each) for each in started]
 
 
-def ended(process: subprocess.Popen[str]) -> tuple[int, str]:
+def wait(process: subprocess.Popen[str]) -> tuple[int, str]:
+    """Exit code and output of a process, once it has ended."""
     try:
         text, _ = process.communicate(timeout=180)
     finally:
@@ -106,12 +107,12 @@ def reference(cuda_lab: CudaLab) -> Outcome:
     ("step", "sent", "lose"),
     [(2, "SIGKILL", True), (7, "SIGKILL", False), (7, "SIGTERM", True), (10, "SIGTERM", False)],
 )
-def test_killed_on_the_device_and_continued_it_is_the_same_run(
+def test_killed_run_continues_as_the_same_run(
     cuda_lab: CudaLab, reference: Outcome, step: int, sent: str, lose: bool
 ) -> None:
     key = f"{sent}-{step}-{lose}"
-    code, text = cuda_lab.train("task3e", key, hook="kill_at_step", hook_args=[step, sent])
-    assert code == {"SIGKILL": -Signals.SIGKILL, "SIGTERM": 75}[sent], text
+    code, text = cuda_lab.train("task3e", key, hook="signal_at_step", hook_args=[step, sent])
+    assert code == EXIT_CODES[sent], text
     if lose:
         cuda_lab.lose_state(key)
     code, text = cuda_lab.train("task3e", key)
@@ -122,35 +123,33 @@ def test_killed_on_the_device_and_continued_it_is_the_same_run(
     assert "cnn_jobs.continued_elsewhere" not in outcome.tags
 
 
-def test_task4a_on_the_device_goes_on_after_a_kill(cuda_lab: CudaLab) -> None:
+def test_killed_task4a_continues_as_the_same_run(cuda_lab: CudaLab) -> None:
     random = ("--weights", "none", "--epochs", 1)
     assert cuda_lab.train("task4a", "transfer", *random)[0] == 0
-    code, text = cuda_lab.train("task4a", "transfer-killed", *random, hook="kill_at_step", hook_args=[2, "SIGKILL"])
-    assert code == -Signals.SIGKILL, text
+    code, text = cuda_lab.train("task4a", "transfer-killed", *random, hook="signal_at_step", hook_args=[2, "SIGKILL"])
+    assert code == EXIT_CODES["SIGKILL"], text
     assert cuda_lab.train("task4a", "transfer-killed", *random)[0] == 0
-    whole, killed = (cuda_lab.outcome("task4a", key) for key in ("transfer", "transfer-killed"))
-    assert compare(whole, killed) == []
+    reference, killed = (cuda_lab.outcome("task4a", key) for key in ("transfer", "transfer-killed"))
+    assert compare(reference, killed) == []
 
 
 @pytest.fixture(scope="module")
 def two(cuda_lab: CudaLab) -> Outcome:
-    """Two processes on the one device, by gloo: NCCL wants a device for each."""
+    """Two processes on one device, by gloo: NCCL needs a device for each."""
     both = cuda_lab.pair("task3d-batchnorm", "two", hooks={})
     assert [code for code, _ in both] == [0, 0], both
     return cuda_lab.outcome("task3d-batchnorm", "two")
 
 
 def test_two_processes_with_synchronised_batch_norm_train_as_one(cuda_lab: CudaLab, two: Outcome) -> None:
-    """docs/distributed.md: 1e-4 of a loss in the first steps: later Adam makes much of what is rounded otherwise."""
+    """docs/distributed.md: 1e-4 of a loss in the first steps; later Adam amplifies rounding differences."""
     code, text = cuda_lab.train("task3d-batchnorm", "one")
     assert code == 0, text
     one = cuda_lab.outcome("task3d-batchnorm", "one")
-    ours, theirs = (
-        {step: value for name, step, value in outcome.rows if name == "train/loss"} for outcome in (two, one)
-    )
+    ours, theirs = two.losses(), one.losses()
     assert ours.keys() == theirs.keys() == set(range(1, 13))
-    told = [f"{abs(ours[step] - theirs[step]):.1e}" for step in sorted(ours)]
-    print("losses of two processes differ from one's by", *told)  # noqa: T201
+    printed = [f"{abs(ours[step] - theirs[step]):.1e}" for step in sorted(ours)]
+    print("losses of two processes differ from those of one by", *printed)  # noqa: T201
     assert [ours[step] for step in (1, 2, 3)] == pytest.approx([theirs[step] for step in (1, 2, 3)], rel=1e-4)
     # BatchNorm's running statistics are of the whole batch.
     for name in ("norm1.running_mean", "norm1.running_var"):
@@ -158,17 +157,17 @@ def test_two_processes_with_synchronised_batch_norm_train_as_one(cuda_lab: CudaL
     assert two.tags["cnn_jobs.world_size"] == "2"
 
 
-def test_stopped_together_two_processes_go_on_to_the_same_bits(cuda_lab: CudaLab, two: Outcome) -> None:
-    both = cuda_lab.pair("task3d-batchnorm", "stopped", hooks={1: ("gloo_on_cuda_signal_in_step", [7, "SIGTERM"])})
+def test_two_stopped_processes_resume_to_the_same_bits(cuda_lab: CudaLab, two: Outcome) -> None:
+    both = cuda_lab.pair("task3d-batchnorm", "stopped", hooks={1: ("gloo_on_cuda_signal_before_step", [7, "SIGTERM"])})
     assert [code for code, _ in both] == [75, 75], both
     both = cuda_lab.pair("task3d-batchnorm", "stopped", hooks={})
     assert [code for code, _ in both] == [0, 0], both
     assert compare(two, cuda_lab.outcome("task3d-batchnorm", "stopped")) == []
 
 
-def test_two_processes_on_one_device_are_told_that_nccl_wants_two(cuda_lab: CudaLab) -> None:
+def test_two_processes_on_one_device_are_refused_for_nccl(cuda_lab: CudaLab) -> None:
     plain = ("cheap_outputs", [])
     both = cuda_lab.pair("task2", "shared", hooks={0: plain, 1: plain})
     assert [code for code, _ in both] == [2, 2], both
     for _, text in both:
-        assert "one process a device" in text.strip().splitlines()[-1]
+        assert "one process per device" in text.strip().splitlines()[-1]

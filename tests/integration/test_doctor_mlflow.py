@@ -72,7 +72,7 @@ def examined(uri: str, experiment: str = "cnn-jobs") -> dict[str, Finding]:
 
 
 class ForwardProxy(_Handler):
-    """Accepts absolute URLs, as clients send them to a proxy, and forwards all of them upstream."""
+    """Accepts absolute URLs, as clients send them to a proxy, and forwards them upstream."""
 
     def parse_request(self) -> bool:
         parsed = super().parse_request()

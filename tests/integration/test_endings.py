@@ -1,236 +1,155 @@
-"""How a run can end, and what its exit code and MLflow say of it: one row an ending, each a real process."""
+"""How a run can end: exit code and MLflow status of real processes."""
 
 from __future__ import annotations
 
 import os
 import signal
-import subprocess
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from cnn_jobs.training.checkpoint import load_checkpoint
-from tests.helpers.forkserver import Ended
+from tests.helpers.disks import mounted_disk, resize
+from tests.helpers.endings import ENDINGS, LONGEST_STOP_S, Ending
+from tests.helpers.forkserver import Child
+from tests.helpers.servers import unused_url
 from tests.helpers.survival import Lab, compare
-from tests.helpers.tracking import unused_address
+from tests.helpers.waiting import until
 
 pytestmark = [pytest.mark.integration, pytest.mark.slow, pytest.mark.timeout(300)]
 
-# From the signal to the end of the process: a pod may have no more.
-LONGEST_STOP_S = 10.0
+IN_FINISH = ("cnn_jobs.tracking.recorder:JournalRecorder.finish", "SIGTERM")
+BEFORE_TRAINING = ("cnn_jobs.runs.train:Attempt._train", "SIGTERM")
 
 
-@dataclass(frozen=True)
-class Row:
-    """One ending: what is done to the process, and what has to come of it. ``status`` "" is no run at all."""
-
-    name: str
-    code: int
-    status: str
-    state: str
-    reason: str = ""
-    hook: str = "cheap_outputs"
-    hook_args: tuple[Any, ...] = ()
-    more: tuple[object, ...] = ()
-    env: dict[str, str] = field(default_factory=dict)
+def status_of(lab: Lab, key: str) -> tuple[str, str]:
+    """MLflow status and state of the key's run."""
+    run = lab.run_of("task2", key)
+    return run.info.status, run.data.tags["cnn_jobs.state"]
 
 
-def on_signal(name: str, target: str, code: int, status: str, state: str, sent: str = "SIGTERM", times: int = 1) -> Row:
-    return Row(name, code, status, state, "stopped by" if status else "", "signal_before", (target, sent, times))
-
-
-KILLED = (75, "KILLED", "interrupted")
-TABLE = [
-    Row("complete", 0, "FINISHED", "finished"),
-    Row("diverged", 2, "FAILED", "diverged", "the training loss is", more=("--lr", "1e12")),
-    Row("a bug in the main thread", 1, "FAILED", "failed", "ZeroDivisionError: made by", "raise_in",
-        ("cnn_jobs.runs.artifacts:final_metrics", "ZeroDivisionError")),
-    Row("out of memory, as an exception", 1, "FAILED", "failed", "MemoryError", "raise_in",
-        ("cnn_jobs.training.loop:validate", "MemoryError")),
-    Row("a library calls sys.exit(0)", 1, "FAILED", "failed", "SystemExit", "raise_in",
-        ("cnn_jobs.runs.artifacts:write_artifacts", "SystemExit")),
-    Row("a bug in the uploader thread", 1, "FAILED", "failed", "the uploader thread died of ZeroDivisionError",
-        "raise_in", ("cnn_jobs.tracking.client:TrackingClient.log_metrics", "ZeroDivisionError")),
-    Row("a bug in the uploader thread that stays", 1, "FAILED", "failed",
-        "the uploader thread died of ZeroDivisionError", "raise_in",
-        ("cnn_jobs.tracking.client:TrackingClient.log_metrics", "ZeroDivisionError", 0)),
-    Row("a bug before the first step", 1, "FAILED", "failed", "ZeroDivisionError: made by", "raise_in",
-        ("cnn_jobs.runs.setup:new_state", "ZeroDivisionError")),
-    Row("a bug in the journal thread", 1, "FAILED", "failed", "the journal thread died of ZeroDivisionError",
-        "journal_thread_dies"),
-    Row("a stranger's thread dies", 1, "FAILED", "failed", "thread stranger died of ZeroDivisionError",
-        "thread_dies_at_step", (3,)),
-    Row("SIGTERM in a step", *KILLED, "stopped by SIGTERM after step 5", "kill_at_step", (5, "SIGTERM")),
-    Row("SIGINT in a step", *KILLED, "stopped by SIGINT after step 5", "kill_at_step", (5, "SIGINT")),
-    on_signal("two SIGTERMs", "cnn_jobs.training.loop:validate", *KILLED, times=2),
-    on_signal("SIGTERM in a validation", "cnn_jobs.data.batches:ImageSet.in_order", *KILLED),
-    on_signal("SIGTERM in a checkpoint's write", "cnn_jobs.runs.checkpointing:save_checkpoint", *KILLED),
-    on_signal("SIGTERM in the final figures", "cnn_jobs.runs.artifacts:final_metrics", *KILLED),
-    on_signal("SIGTERM in the plots", "cnn_jobs.runs.artifacts:write_artifacts", *KILLED),
-    on_signal("SIGTERM as the data is loaded", "cnn_jobs.data.sources:open_dataset", 1, "", ""),
-    on_signal("SIGTERM as the run is looked up", "cnn_jobs.runs.resume:find_run", 1, "", ""),
-    Row("SIGKILL in a step", -9, "RUNNING", "running", "", "kill_at_step", (5, "SIGKILL")),
-    Row("a record that MLflow refuses", 1, "FAILED", "failed", "MLflow refused 1 records", "refused_metric"),
-    Row("MLflow away, the state is kept", 75, "", "", env={"MLFLOW_TRACKING_URI": unused_address()},
-        more=("--ship-deadline", 0.5)),
-    Row("MLflow away, the state goes with the pod", 1, "", "", env={"MLFLOW_TRACKING_URI": unused_address()},
-        more=("--ship-deadline", 0.5, "--no-durable-state")),
-]  # fmt: skip
-
-
-def run_of(lab: Lab, key: str) -> Any:
-    """The key's run in MLflow, ``None`` for none."""
-    from mlflow import MlflowClient
-
-    client = MlflowClient(lab.uri)
-    experiment = client.get_experiment_by_name("task2")
-    if experiment is None:
-        return None
-    found = client.search_runs([experiment.experiment_id], f"tags.`cnn_jobs.run_key` = '{key}'")
-    assert len(found) <= 1
-    return found[0] if found else None
-
-
-def start(lab: Lab, row: Row, key: str) -> Ended:
-    environment = {**lab.environment(key), **row.env}
-    arguments = lab.arguments("task2", *row.more)
-    hook = f"tests.helpers.hooks:{row.hook}"
-    return lab.server.run(arguments, environment, hook=hook, hook_args=row.hook_args)
-
-
-@pytest.mark.parametrize("row", TABLE, ids=lambda row: row.name)
-def test_an_ending_is_what_the_table_says(lab: Lab, row: Row) -> None:
-    key = row.name.replace(" ", "-").replace(",", "").replace("'", "").replace("(0)", "")
-    ended = start(lab, row, key)
-    assert ended.code == row.code, ended.stderr
-    if ended.signalled is not None and row.code != -9:
-        assert ended.seconds_after_signal < LONGEST_STOP_S
-    run = run_of(lab, key)
-    if not row.status:
+@pytest.mark.parametrize("ending", ENDINGS, ids=lambda ending: ending.name)
+def test_exit_code_and_status(lab: Lab, ending: Ending) -> None:
+    key = f"ending-{ENDINGS.index(ending)}"
+    done = ending.start(lab, key)
+    assert done.code == ending.code, done.stderr
+    if done.signalled_at is not None and ending.code != -9:
+        assert done.seconds_after_signal < LONGEST_STOP_S
+    run = lab.run_of("task2", key)
+    if not ending.status:
         assert run is None
         return
-    assert (run.info.status, run.data.tags["cnn_jobs.state"]) == (row.status, row.state), ended.stderr
-    assert row.reason in run.data.tags.get("cnn_jobs.reason", "")
-    if not row.reason:
-        assert not run.data.tags.get("cnn_jobs.reason")
-    if row.code == 75:
+    assert status_of(lab, key) == (ending.status, ending.state), done.stderr
+    assert ending.reason in run.data.tags.get("cnn_jobs.reason", "")
+    assert bool(ending.reason) == bool(run.data.tags.get("cnn_jobs.reason"))
+    if ending.code == 75:
         again = lab.train("task2", key)
         assert again.code == 0, again.stderr
-        assert run_of(lab, key).info.status == "FINISHED"
-        assert not run_of(lab, key).data.tags["cnn_jobs.reason"]
+        assert status_of(lab, key) == ("FINISHED", "finished")
+        assert not lab.run_of("task2", key).data.tags["cnn_jobs.reason"]
 
 
-def test_a_signal_after_the_run_is_finished_changes_nothing(lab: Lab) -> None:
-    """While the result is printed: the run is FINISHED, and so is the command."""
-    hook = ["cnn_jobs.cli.console:print_results", "SIGTERM"]
-    ended = lab.train("task2", "printed", hook="signal_before", hook_args=hook)
-    assert ended.code == 0, ended.stderr
-    assert "Compare runs" in ended.stdout
-    assert run_of(lab, "printed").info.status == "FINISHED"
+def test_signal_after_the_run_is_finished_changes_nothing(lab: Lab) -> None:
+    hook_args = ["cnn_jobs.cli.console:print_results", "SIGTERM"]
+    done = lab.train("task2", "printed", hook="signal_before", hook_args=hook_args)
+    assert done.code == 0, done.stderr
+    assert "Compare runs" in done.stdout
+    assert status_of(lab, "printed")[0] == "FINISHED"
 
 
-def test_attempts_that_lose_their_disk_before_a_step_do_not_go_on_for_ever(lab: Lab) -> None:
-    """Each records its start again: that is no progress, and Kubernetes counts the pod."""
-    codes = []
-    for _ in range(3):
-        hook = ["cnn_jobs.training.loop:epoch_order", "SIGTERM"]
-        codes.append(lab.train("task2", "lost", hook="signal_before", hook_args=hook).code)
-        lab.lose_state("lost")
-    assert codes == [75, 75, 75]  # one step is trained before the signal is granted, and its checkpoint arrives
-    codes = []
+@pytest.mark.parametrize(
+    ("target", "codes"),
+    [
+        # One step is trained before the signal is handled, and its checkpoint is uploaded.
+        (("cnn_jobs.training.loop:epoch_order", "SIGTERM"), [75, 75, 75]),
+        (BEFORE_TRAINING, [1, 1]),
+    ],
+    ids=["after a step", "before a step"],
+)
+def test_attempts_that_lose_their_disk_need_progress_for_exit_75(
+    lab: Lab, target: tuple[str, str], codes: list[int]
+) -> None:
+    """To record the start again is not progress; Kubernetes counts exit code 1."""
+    for code in codes:
+        done = lab.train("task2", f"lost-{codes[0]}", hook="signal_before", hook_args=target)
+        assert done.code == code, done.stderr
+        lab.lose_state(f"lost-{codes[0]}")
+
+
+def test_signal_without_progress_is_exit_1(lab: Lab) -> None:
+    """Kubernetes does not count exit code 75: an attempt without progress must not use it."""
+    assert lab.train("task2", "stuck", hook="signal_at_step", hook_args=[5, "SIGTERM"]).code == 75
     for _ in range(2):
-        hook = ["cnn_jobs.runs.train:Attempt._train", "SIGTERM"]
-        codes.append(lab.train("task2", "none", hook="signal_before", hook_args=hook).code)
-        lab.lose_state("none")
-    assert codes == [1, 1]
-
-
-def test_a_series_that_is_stopped_ends_within_ten_seconds_though_mlflow_is_away(lab: Lab) -> None:
-    environment = {**lab.environment("away"), "MLFLOW_TRACKING_URI": unused_address()}
-    arguments = lab.arguments("task2", "--seeds", "0-2")
-    hook = {"hook": "tests.helpers.hooks:kill_at_step", "hook_args": [5, "SIGTERM"]}
-    ended = lab.server.run(arguments, environment, **hook)
-    assert ended.code == 75, ended.stderr
-    assert ended.seconds_after_signal < LONGEST_STOP_S
-    assert "seed1" not in ended.stderr
-    assert "--seeds 0-2 --run-key away" in ended.stderr
-    again = lab.train("task2", "away", "--seeds", "0-2")
-    assert again.code == 0, again.stderr
-
-
-def test_a_signal_without_progress_is_not_endlessly_ignored(lab: Lab) -> None:
-    """Exit 75 is not counted by Kubernetes: an attempt that brought nothing must not use it."""
-    first = lab.train("task2", "stuck", hook="kill_at_step", hook_args=[5, "SIGTERM"])
-    assert first.code == 75
-    for _ in range(2):
-        again = lab.train(
-            "task2", "stuck", hook="signal_before", hook_args=["cnn_jobs.runs.train:Attempt._train", "SIGTERM"]
-        )
+        again = lab.train("task2", "stuck", hook="signal_before", hook_args=BEFORE_TRAINING)
         assert again.code == 1, again.stderr
-        run = run_of(lab, "stuck")
-        assert (run.info.status, run.data.tags["cnn_jobs.state"]) == ("KILLED", "interrupted")
+        assert status_of(lab, "stuck") == ("KILLED", "interrupted")
 
 
-def test_a_signal_while_the_rest_is_sent_leaves_it_to_the_next_attempt(lab: Lab) -> None:
-    at_the_end = ("cnn_jobs.tracking.recorder:JournalRecorder.finish", "SIGTERM")
-    away = Row("", 0, "", "", hook="signal_before", hook_args=at_the_end, env={"MLFLOW_TRACKING_URI": unused_address()})
-    ended = start(lab, away, "unsent")
-    assert ended.code == 75, ended.stderr
-    assert ended.seconds_after_signal < LONGEST_STOP_S
-    assert "cnn-jobs replay" in ended.stderr
-    # The next attempt ships the rest and trains nothing.
-    again = lab.train("task2", "unsent", hook="kill_at_step", hook_args=[1, "SIGKILL"])
+def test_series_stops_within_ten_seconds_without_mlflow(lab: Lab) -> None:
+    series = ("--seeds", "0-2")
+    away = {"MLFLOW_TRACKING_URI": unused_url()}
+    done = lab.train("task2", "series", *series, hook="signal_at_step", hook_args=[5, "SIGTERM"], **away)
+    assert done.code == 75, done.stderr
+    assert done.seconds_after_signal < LONGEST_STOP_S
+    assert "seed1" not in done.stderr
+    assert "--seeds 0-2 --run-key series" in done.stderr
+    again = lab.train("task2", "series", *series)
     assert again.code == 0, again.stderr
-    assert run_of(lab, "unsent").info.status == "FINISHED"
 
 
-def test_a_checkpoint_whose_write_was_cut_by_sigterm_is_whole(lab: Lab) -> None:
-    row = next(row for row in TABLE if row.name == "SIGTERM in a checkpoint's write")
-    start(lab, row, "cut")
+def test_signal_during_the_upload_leaves_the_rest_to_the_next_attempt(lab: Lab) -> None:
+    away = {"MLFLOW_TRACKING_URI": unused_url()}
+    done = lab.train("task2", "unsent", hook="signal_before", hook_args=IN_FINISH, **away)
+    assert done.code == 75, done.stderr
+    assert done.seconds_after_signal < LONGEST_STOP_S
+    assert "cnn-jobs replay" in done.stderr
+    # The next attempt uploads the rest and trains nothing.
+    again = lab.train("task2", "unsent", hook="signal_at_step", hook_args=[1, "SIGKILL"])
+    assert again.code == 0, again.stderr
+    assert status_of(lab, "unsent")[0] == "FINISHED"
+
+
+def test_checkpoint_is_complete_after_sigterm_in_its_write(lab: Lab) -> None:
+    ending = next(each for each in ENDINGS if each.name == "SIGTERM in a checkpoint's write")
+    ending.start(lab, "cut")
     assert load_checkpoint(lab.state_dir("cut") / "cut" / "checkpoints" / "last.pt")["step"] == 2
 
 
-def test_stopped_and_continued_it_goes_on(lab: Lab) -> None:
-    """``kill -STOP`` and ``-CONT``, as a suspended laptop: nothing is lost and nothing doubled."""
-    reference = lab.train("task2", "never-stopped")
-    assert reference.code == 0
-    child = lab.server.start(
-        lab.arguments("task2"), lab.environment("suspended"), hook="tests.helpers.hooks:slow_steps", hook_args=[0.3]
-    )
-    while "step 4/12" not in child.text("stderr"):
-        time.sleep(0.05)
+def test_suspended_process_loses_and_duplicates_nothing(lab: Lab) -> None:
+    """SIGSTOP and SIGCONT, as a suspended laptop."""
+    child = lab.start("task2", "suspended", hook="slow_steps", hook_args=[0.3])
+    until(lambda: "step 4/12" in child.text("stderr"))
     os.kill(child.pid, signal.SIGSTOP)
     time.sleep(3)
     os.kill(child.pid, signal.SIGCONT)
-    ended = child.wait()
-    assert ended.code == 0, ended.stderr
-    assert compare(lab.outcome("task2", "never-stopped"), lab.outcome("task2", "suspended")) == []
+    done = child.wait()
+    assert done.code == 0, done.stderr
+    assert compare(lab.reference("task2"), lab.outcome("task2", "suspended")) == []
 
 
-def test_a_clock_that_jumps_back_changes_nothing_but_timestamps(lab: Lab) -> None:
-    assert lab.train("task2", "steady").code == 0
-    ended = lab.train("task2", "jump", hook="clock_jumps_back_at_step", hook_args=[5, 7200.0])
-    assert ended.code == 0, ended.stderr
-    assert compare(lab.outcome("task2", "steady"), lab.outcome("task2", "jump")) == []
-    assert run_of(lab, "jump").info.status == "FINISHED"
+def test_clock_that_jumps_back_changes_only_timestamps(lab: Lab) -> None:
+    done = lab.train("task2", "jump", hook="clock_jumps_back_at_step", hook_args=[5, 7200.0])
+    assert done.code == 0, done.stderr
+    assert compare(lab.reference("task2"), lab.outcome("task2", "jump")) == []
+    assert status_of(lab, "jump")[0] == "FINISHED"
 
 
-def test_the_ledger_adds_up_to_the_attempts_wall_time(lab: Lab) -> None:
-    """Outside of the process, too: what the attempts took by the test's own clock."""
+def test_costs_add_up_to_the_wall_time_of_the_attempts(lab: Lab) -> None:
+    """As measured by this process."""
     measured = []
-    for hook, arguments in (
-        ("kill_at_step", [5, "SIGKILL"]),
-        ("kill_at_step", [9, "SIGTERM"]),
+    for hook, hook_args in (
+        ("signal_at_step", [5, "SIGKILL"]),
+        ("signal_at_step", [9, "SIGTERM"]),
         ("cheap_outputs", []),
     ):
-        ended = lab.train("task2", "costs", hook=hook, hook_args=arguments)
-        measured.append((ended.signalled or ended.ended) - (ended.ended - ended.seconds))
-    metrics = run_of(lab, "costs").data.metrics
+        done = lab.train("task2", "costs", hook=hook, hook_args=hook_args)
+        measured.append((done.signalled_at or done.ended_at) - (done.ended_at - done.seconds))
+    metrics = lab.run_of("task2", "costs").data.metrics
     assert metrics["ledger/attempts"] == 3
-    # Killed at step 5 with a checkpoint at 4; SIGTERM at step 9 saved all.
+    # Killed at step 5 with a checkpoint at 4; SIGTERM at step 9 saved everything.
     assert metrics["ledger/steps"] == 5 + 5 + 3
     assert metrics["ledger/steps_thrown_away"] == 1
     assert 0 < metrics["ledger/device_seconds_thrown_away"] < metrics["ledger/device_seconds"]
@@ -239,93 +158,77 @@ def test_the_ledger_adds_up_to_the_attempts_wall_time(lab: Lab) -> None:
 
 
 @pytest.fixture
-def small_disk(lab: Lab) -> Iterator[Callable[[str], None]]:
-    """A disk of its own under ``small/`` of the laboratory; call it with a size to make it that large."""
-    folder = lab.folder / "small"
-    folder.mkdir(exist_ok=True)
-    mount = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(folder)]
-    if subprocess.run(mount, capture_output=True).returncode:
-        pytest.skip("mounting a small disk needs root")
-    yield lambda size: subprocess.run(["mount", "-o", f"remount,size={size}", str(folder)], check=True) and None
-    subprocess.run(["umount", str(folder)], check=True)
+def disk(lab: Lab) -> Iterator[Path]:
+    with mounted_disk(lab.folder / "small", "1m") as folder:
+        yield folder
 
 
 @pytest.mark.parametrize("size", ["64k", "300k", "4m"])
-def test_a_full_disk_fails_the_run_and_says_so(lab: Lab, small_disk: Callable[[str], None], size: str) -> None:
-    """Whatever does not fit, the journal, the first checkpoint or a later one: and with more room it goes on."""
-    assert lab.train("task2", f"enough-{size}").code == 0
-    small_disk(size)
-    key = f"full-{size}"
-    environment = lab.environment(key, CNN_JOBS_STATE_DIR=str(lab.folder / "small"))
-    hook = "tests.helpers.hooks:cheap_outputs"
-    ended = lab.server.run(lab.arguments("task2"), environment, hook=hook)
-    assert ended.code == 1, ended.stderr
-    assert "no space left on the device" in ended.stderr
-    assert "Traceback" not in ended.stderr
-    run = run_of(lab, key)
-    if run:  # with no room for the very first record there is none
-        assert (run.info.status, run.data.tags["cnn_jobs.state"]) == ("FAILED", "failed")
+def test_full_disk_fails_the_run_and_more_room_continues_it(lab: Lab, disk: Path, size: str) -> None:
+    """No room for the journal, for the first checkpoint, or for a later one."""
+    key, environment = f"full-{size}", {"CNN_JOBS_STATE_DIR": str(disk)}
+    resize(disk, size)
+    done = lab.train("task2", key, **environment)
+    assert done.code == 1, done.stderr
+    assert "no space left on the device" in done.stderr
+    assert "Traceback" not in done.stderr
+    if run := lab.run_of("task2", key):  # without room for the first record there is none
+        assert status_of(lab, key) == ("FAILED", "failed")
         assert "no space left on the device" in run.data.tags["cnn_jobs.reason"]
-    small_disk("200m")
-    again = lab.server.run(lab.arguments("task2"), environment, hook=hook)
+    resize(disk, "200m")
+    again = lab.train("task2", key, **environment)
     assert again.code == 0, again.stderr
-    assert compare(lab.outcome("task2", f"enough-{size}"), lab.outcome("task2", key)) == []
+    assert compare(lab.reference("task2"), lab.outcome("task2", key)) == []
 
 
-# -- two attempts of one key ---------------------------------------------------------------------------------------
+# -- two attempts of one key -------------------------------------------------------------------------------------------
+
+Start = Callable[..., Child]
 
 
 @pytest.fixture
-def without_job(lab: Lab) -> Any:
-    """Starts a training under a key that no Job vouches for, in a state directory of its own choice."""
+def start(lab: Lab) -> Start:
+    """Starts a slow training outside of a Job, with a state directory of this name."""
 
-    def begin(key: str, state: str, seconds: float = 0.2) -> Any:
-        environment = lab.environment(key, CNN_JOBS_STATE_DIR=str(lab.folder / state))
-        del environment["CNN_JOBS_JOB_UID"]
-        arguments = lab.arguments("task2", "--run-key", key)
-        hook = "tests.helpers.hooks:slow_steps"
-        return lab.server.start(arguments, environment, hook=hook, hook_args=[seconds])
+    def start(key: str, state: str, seconds: float = 0.2) -> Child:
+        own: dict[str, Any] = {"CNN_JOBS_STATE_DIR": str(lab.folder / state), "CNN_JOBS_JOB_UID": ""}
+        return lab.start("task2", key, "--run-key", key, hook="slow_steps", hook_args=[seconds], **own)
 
-    return begin
+    return start
 
 
-def test_two_attempts_at_once_in_one_directory(lab: Lab, without_job: Any) -> None:
-    assert lab.train("task2", "alone").code == 0
-    first = without_job("shared", "shared-state")
-    while "step 2/12" not in first.text("stderr"):
-        time.sleep(0.05)
-    second = without_job("shared", "shared-state").wait()
+def test_second_attempt_in_the_same_directory_is_refused(lab: Lab, start: Start) -> None:
+    first = start("shared", "shared-state")
+    until(lambda: "step 2/12" in first.text("stderr"))
+    second = start("shared", "shared-state").wait()
     assert second.code == 1
     assert f"is in use by process {first.pid}" in second.stderr
     assert first.wait().code == 0
-    assert compare(lab.outcome("task2", "alone"), lab.outcome("task2", "shared")) == []
+    assert compare(lab.reference("task2"), lab.outcome("task2", "shared")) == []
 
 
 @pytest.mark.parametrize("apart_s", [0.0, 0.3, 1.5])
-def test_two_attempts_at_once_in_two_directories(lab: Lab, without_job: Any, apart_s: float) -> None:
-    assert lab.train("task2", f"alone-{apart_s}").code == 0
-    key = f"twins-{apart_s}"
-    first = without_job(key, f"a-{apart_s}", 0.5)
+def test_one_of_two_attempts_in_two_directories_wins(lab: Lab, start: Start, apart_s: float) -> None:
+    key = f"two-{apart_s}"
+    first = start(key, f"a-{apart_s}", 0.5)
     time.sleep(apart_s)
-    second = without_job(key, f"b-{apart_s}", 0.5)
-    ends = [first.wait(), second.wait()]
-    assert sorted(end.code for end in ends) == [0, 1], [end.stderr for end in ends]
-    (loser,) = [end for end in ends if end.code == 1]
-    assert "is alive" in loser.stderr or "has taken over" in loser.stderr or "was finished by" in loser.stderr
-    assert compare(lab.outcome("task2", f"alone-{apart_s}"), lab.outcome("task2", key)) == []
+    second = start(key, f"b-{apart_s}", 0.5)
+    results = [first.wait(), second.wait()]
+    assert sorted(each.code for each in results) == [0, 1], [each.stderr for each in results]
+    (loser,) = [each for each in results if each.code == 1]
+    assert any(text in loser.stderr for text in ("is alive", "has taken over", "was finished by"))
+    assert compare(lab.reference("task2"), lab.outcome("task2", key)) == []
 
 
-def test_a_dead_attempt_elsewhere_is_taken_over_when_its_heartbeat_stands_still(lab: Lab, without_job: Any) -> None:
-    assert lab.train("task2", "alone-again").code == 0
-    first = without_job("moved", "machine-a", 0.3)
-    while "step 6/12" not in first.text("stderr"):
-        time.sleep(0.05)
+def test_attempt_without_a_heartbeat_is_replaced(lab: Lab, start: Start) -> None:
+    first = start("moved", "machine-a", 0.3)
+    until(lambda: "step 6/12" in first.text("stderr"))
     time.sleep(1.0)
     os.kill(first.pid, signal.SIGKILL)
     assert first.wait().code == -9
-    second = without_job("moved", "machine-b", 0.0).wait()
+    second = start("moved", "machine-b", 0.0).wait()
     assert second.code == 0, second.stderr
     assert "may be alive: watching its heartbeat" in second.stderr
     outcome = lab.outcome("task2", "moved")
-    assert compare(lab.outcome("task2", "alone-again"), outcome) == []
+    assert compare(lab.reference("task2"), outcome) == []
     assert outcome.tags["cnn_jobs.attempt"] == "2"

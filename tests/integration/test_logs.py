@@ -1,82 +1,77 @@
-"""The output of whole commands: only JSON, or text, and never a secret."""
+"""What whole commands log: every line as JSON, or text, and never a secret."""
 
 from __future__ import annotations
 
 import os
 import subprocess
 import sys
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from cnn_jobs.data.dataset import Dataset
-from cnn_jobs.data.prepared import write_prepared
-from tests.helpers.json_lines import strict
+from tests.helpers.endings import ENDINGS, Ending
+from tests.helpers.log_lines import strict_json
+from tests.helpers.servers import unused
 from tests.helpers.survival import SMALL, Lab
-from tests.helpers.tracking import unused_address
-from tests.integration.test_endings import TABLE, Row, start
 
 pytestmark = [pytest.mark.integration, pytest.mark.slow, pytest.mark.timeout(300)]
 
 KEY = "wJalrXUtnFEMI/K7MDENG/bPxRfiCYEXAMPLEKEY"
 SECRETS = {"AWS_ACCESS_KEY_ID": "AKIAIOSFODNN7EXAMPLE", "AWS_SECRET_ACCESS_KEY": KEY}
-ROWS = [row for row in TABLE if not row.name.startswith("SIGKILL")]
-NAMES = [row.name for row in ROWS]
+LOGGED = [ending for ending in ENDINGS if not ending.name.startswith("SIGKILL")]
 
 
-def lines(text: str) -> list[dict[str, Any]]:
-    return [strict(line) for line in text.splitlines()]
+def records(text: str) -> list[dict[str, Any]]:
+    return [strict_json(line) for line in text.splitlines()]
 
 
-@pytest.mark.parametrize("row", ROWS, ids=lambda row: row.name)
-def test_however_a_run_ends_every_line_is_json_with_its_task(lab: Lab, row: Row) -> None:
-    row = replace(row, env={**row.env, "CNN_JOBS_LOG_FORMAT": "json"})
-    ended = start(lab, row, f"log-{NAMES.index(row.name)}")
-    assert ended.code == row.code
-    assert ended.stderr == ""
-    found = lines(ended.stdout)
-    for line in found:
-        assert list(line)[:5] == ["time", "level", "logger", "message", "task"]
-        assert line["task"] == "task2"
-    errors = [line for line in found if line["level"] in ("error", "critical")]
-    assert bool(errors) == (row.code != 0)
-    if row.reason:
-        assert any(row.reason.removeprefix("SystemExit") in line["message"] for line in found) or errors
-    if row.status:
-        last = [line for line in found if "run_key" in line][-1]
-        assert (last["run_key"], last["attempt"]) == (f"log-{NAMES.index(row.name)}", 1)
+@pytest.mark.parametrize("ending", LOGGED, ids=lambda ending: ending.name)
+def test_every_line_of_a_run_is_json_and_names_the_run(lab: Lab, ending: Ending) -> None:
+    key = f"log-{LOGGED.index(ending)}"
+    done = ending.start(lab, key, CNN_JOBS_LOG_FORMAT="json")
+    assert (done.code, done.stderr) == (ending.code, "")
+    found = records(done.stdout)
+    for record in found:
+        assert list(record)[:5] == ["time", "level", "logger", "message", "task"]
+        assert record["task"] == "task2"
+    errors = [record for record in found if record["level"] in ("error", "critical")]
+    assert bool(errors) == (ending.code != 0)
+    if ending.reason:
+        assert any(ending.reason.removeprefix("SystemExit") in record["message"] for record in found) or errors
+    if ending.status:
+        last = [record for record in found if "run_key" in record][-1]
+        assert (last["run_key"], last["attempt"]) == (key, 1)
 
 
-def command(tmp_path: Path, data: Path, crash: str, form: str) -> subprocess.CompletedProcess[str]:
-    """Ends a new process, in which libraries are imported for the first time."""
+def train(tmp_path: Path, data: Path, crash: str, form: str) -> subprocess.CompletedProcess[str]:
+    """A training in a new process, which imports the libraries first."""
     code = (
-        "import sys; from tests.helpers.hooks import chatty; from cnn_jobs.cli import main; "
-        f"sys.argv[0] = 'cnn-jobs'; chatty({crash!r}); main()"
+        "import sys; from tests.helpers.hooks import noisy_libraries; from cnn_jobs.cli import main; "
+        f"sys.argv[0] = 'cnn-jobs'; noisy_libraries({crash!r}); main()"
     )
-    own = {
+    environment = {
         "MLFLOW_TRACKING_URI": f"sqlite:///{tmp_path}/mlflow.db",
         "CNN_JOBS_STATE_DIR": str(tmp_path / "state"),
         "CNN_JOBS_LOG_FORMAT": form,
         **SECRETS,
     }
-    arguments = [sys.executable, "-c", code, "train", "task2", "--data", data, *SMALL]
-    return subprocess.run(
-        list(map(str, arguments)), env={**os.environ, **own}, capture_output=True, text=True, timeout=120, check=False
-    )
+    return run([sys.executable, "-c", code, "train", "task2", "--data", data, *SMALL], environment)
 
 
-@pytest.fixture
-def small_file(tmp_path: Path, tiny_dataset: Dataset) -> Path:
-    write_prepared(tiny_dataset, tmp_path / "small.npz", compressed=False)
-    return tmp_path / "small.npz"
+def run(command: list[object], environment: dict[str, str]) -> subprocess.CompletedProcess[str]:
+    own = {**os.environ, **environment}
+    return subprocess.run(list(map(str, command)), env=own, capture_output=True, text=True, timeout=120, check=False)
 
 
-def test_output_of_libraries_goes_through_the_same_formatter(tmp_path: Path, small_file: Path) -> None:
-    ended = command(tmp_path, small_file, "", "json")
-    assert (ended.returncode, ended.stderr) == (0, "")
-    found = {line.get("message", line.get("already")): line for line in lines(ended.stdout)}
+def has_secret(text: str) -> bool:
+    return any(secret in text for secret in (*SECRETS.values(), "hunter2"))
+
+
+def test_output_of_libraries_is_formatted(tmp_path: Path, small_file: Path) -> None:
+    done = train(tmp_path, small_file, "", "json")
+    assert (done.returncode, done.stderr) == (0, "")
+    found = {record.get("message", record.get("already")): record for record in records(done.stdout)}
     assert found["printed by a library"]["logger"] == "stdout"
     assert found["using ***"]["step"] == 3
     assert found["begun and ended"]["logger"] == "stderr"
@@ -86,35 +81,35 @@ def test_output_of_libraries_goes_through_the_same_formatter(tmp_path: Path, sma
     warning = found["UserWarning: two lines of http://ann:***@host with ***"]
     assert (warning["level"], warning["category"]) == ("warning", "UserWarning")
     for name in ("torch.fx", "mlflow.tracking", "urllib3.connectionpool", "somebody"):
-        line = found[f"{name} warns of key ***"]
-        assert (line["level"], line["logger"], line["step"]) == ("warning", name, 3)
-    assert "nobody wants to know" not in found
-    assert found["tried again"]["error"] == "ValueError"
-    assert "ValueError: caught, with ***\n" in found["tried again"]["traceback"]
-    assert not any(secret in ended.stdout for secret in (*SECRETS.values(), "hunter2"))
+        record = found[f"{name} warns of key ***"]
+        assert (record["level"], record["logger"], record["step"]) == ("warning", name, 3)
+    assert "not shown" not in found
+    assert found["retried"]["error"] == "ValueError"
+    assert "ValueError: caught, with ***\n" in found["retried"]["traceback"]
+    assert not has_secret(done.stdout)
 
 
-def test_a_crash_is_one_line_with_its_traceback(tmp_path: Path, small_file: Path) -> None:
-    ended = command(tmp_path, small_file, "crash", "json")
-    assert (ended.returncode, ended.stderr) == (1, "")
-    line = lines(ended.stdout)[-1]
-    assert (line["level"], line["error"], line["step"]) == ("critical", "ZeroDivisionError", 4)
-    assert line["message"] == "ZeroDivisionError: made by a test, with ***"
-    assert line["traceback"].startswith("Traceback (most recent call last):\n")
+def test_crash_is_one_line_with_its_traceback(tmp_path: Path, small_file: Path) -> None:
+    done = train(tmp_path, small_file, "crash", "json")
+    assert (done.returncode, done.stderr) == (1, "")
+    record = records(done.stdout)[-1]
+    assert (record["level"], record["error"], record["step"]) == ("critical", "ZeroDivisionError", 4)
+    assert record["message"] == "ZeroDivisionError: made by a test, with ***"
+    assert record["traceback"].startswith("Traceback (most recent call last):\n")
 
 
-def test_text_has_no_secrets_and_no_terminal_codes(tmp_path: Path, small_file: Path) -> None:
-    ended = command(tmp_path, small_file, "crash", "text")
-    assert ended.returncode == 1
-    whole = ended.stdout + ended.stderr
-    assert not any(secret in whole for secret in (*SECRETS.values(), "hunter2"))
-    assert "using ***" in ended.stdout
-    assert "warning: UserWarning: two lines of http://ann:***@host with *** (warnings)" in ended.stderr
-    assert "warning: torch.fx warns of key *** (torch.fx)" in ended.stderr
-    assert ended.stderr.rstrip().endswith("ZeroDivisionError: made by a test, with ***")
-    assert "\x1b" not in whole
-    assert "step 4/12: train loss" not in ended.stderr  # it crashed before that validation
-    assert "step 2/12: train loss" in ended.stderr
+def test_text_has_neither_secrets_nor_terminal_codes(tmp_path: Path, small_file: Path) -> None:
+    done = train(tmp_path, small_file, "crash", "text")
+    assert done.returncode == 1
+    text = done.stdout + done.stderr
+    assert not has_secret(text)
+    assert "using ***" in done.stdout
+    assert "warning: UserWarning: two lines of http://ann:***@host with *** (warnings)" in done.stderr
+    assert "warning: torch.fx warns of key *** (torch.fx)" in done.stderr
+    assert done.stderr.rstrip().endswith("ZeroDivisionError: made by a test, with ***")
+    assert "\x1b" not in text
+    assert "step 4/12: train loss" not in done.stderr  # the crash precedes that validation
+    assert "step 2/12: train loss" in done.stderr
 
 
 @pytest.mark.parametrize(
@@ -130,24 +125,16 @@ def test_text_has_no_secrets_and_no_terminal_codes(tmp_path: Path, small_file: P
         (["tasks"], 0, "task3e"),
     ],
 )
-def test_any_command_in_a_pod_writes_json(arguments: list[str], code: int, message: str, tmp_path: Path) -> None:
-    address = unused_address().replace("http://", "http://ann:hunter2@")
-    own = {
+def test_every_command_in_a_pod_logs_json(arguments: list[object], code: int, message: str, tmp_path: Path) -> None:
+    environment = {
         "KUBERNETES_SERVICE_HOST": "10.0.0.1",
-        "MLFLOW_TRACKING_URI": address,
+        "MLFLOW_TRACKING_URI": f"http://ann:hunter2@{unused()}",
         "CNN_JOBS_STATE_DIR": str(tmp_path),
         "CNN_JOBS_METRICS_PORT": "0",
     }
-    ended = subprocess.run(
-        [sys.executable, "-m", "cnn_jobs", *arguments],
-        env={**os.environ, **own},
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
-    assert (ended.returncode, ended.stderr) == (code, "")
-    found = lines(ended.stdout)
-    assert any(message in line["message"] for line in found)
-    assert any(line["level"] == "error" for line in found) == (code != 0)
-    assert "hunter2" not in ended.stdout
+    done = run([sys.executable, "-m", "cnn_jobs", *arguments], environment)
+    assert (done.returncode, done.stderr) == (code, "")
+    found = records(done.stdout)
+    assert any(message in record["message"] for record in found)
+    assert any(record["level"] == "error" for record in found) == (code != 0)
+    assert not has_secret(done.stdout)

@@ -1,4 +1,4 @@
-"""The main job as a user runs it: a real server, the real command in a process of its own, a real browser."""
+"""The main job as a user runs it: a real server, the real command in a new process, a real browser."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from typing import Any
 
 import pytest
 
-from cnn_jobs.data.dataset import Dataset
-from cnn_jobs.data.prepared import write_prepared
 from cnn_jobs.local_server.server import Server, start_server, stop_server
-from tests.helpers.tracking import unused_address
+from tests.helpers.servers import unused_url
+from tests.helpers.tracking import fetch, only_run, rows, runs_in
+from tests.helpers.waiting import until
 
 pytestmark = [pytest.mark.integration, pytest.mark.slow, pytest.mark.filterwarnings("default")]
 
@@ -45,37 +45,26 @@ def cnn_jobs(uri: str, tmp_path: Path, *args: object, **settings: Any) -> subpro
     )
 
 
-def client(uri: str) -> Any:
-    from mlflow import MlflowClient
+def wait_for_first_step(uri: str, experiment: str, process: subprocess.Popen[str]) -> None:
+    def has_step() -> bool:
+        assert process.poll() is None
+        return any("train/loss" in run.data.metrics for run in runs_in(uri, experiment))
 
-    return MlflowClient(uri)
-
-
-def runs(uri: str, experiment: str) -> list[Any]:
-    found = client(uri).get_experiment_by_name(experiment)
-    return list(client(uri).search_runs([found.experiment_id])) if found else []
+    until(has_step, 120)
 
 
-@pytest.fixture
-def small_file(tmp_path: Path, tiny_dataset: Dataset) -> Path:
-    path = tmp_path / "small.npz"
-    write_prepared(tiny_dataset, path, compressed=False)
-    return path
-
-
-def test_a_run_is_whole_on_a_server(server: Server, tmp_path: Path) -> None:
-    ended = cnn_jobs(server.url, tmp_path, "train", "task2", "--data", "shapes", "--epochs", 2, "--experiment", "whole")
-    assert ended.returncode == 0, ended.stderr
-    (run,) = runs(server.url, "whole")
+def test_run_is_complete_on_a_server(server: Server, tmp_path: Path) -> None:
+    done = cnn_jobs(
+        server.url, tmp_path, "train", "task2", "--data", "shapes", "--epochs", 2, "--experiment", "complete"
+    )
+    assert done.returncode == 0, done.stderr
+    run = only_run(server.url, "complete")
     assert run.info.status == "FINISHED"
-    assert f"{server.url}/#/experiments/{run.info.experiment_id}/runs/{run.info.run_id}" in ended.stdout
-    assert "synthetic" in ended.stdout
+    assert f"{server.url}/#/experiments/{run.info.experiment_id}/runs/{run.info.run_id}" in done.stdout
+    assert "synthetic" in done.stdout
     assert run.data.tags["cnn_jobs.synthetic_data"] == "true"
-    history = client(server.url).get_metric_history(run.info.run_id, "train/loss")
-    assert sorted(point.step for point in history) == list(range(1, 169))
-    folder = tmp_path / "artifacts"
-    folder.mkdir()
-    client(server.url).download_artifacts(run.info.run_id, "", str(folder))
+    assert [step for step, _ in rows(server.url, run.info.run_id)] == list(range(1, 169))
+    folder = fetch(server.url, run.info.run_id, tmp_path / "artifacts")
     (state,) = (tmp_path / "state").iterdir()
     own = {f"checkpoints/{name}.pt": state / "checkpoints" / f"{name}.pt" for name in ("best", "last")}
     artifacts = state / "artifacts"
@@ -84,12 +73,12 @@ def test_a_run_is_whole_on_a_server(server: Server, tmp_path: Path) -> None:
     assert {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()} == own.keys()
     for name, path in own.items():
         assert (folder / name).read_bytes() == path.read_bytes(), name
-    assert not [path for path in (state / "outbox").rglob("*") if path.is_file()], "delivered, and still staged"
+    assert not [path for path in (state / "outbox").rglob("*") if path.is_file()], "uploaded, but still staged"
 
 
-@pytest.mark.parametrize("wanted", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_ends_the_run_as_killed(server: Server, tmp_path: Path, wanted: signal.Signals) -> None:
-    experiment = f"stopped-{wanted.name}"
+@pytest.mark.parametrize("sent", [signal.SIGTERM, signal.SIGINT])
+def test_signal_ends_the_run_as_killed(server: Server, tmp_path: Path, sent: signal.Signals) -> None:
+    experiment = f"stopped-{sent.name}"
     args = ["train", "task2", "--data", "shapes", "--epochs", "1000", "--early-stop-count", "0"]
     process = subprocess.Popen(
         [sys.executable, "-m", "cnn_jobs", *args, "--experiment", experiment],
@@ -97,23 +86,19 @@ def test_a_signal_ends_the_run_as_killed(server: Server, tmp_path: Path, wanted:
         stderr=subprocess.PIPE,
         text=True,
     )
-    deadline = time.monotonic() + 120
-    while not any("train/loss" in run.data.metrics for run in runs(server.url, experiment)):
-        assert time.monotonic() < deadline, "no step in two minutes"
-        assert process.poll() is None
-        time.sleep(0.3)
-    process.send_signal(wanted)
+    wait_for_first_step(server.url, experiment, process)
+    process.send_signal(sent)
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 75
     (line,) = [line for line in errors.splitlines() if line.startswith("error: ")]
-    assert line.startswith(f"error: stopped by {wanted.name} after step ")
+    assert line.startswith(f"error: stopped by {sent.name} after step ")
     assert "Continue it with:" in errors
-    (run,) = runs(server.url, experiment)
+    run = only_run(server.url, experiment)
     assert run.info.status == "KILLED"
     assert run.data.tags["cnn_jobs.state"] == "interrupted"
 
 
-def test_a_server_that_goes_away_for_a_while_loses_nothing(tmp_path: Path) -> None:
+def test_nothing_is_lost_while_the_server_is_away(tmp_path: Path) -> None:
     folder = tmp_path / "server"
     first = start_server(folder)
     try:
@@ -124,48 +109,42 @@ def test_a_server_that_goes_away_for_a_while_loses_nothing(tmp_path: Path) -> No
             stderr=subprocess.PIPE,
             text=True,
         )
-        deadline = time.monotonic() + 120
-        while not any("train/loss" in run.data.metrics for run in runs(first.url, "cnn-jobs")):
-            assert time.monotonic() < deadline, "no step in two minutes"
-            time.sleep(0.3)
+        wait_for_first_step(first.url, "cnn-jobs", process)
         stop_server(folder)
         time.sleep(3)
         again = start_server(folder, first.port)
         assert again.url == first.url
         _, errors = process.communicate(timeout=200)
         assert process.returncode == 0, errors
-        (run,) = runs(first.url, "cnn-jobs")
+        run = only_run(first.url, "cnn-jobs")
         assert run.info.status == "FINISHED"
-        points = client(first.url).get_metric_history(run.info.run_id, "train/loss")
-        assert sorted(point.step for point in points) == list(range(1, 3 * 84 + 1))
+        assert [step for step, _ in rows(first.url, run.info.run_id)] == list(range(1, 3 * 84 + 1))
     finally:
         stop_server(folder)
 
 
-def test_without_a_server_it_trains_and_says_how_to_send_the_rest(
-    server: Server, tmp_path: Path, small_file: Path
-) -> None:
+def test_run_without_a_server_prints_how_to_send_the_rest(server: Server, tmp_path: Path, small_file: Path) -> None:
     args = ("train", "task2", "--data", small_file, "--batch-size", 8, "--epochs", 1, "--experiment", "away")
-    ended = cnn_jobs(unused_address(), tmp_path, *args, "--ship-deadline", 1)
-    assert ended.returncode == 75
-    assert "Traceback" not in ended.stderr
-    (line,) = [line for line in ended.stderr.splitlines() if line.startswith("error: ")]
+    done = cnn_jobs(unused_url(), tmp_path, *args, "--ship-deadline", 1)
+    assert done.returncode == 75
+    assert "Traceback" not in done.stderr
+    (line,) = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
     assert "the training is complete, but MLflow lacks a part of it" in line
     (state,) = (tmp_path / "state").iterdir()
-    assert f"cnn-jobs replay {state}" in ended.stderr
+    assert f"cnn-jobs replay {state}" in done.stderr
     sent = cnn_jobs(server.url, tmp_path, "replay", state)
     assert sent.returncode == 0, sent.stderr
-    (run,) = runs(server.url, "away")
+    run = only_run(server.url, "away")
     assert run.info.status == "FINISHED"
 
 
-def test_two_processes_train_the_same_bytes(server: Server, tmp_path: Path, small_file: Path) -> None:
+def test_two_processes_train_the_same_bits(server: Server, tmp_path: Path, small_file: Path) -> None:
     histories = []
     for name in ("first", "second"):
         folder = tmp_path / name
         args = ("train", "task3-arch2", "--data", small_file, "--epochs", 2, "--batch-size", 8, "--seed", 5)
-        ended = cnn_jobs(server.url, folder, *args)
-        assert ended.returncode == 0, ended.stderr
+        done = cnn_jobs(server.url, folder, *args)
+        assert done.returncode == 0, done.stderr
         (state,) = (folder / "state").iterdir()
         histories.append((state / "artifacts" / "history.csv").read_bytes())
     assert histories[0] == histories[1]
@@ -173,21 +152,21 @@ def test_two_processes_train_the_same_bytes(server: Server, tmp_path: Path, smal
 
 
 @pytest.mark.skipif(shutil.which("chromium") is None, reason="chromium is not installed")
-def test_the_run_shows_in_the_mlflow_ui(server: Server, tmp_path: Path, small_file: Path) -> None:
-    ended = cnn_jobs(
+def test_run_is_shown_in_the_mlflow_ui(server: Server, tmp_path: Path, small_file: Path) -> None:
+    done = cnn_jobs(
         server.url, tmp_path, "train", "task2", "--data", small_file, "--epochs", 1, "--batch-size", 8,
         "--experiment", "shown", "--run-name", "a-run-to-see",
     )  # fmt: skip
-    assert ended.returncode == 0, ended.stderr
-    (run,) = runs(server.url, "shown")
+    assert done.returncode == 0, done.stderr
+    run = only_run(server.url, "shown")
     page = browse(f"{server.url}/#/experiments/{run.info.experiment_id}/runs/{run.info.run_id}", tmp_path)
     assert "a-run-to-see" in page
     assert "last/test_accuracy" in page
-    assert "Baseline: three 5x5 convolutions, SGD" in page, "the run's description must be on its page"
+    assert "Baseline: three 5x5 convolutions, SGD" in page
 
 
 def browse(url: str, tmp_path: Path) -> str:
-    """The page's text after its scripts have run, in headless Chromium."""
+    """The page in headless Chromium, after its scripts have run."""
     flags = [
         "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync",
         "--disable-background-networking", "--disable-component-update", "--window-size=1400,1800",

@@ -1,4 +1,4 @@
-"""A training as a real Prometheus and a real Pushgateway see it."""
+"""A training with a real Prometheus and a real Pushgateway."""
 
 from __future__ import annotations
 
@@ -19,11 +19,9 @@ from typing import Any
 import pytest
 import yaml
 
-from cnn_jobs.data.dataset import Dataset
-from cnn_jobs.data.prepared import write_prepared
 from cnn_jobs.local_server.server import free_port
-from tests.conftest import until
-from tests.monitoring.test_k8s_monitoring import FOLDER, panels
+from tests.helpers.dashboard import FOLDER, panels
+from tests.helpers.waiting import until
 
 pytestmark = [
     pytest.mark.integration,
@@ -60,21 +58,21 @@ def running(command: list[object], ready: str, log: Path) -> Iterator[None]:
 
 
 class Prometheus:
-    """Asked by PromQL."""
+    """A Prometheus server."""
 
     def __init__(self, port: int) -> None:
         self.url = f"http://127.0.0.1:{port}"
 
-    def ask(self, path: str, **query: str) -> Any:
-        address = f"{self.url}/api/v1/{path}?{urllib.parse.urlencode(query)}"
+    def query(self, path: str, **parameters: str) -> Any:
+        address = f"{self.url}/api/v1/{path}?{urllib.parse.urlencode(parameters)}"
         with urllib.request.urlopen(address, timeout=10) as answer:
             return json.load(answer)["data"]
 
     def series(self, expression: str) -> list[tuple[dict[str, str], float]]:
-        return [(each["metric"], float(each["value"][1])) for each in self.ask("query", query=expression)["result"]]
+        return [(each["metric"], float(each["value"][1])) for each in self.query("query", query=expression)["result"]]
 
     def value(self, expression: str) -> float | None:
-        """Of the only series, ``None`` for none."""
+        """The value of the only series, ``None`` where there is none."""
         found = self.series(expression)
         assert len(found) <= 1
         return found[0][1] if found else None
@@ -95,7 +93,7 @@ def metrics_port() -> int:
 
 @pytest.fixture
 def prometheus(tmp_path: Path, metrics_port: int, pushgateway: int) -> Iterator[Prometheus]:
-    """Scrapes a training on ``metrics_port``, with the labels of a pod, and the Pushgateway; knows the alerts."""
+    """Scrapes a training on ``metrics_port``, with the labels of a pod, and the Pushgateway; evaluates the alerts."""
     shutil.copy(FOLDER / "alerts.yaml", tmp_path)
     pod = {"namespace": "n", "pod": "task2-abc", "run": "task2"}
     settings = {
@@ -124,10 +122,9 @@ def prometheus(tmp_path: Path, metrics_port: int, pushgateway: int) -> Iterator[
 
 @pytest.fixture
 def train(
-    tmp_path: Path, metrics_port: int, pushgateway: int, tiny_dataset: Dataset
+    tmp_path: Path, metrics_port: int, pushgateway: int, small_file: Path
 ) -> Iterator[Callable[..., subprocess.Popen[str]]]:
-    """Starts a small training; one that still runs at the end is killed."""
-    write_prepared(tiny_dataset, tmp_path / "small.npz", compressed=False)
+    """Starts small trainings; kills those that still run at the end."""
     own = {
         "MLFLOW_TRACKING_URI": f"sqlite:///{tmp_path}/mlflow.db",
         "CNN_JOBS_STATE_DIR": str(tmp_path / "state"),
@@ -138,10 +135,10 @@ def train(
 
     def start(*more: object, hook: str = "cheap_outputs()") -> subprocess.Popen[str]:
         code = (
-            f"import sys; from tests.integration import hooks; from cnn_jobs.cli import main; hooks.{hook}; "
+            f"import sys; from tests.helpers import hooks; from cnn_jobs.cli import main; hooks.{hook}; "
             "sys.argv[0] = 'cnn-jobs'; main()"
         )
-        options = ["--data", tmp_path / "small.npz", "--batch-size", 9, "--early-stop-count", 0, "--threads", 1]
+        options = ["--data", small_file, "--batch-size", 9, "--early-stop-count", 0, "--threads", 1]
         command = [sys.executable, "-c", code, "train", "task2", *options, *more]
         process = subprocess.Popen(
             list(map(str, command)),
@@ -159,20 +156,20 @@ def train(
         process.communicate()
 
 
-def test_a_training_under_way_and_its_last_values_and_its_outcome(
+def test_series_of_a_training_and_its_outcome(
     prometheus: Prometheus, train: Callable[..., subprocess.Popen[str]]
 ) -> None:
-    """400 steps of 50 ms: some twenty scrapes; then a linger that the next scrape ends."""
+    """400 steps of 50 ms: about twenty scrapes, and one that ends the linger."""
     began = time.time()
     process = train("--epochs", 100, "--metrics-linger", 30, hook="slow_steps(0.05)")
     until(lambda: prometheus.value('cnn_jobs_phase{phase="training"} == 1'))
     until(lambda: (prometheus.value("cnn_jobs_step") or 0) > 60)
 
-    # Present: what a person looks at.
+    # During the training.
     assert prometheus.value("cnn_jobs_planned_steps") == 400
     assert prometheus.value("cnn_jobs_epoch") == pytest.approx((prometheus.value("cnn_jobs_step") or 0) // 4, abs=10)
     speed = until(lambda: prometheus.value("rate(cnn_jobs_images_total[10s])"))
-    assert 20 < speed < 200  # nine images in a little more than 50 ms
+    assert 20 < speed < 200  # nine images in a little over 50 ms
     assert prometheus.value("time() - cnn_jobs_last_progress_timestamp_seconds < 10") is not None
     assert prometheus.value("cnn_jobs_journal_backlog_seconds") is not None
     assert began - 60 < (prometheus.value("cnn_jobs_last_checkpoint_timestamp_seconds") or 0) <= time.time()
@@ -187,7 +184,7 @@ def test_a_training_under_way_and_its_last_values_and_its_outcome(
     output = process.stdout.read() if process.stdout else ""
     assert "warning" not in output
 
-    # The last values were fetched before the process went away.
+    # The last values were scraped before the process ended.
     ended = 'max_over_time(cnn_jobs_runs_ended_total{state="finished"}[5m])'
     assert until(lambda: prometheus.value(ended)) == 1
     assert prometheus.value("max_over_time(cnn_jobs_step[5m])") == 400
@@ -195,7 +192,7 @@ def test_a_training_under_way_and_its_last_values_and_its_outcome(
     labels = {name for metric, _ in prometheus.series("last_over_time(cnn_jobs_step[5m])") for name in metric}
     assert labels == {"__name__", "task", "run", "pod", "namespace", "job", "instance"}
 
-    # The outcome stays, by task and without a trace of the process.
+    # The outcome stays, by task and without labels of the process.
     (metric, code), *others = until(lambda: prometheus.series("cnn_jobs_last_exit_code"))
     assert (code, others) == (0, [])
     assert metric == {"__name__": "cnn_jobs_last_exit_code", "job": "cnn-jobs", "task": "task2"}
@@ -204,15 +201,13 @@ def test_a_training_under_way_and_its_last_values_and_its_outcome(
     assert 20 < duration < time.time() - began
 
 
-def test_a_run_that_diverges_rings_two_alerts(
-    prometheus: Prometheus, train: Callable[..., subprocess.Popen[str]]
-) -> None:
+def test_diverged_run_fires_two_alerts(prometheus: Prometheus, train: Callable[..., subprocess.Popen[str]]) -> None:
     process = train("--epochs", 100, "--metrics-linger", 30, "--lr", "1e12")
     assert process.wait(timeout=120) == 2
 
     def firing() -> set[str]:
         return {
-            alert["labels"]["alertname"] for alert in prometheus.ask("alerts")["alerts"] if alert["state"] == "firing"
+            alert["labels"]["alertname"] for alert in prometheus.query("alerts")["alerts"] if alert["state"] == "firing"
         }
 
     until(lambda: "CnnJobsTaskFailing" in firing())
@@ -220,16 +215,16 @@ def test_a_run_that_diverges_rings_two_alerts(
     assert until(lambda: prometheus.value(seen)) == 1
 
 
-def test_a_pushgateway_that_is_away_and_a_port_in_use_change_nothing(
+def test_missing_pushgateway_and_port_in_use_are_warnings(
     train: Callable[..., subprocess.Popen[str]], metrics_port: int
 ) -> None:
     with socket.create_server(("127.0.0.1", metrics_port)):
         process = train("--epochs", 2, "--pushgateway", f"http://127.0.0.1:{free_port()}")
         output, _ = process.communicate(timeout=120)
     assert process.returncode == 0
-    assert [line for line in output.splitlines() if "warning" in line] == [
-        f"warning: no metrics on 127.0.0.1:{metrics_port} (Address already in use); the training goes on, "
-        "choose another --metrics-port",
-        output[output.index("warning: the outcome could not be left") :].splitlines()[0],
-    ]
+    port_in_use, pushed = [line for line in output.splitlines() if "warning" in line]
+    assert port_in_use.startswith(
+        f"warning: no metrics on 127.0.0.1:{metrics_port} (Address already in use); the training"
+    )
+    assert pushed.startswith("warning: the outcome could not be pushed to the Pushgateway")
     assert "Connection refused" in output

@@ -1,4 +1,4 @@
-"""Two processes on two hosts: network namespaces with a cable between them, and the names that pods have."""
+"""Two processes on two hosts: network namespaces with a cable between them, and the names of pods."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 
 from cnn_jobs.data.prepared import write_prepared
-from tests.conftest import striped_dataset, until
+from tests.helpers.datasets import striped_dataset
+from tests.helpers.waiting import until
 
 pytestmark = [
     pytest.mark.integration,
@@ -29,13 +30,13 @@ OPTIONS = ("--epochs", "400", "--batch-size", "12", "--early-stop-count", "0", "
 Start = Callable[[int], "subprocess.Popen[str]"]
 
 
-def ip(*words: str) -> None:
-    subprocess.run(["ip", *words], check=True, capture_output=True, timeout=30)
+def ip(*arguments: str) -> None:
+    subprocess.run(["ip", *arguments], check=True, capture_output=True, timeout=30)
 
 
 @pytest.fixture
 def hosts() -> Iterator[list[str]]:
-    """Two namespaces with a cable between them. Each knows itself by a pod's host name, and rank 0 by the Service's."""
+    """Two namespaces with a cable between them. Each resolves its own name as a pod, and rank 0 by the Service."""
     names = [f"cnn-jobs-{os.getpid()}-{number}" for number in (0, 1)]
     files = [Path("/etc/netns") / name for name in names]
     try:
@@ -87,18 +88,18 @@ def start(hosts: list[str], mlflow_uri: str, tmp_path: Path) -> Iterator[Start]:
         process.wait(30)
 
 
-def test_a_cable_that_is_pulled_ends_both_and_both_go_on(start: Start, hosts: list[str], tmp_path: Path) -> None:
-    """Nobody is told that the other host is gone: no packet comes back."""
+def test_lost_connection_ends_both_and_both_resume(start: Start, hosts: list[str], tmp_path: Path) -> None:
+    """The cable is pulled: no packet arrives, and no error."""
     logs = [tmp_path / f"log-{rank}" for rank in (0, 1)]
-    # Rank 1 first: it waits for a host that is there and has nothing to say yet.
+    # Rank 1 first: it waits for a host on which nothing listens yet.
     other, first = start(1), start(0)
     until(lambda: "step 60/" in logs[0].read_text(), 180)
     assert (first.poll(), other.poll()) == (None, None)
     ip("-n", hosts[1], "link", "set", "cable1", "down")
-    # The minute within which both have to end.
+    # Both have to end within a minute.
     assert (first.wait(60), other.wait(60)) == (75, 75), [log.read_text() for log in logs]
-    assert "lost rank 1: nothing was heard of it for 20 s" in logs[0].read_text()
-    assert "lost rank 0: nothing was heard of it for 20 s" in logs[1].read_text()
+    assert "lost rank 1: no status for 20 s" in logs[0].read_text()
+    assert "lost rank 0: no status for 20 s" in logs[1].read_text()
 
     ip("-n", hosts[1], "link", "set", "cable1", "up")
     other, first = start(1), start(0)

@@ -20,7 +20,6 @@ from cnn_jobs.errors import CheckpointMismatchError, CnnJobsError, StateDirError
 from cnn_jobs.networks.spec import ResNet18
 from cnn_jobs.tasks import TASKS
 from cnn_jobs.tracking.run_reader import runs_of
-from cnn_jobs.training import feature_cache
 from cnn_jobs.training.checkpoint import load_checkpoint, save_checkpoint
 
 pytestmark = [pytest.mark.filterwarnings("default"), pytest.mark.usefixtures("one_thread")]
@@ -171,7 +170,6 @@ def test_transferred_network_of_a_run_has_its_backbone_and_head(
     mlflow_uri: str, tmp_path: Path, tiny_dataset: Dataset, weights: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(TASKS, "task4a", replace(TASKS["task4a"], network=ResNet18(side=64)))
-    monkeypatch.setattr(feature_cache, "_kept", [])
     run_id = train(mlflow_uri, tiny_dataset, "task4a", "--weights", weights)
     output = interpret("task4b", "--run", run_id, "--out", tmp_path / "b", "--no-log")
     # The frozen backbone has the filters of the weights file.

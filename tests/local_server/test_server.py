@@ -25,7 +25,7 @@ from cnn_jobs.local_server.server import (
     stop_server,
     write_record,
 )
-from tests.conftest import until
+from tests.helpers.waiting import until
 
 SLEEP = [sys.executable, "-c", "import time; time.sleep(60)"]
 

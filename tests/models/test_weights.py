@@ -17,15 +17,14 @@ from cnn_jobs.models.build import build_resnet18
 from cnn_jobs.models.weights import IMAGENET_FILE, open_weights, stage_imagenet
 from cnn_jobs.system.signals import StopRequest
 from tests.helpers.datasets import put
-from tests.helpers.servers import sending
-from tests.helpers.tracking import unused_address
+from tests.helpers.servers import sending, unused_url
 
 
 @pytest.fixture
 def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """torch's hub cache of this test."""
     monkeypatch.setattr(torch.hub, "_hub_dir", str(tmp_path / "hub"))
-    monkeypatch.setattr(module, "IMAGENET_URL", f"{unused_address()}/{IMAGENET_FILE}")
+    monkeypatch.setattr(module, "IMAGENET_URL", f"{unused_url()}/{IMAGENET_FILE}")
     return tmp_path / "hub" / "checkpoints"
 
 

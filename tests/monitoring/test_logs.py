@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cnn_jobs.monitoring.logs import JsonFormatter, TextFormatter
-from tests.helpers.json_lines import strict
+from tests.helpers.log_lines import strict_json
 
 
 def record(message: object, *args: object, level: int = logging.INFO, **extra: Any) -> logging.LogRecord:
@@ -22,7 +22,7 @@ def test_a_line_has_time_level_logger_message_and_context() -> None:
     made = record("step %d", 7, fields={"val_loss": 0.25})
     made.created = 1_700_000_000.1234
     formatter = JsonFormatter(lambda: {"task": "task2", "run_key": "k", "attempt": 2, "step": 7})
-    assert strict(formatter.format(made)) == {
+    assert strict_json(formatter.format(made)) == {
         "time": "2023-11-14T22:13:20.123Z",
         "level": "info",
         "logger": "cnn_jobs.train",
@@ -39,7 +39,7 @@ def test_a_line_has_time_level_logger_message_and_context() -> None:
 def test_any_record_is_one_line_of_strict_json(message: str, fields: dict[str, Any]) -> None:
     text = JsonFormatter().format(record("%s", message, fields=fields))
     assert len(text.splitlines()) == 1
-    strict(text)
+    strict_json(text)
 
 
 def test_a_traceback_is_in_its_line() -> None:
@@ -47,7 +47,7 @@ def test_a_traceback_is_in_its_line() -> None:
         raise ValueError("two\nlines")
     except ValueError:
         made = record("failed", level=logging.ERROR, exc_info=sys.exc_info())
-    line = strict(JsonFormatter().format(made))
+    line = strict_json(JsonFormatter().format(made))
     assert (line["level"], line["error"]) == ("error", "ValueError")
     assert line["traceback"].endswith("ValueError: two\nlines\n")
     text = TextFormatter().format(made)

@@ -14,10 +14,10 @@ import boto3
 import pytest
 
 from cnn_jobs.local_server.server import free_port
-from tests.conftest import MLFLOW_WARNING
 from tests.helpers.kustomize import STACK
 from tests.helpers.mlflow_pod import POD_IP, Running, command, container_of, environment, run_container
 from tests.helpers.postgres_server import PASSWORD, Database, has_postgres
+from tests.helpers.tracking import MLFLOW_WARNING
 
 pytestmark = [pytest.mark.integration, pytest.mark.filterwarnings(MLFLOW_WARNING)]
 

@@ -24,10 +24,12 @@ from cnn_jobs.data.prepared import write_prepared
 from cnn_jobs.report.formats import FILE_NAMES
 from cnn_jobs.tracking.client import DIGEST_LENGTH, TrackingClient
 from cnn_jobs.tracking.records import DatasetInput
-from tests.conftest import MLFLOW_WARNING, striped_dataset, until
+from tests.helpers.datasets import striped_dataset
 from tests.helpers.mlflow_pod import Running
 from tests.helpers.postgres_server import Database, has_postgres
-from tests.helpers.survival import Outcome, Tracked, compare
+from tests.helpers.survival import Outcome, compare, outcome_of
+from tests.helpers.tracking import MLFLOW_WARNING
+from tests.helpers.waiting import until
 from tests.stack import pod_network
 from tests.stack.job_pod import TIMEOUT_S, JobPod
 
@@ -91,9 +93,9 @@ def pod_of(pod: JobPod, uid: str, name: str) -> JobPod:
     return replace(pod, uid=uid, name=name, disk=pod.disk.with_name(name))
 
 
-def outcome(pod: JobPod, folder: Path) -> Outcome:
+def outcome(pod: JobPod) -> Outcome:
     """The pod's run in MLflow."""
-    return Tracked(f"http://127.0.0.1:{pod.mlflow_port}", folder, folder).outcome(EXPERIMENT, pod.uid)
+    return outcome_of(f"http://127.0.0.1:{pod.mlflow_port}", EXPERIMENT, pod.uid)
 
 
 def runs_of(pod: JobPod) -> Any:
@@ -120,7 +122,7 @@ def shipped_checkpoints(pod: JobPod) -> set[str]:
 
 
 @pytest.fixture(scope="module")
-def trained(pod: JobPod, tmp_path_factory: pytest.TempPathFactory) -> tuple[Outcome, JobPod]:
+def trained(pod: JobPod) -> tuple[Outcome, JobPod]:
     """The outcome of an undisturbed run, and a pod that was killed and lost its disk."""
     killed = pod_of(pod, "uid-of-the-killed", "task2-first")
     with pod.start() as whole, killed.start() as process:
@@ -129,7 +131,7 @@ def trained(pod: JobPod, tmp_path_factory: pytest.TempPathFactory) -> tuple[Outc
         assert process.wait(30) == -signal.SIGKILL, killed.log.read_text()
         shutil.rmtree(killed.path("/state"))
         assert whole.wait(TIMEOUT_S) == 0, pod.log.read_text()
-    return outcome(pod, tmp_path_factory.mktemp("whole")), killed
+    return outcome(pod), killed
 
 
 def test_a_pod_reaches_mlflow_and_neither_the_store_nor_the_database(
@@ -185,7 +187,7 @@ def test_a_killed_run_without_its_disk_ends_like_an_undisturbed_one(
 
     second = pod_of(killed, killed.uid, "task2-second")
     assert second.run("--resume", "must") == 0, second.log.read_text()
-    resumed = outcome(second, tmp_path)
+    resumed = outcome(second)
     assert compare(whole, resumed) == []
     assert (resumed.status, resumed.tags["cnn_jobs.state"]) == ("FINISHED", "finished")
     assert resumed.tags["cnn_jobs.attempt"] == "2"

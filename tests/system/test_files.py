@@ -1,3 +1,5 @@
+"""Files appear complete or not at all."""
+
 import errno
 import os
 import subprocess
@@ -8,10 +10,10 @@ from pathlib import Path
 import pytest
 
 from cnn_jobs.errors import DiskFullError, StateDirError
-from cnn_jobs.system.files import atomic_file, make_folder, write_text
+from cnn_jobs.system.files import atomic_file, make_folder, sync_folder, write_text
 
 
-def test_a_file_appears_only_when_it_is_whole(tmp_path: Path) -> None:
+def test_file_appears_only_when_it_is_complete(tmp_path: Path) -> None:
     path = tmp_path / "deep" / "folder" / "x.txt"
     with atomic_file(path) as partial:
         partial.write_text("new")
@@ -22,7 +24,7 @@ def test_a_file_appears_only_when_it_is_whole(tmp_path: Path) -> None:
     assert list(path.parent.iterdir()) == [path]
 
 
-def test_the_old_file_stays_until_the_new_one_is_whole(tmp_path: Path) -> None:
+def test_old_file_stays_until_the_new_one_is_complete(tmp_path: Path) -> None:
     path = write_text(tmp_path / "x.txt", "old")
     with atomic_file(path) as partial:
         partial.write_text("new")
@@ -31,7 +33,7 @@ def test_the_old_file_stays_until_the_new_one_is_whole(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", [ValueError, KeyboardInterrupt])
-def test_an_error_while_writing_leaves_the_old_file_and_no_other(tmp_path: Path, kind: type[BaseException]) -> None:
+def test_error_while_writing_keeps_only_the_old_file(tmp_path: Path, kind: type[BaseException]) -> None:
     path = write_text(tmp_path / "x.txt", "old")
 
     def write_half() -> None:
@@ -45,7 +47,7 @@ def test_an_error_while_writing_leaves_the_old_file_and_no_other(tmp_path: Path,
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_two_writers_of_one_file_do_not_write_into_each_others(tmp_path: Path) -> None:
+def test_two_writers_of_one_file_are_independent(tmp_path: Path) -> None:
     path = tmp_path / "x.txt"
     with atomic_file(path) as one, atomic_file(path) as other:
         one.write_text("one")
@@ -55,9 +57,7 @@ def test_two_writers_of_one_file_do_not_write_into_each_others(tmp_path: Path) -
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_the_bytes_are_on_the_disk_before_the_file_has_its_name(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_file_is_synced_before_it_is_renamed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     events: list[str] = []
     real_sync, real_replace = os.fsync, Path.replace
 
@@ -87,7 +87,7 @@ while True:
 """
 
 
-def test_a_process_killed_while_it_writes_leaves_a_whole_file(tmp_path: Path) -> None:
+def test_killed_writer_leaves_a_complete_file(tmp_path: Path) -> None:
     path = tmp_path / "x.txt"
     for pause in (0.0, 0.003, 0.011):
         command = [sys.executable, "-c", KILLED_WRITER, str(path)]
@@ -103,9 +103,7 @@ def test_a_process_killed_while_it_writes_leaves_a_whole_file(tmp_path: Path) ->
     ("number", "kind", "code"),
     [(errno.ENOSPC, DiskFullError, 1), (errno.EDQUOT, DiskFullError, 1), (errno.EROFS, StateDirError, 2)],
 )
-def test_what_the_disk_refuses_is_an_error_of_ours(
-    tmp_path: Path, number: int, kind: type[DiskFullError], code: int
-) -> None:
+def test_errors_of_the_disk_are_classified(tmp_path: Path, number: int, kind: type[DiskFullError], code: int) -> None:
     def write() -> None:
         with atomic_file(tmp_path / "x.txt"):
             raise OSError(number, os.strerror(number))
@@ -118,7 +116,7 @@ def test_what_the_disk_refuses_is_an_error_of_ours(
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full, as on Linux")
-def test_a_device_that_is_really_full(tmp_path: Path) -> None:
+def test_full_device(tmp_path: Path) -> None:
     def write() -> None:
         with atomic_file(tmp_path / "x.txt"), Path("/dev/full").open("w") as stream:
             stream.write("text")
@@ -127,7 +125,7 @@ def test_a_device_that_is_really_full(tmp_path: Path) -> None:
         write()
 
 
-def test_a_file_in_place_of_a_folder_is_refused_and_kept(tmp_path: Path) -> None:
+def test_file_in_place_of_a_folder_is_refused_and_kept(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(StateDirError):
         write_text(tmp_path / "file" / "x.txt", "text")
@@ -136,20 +134,34 @@ def test_a_file_in_place_of_a_folder_is_refused_and_kept(tmp_path: Path) -> None
     assert (tmp_path / "file").read_text() == "in the way"
 
 
-def test_a_folder_in_place_of_the_file_is_refused_and_kept(tmp_path: Path) -> None:
+def test_folder_in_place_of_the_file_is_refused_and_kept(tmp_path: Path) -> None:
     (tmp_path / "x.txt").mkdir()
     with pytest.raises(StateDirError):
         write_text(tmp_path / "x.txt", "text")
     assert [path.name for path in tmp_path.iterdir()] == ["x.txt"]
 
 
-def test_text_is_written_as_it_is(tmp_path: Path) -> None:
+def test_text_is_written_unchanged(tmp_path: Path) -> None:
     text = "first\r\nsecond\n\u00e4\u4e16\n"
     path = write_text(tmp_path / "x.txt", text)
     assert path.read_bytes() == text.encode("utf-8")
 
 
-def test_a_folder_is_made_with_what_is_missing_above_it_and_may_be_there_already(tmp_path: Path) -> None:
+def test_folder_is_created_with_its_parents_and_may_exist(tmp_path: Path) -> None:
     path = make_folder(tmp_path / "a" / "b")
     assert path.is_dir()
     assert make_folder(path) == path
+
+
+@pytest.mark.parametrize("number", [errno.EINVAL, errno.ENOTSUP, errno.EACCES])
+def test_file_system_that_cannot_sync_folders_is_accepted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    def fail(descriptor: int, error: int = number) -> None:
+        raise OSError(error, os.strerror(error))
+
+    monkeypatch.setattr(os, "fsync", fail)
+    sync_folder(tmp_path)
+    monkeypatch.setattr(os, "fsync", lambda descriptor: fail(descriptor, errno.EIO))
+    with pytest.raises(OSError, match="Input/output error"):
+        sync_folder(tmp_path)

@@ -40,7 +40,7 @@ def test_another_process_is_refused_until_the_holder_is_killed(tmp_path: Path) -
             holder.kill()
 
 
-def test_it_is_free_after_release_and_its_content_is_the_holders(tmp_path: Path) -> None:
+def test_lock_is_free_after_release_and_names_its_holder(tmp_path: Path) -> None:
     (tmp_path / "lock").write_text("123456789012345 of an older process")
     lock = RunLock(tmp_path)
     assert (tmp_path / "lock").read_text() == str(os.getpid())
@@ -51,15 +51,13 @@ def test_it_is_free_after_release_and_its_content_is_the_holders(tmp_path: Path)
     RunLock(tmp_path).release()
 
 
-def test_a_folder_that_cannot_be_made_is_a_mistake(tmp_path: Path) -> None:
+def test_folder_that_cannot_be_created_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(StateDirError):
         RunLock(tmp_path / "file" / "key")
 
 
-def test_a_file_system_without_locks_is_not_taken_for_another_process(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_file_system_without_locks_is_a_disk_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def flock(descriptor: int, operation: int) -> None:
         raise OSError(errno.ENOLCK, "No locks available")
 

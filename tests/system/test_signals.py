@@ -1,4 +1,6 @@
-"""Real processes and real signals: each program below says what it does, and is told when to stop."""
+"""Signals to real processes: a stop request of a run, and the end of all other commands."""
+
+from __future__ import annotations
 
 import signal
 import subprocess
@@ -15,40 +17,48 @@ from cnn_jobs.system.signals import StopRequest
 
 SIGNALS = [signal.SIGTERM, signal.SIGINT]
 PROLOGUE = """
-import time
+import os, signal, sys, time
 from cnn_jobs.errors import InterruptedRunError
-from cnn_jobs.system.signals import StopRequest
+from cnn_jobs.system.signals import StopRequest, exit_on_sigterm
 
-def say(text):
-    print(text, flush=True)
+def report(*text):
+    print(*text, flush=True)
 
 def work(seconds=0.3):
-    # A sleep goes on after a signal whose handler returns.
-    time.sleep(seconds)
+    time.sleep(seconds)  # continues after a signal whose handler returns
 
-stop = StopRequest()
-stop.install()
+def wait_for_request():
+    while not stop.requested():
+        work(0.02)
+
 """
+INSTALL = "stop = StopRequest()\nstop.install()\n"
 
 
 class Program:
-    def __init__(self, process: "subprocess.Popen[str]") -> None:
+    """A running program that reports on stdout."""
+
+    def __init__(self, process: subprocess.Popen[str]) -> None:
         self.process = process
 
     def line(self) -> str:
         assert self.process.stdout is not None
         return self.process.stdout.readline().strip()
 
+    def send(self, number: signal.Signals = signal.SIGTERM, *, after: str = "ready") -> None:
+        """Sends a signal after the line ``after``."""
+        assert self.line() == after
+        self.process.send_signal(number)
+
     def rest(self) -> tuple[list[str], int]:
-        """The lines that are left, and the exit code."""
+        """The remaining lines, and the exit code."""
         output, _ = self.process.communicate(timeout=60)
         return output.splitlines(), self.process.returncode
 
 
 @contextmanager
-def running(body: str) -> Iterator[Program]:
-    script = PROLOGUE + textwrap.dedent(body)
-    command = [sys.executable, "-c", script]
+def running(body: str, setup: str = INSTALL) -> Iterator[Program]:
+    command = [sys.executable, "-c", PROLOGUE + setup + textwrap.dedent(body)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
         try:
             yield Program(process)
@@ -56,104 +66,80 @@ def running(body: str) -> Iterator[Program]:
             process.kill()
 
 
+# -- stop requests -----------------------------------------------------------------------------------------------------
+
+
 @pytest.mark.parametrize("number", SIGNALS)
-def test_a_signal_raises_at_once_where_nothing_is_lost(number: signal.Signals) -> None:
+def test_unmasked_signal_raises_at_once(number: signal.Signals) -> None:
     body = """
     try:
-        say("ready")
+        report("ready")
         time.sleep(60)
-        say("slept")
     except InterruptedRunError as error:
-        say(f"caught: {error}")
-        say(stop.requested())
+        report("caught:", error, stop.requested())
     """
     with running(body) as program:
-        assert program.line() == "ready"
-        started = time.monotonic()
-        program.process.send_signal(number)
-        assert program.rest() == ([f"caught: stopped by {number.name}", "True"], 0)
-        assert time.monotonic() - started < 20
+        program.send(number)
+        assert program.rest() == ([f"caught: stopped by {number.name} True"], 0)
 
 
 @pytest.mark.parametrize("number", SIGNALS)
-def test_a_deferred_signal_is_noted_and_the_work_is_finished(number: signal.Signals) -> None:
+def test_masked_signal_is_recorded_and_the_work_completes(number: signal.Signals) -> None:
     body = """
     with stop.masked():
-        say("ready")
-        while not stop.requested():
-            work(0.02)
+        with stop.masked():  # the end of an inner mask does not end the outer one
+            pass
+        report("ready")
+        wait_for_request()
         work()
-        say("finished the step")
-    say("left")
+        report("finished the step")
+    report("after the mask")
     try:
         stop.check()
     except InterruptedRunError as error:
-        say(f"caught: {error}")
+        report("caught:", error)
     """
     with running(body) as program:
-        assert program.line() == "ready"
-        program.process.send_signal(number)
-        assert program.rest() == (["finished the step", "left", f"caught: stopped by {number.name}"], 0)
+        program.send(number)
+        assert program.rest() == (["finished the step", "after the mask", f"caught: stopped by {number.name}"], 0)
 
 
 @pytest.mark.parametrize("second", SIGNALS)
-def test_a_second_signal_does_not_break_what_the_first_began(second: signal.Signals) -> None:
+def test_second_signal_does_not_interrupt_what_the_first_started(second: signal.Signals) -> None:
     body = """
     try:
-        say("ready")
+        report("ready")
         time.sleep(60)
     except InterruptedRunError:
-        say("saving")
-        work(1)
-        say("saved")
+        report("saving")
         work()
-        say(stop.signal_name)
+        report("saved")
+        work()
+        report(stop.signal_name)
     """
     with running(body) as program:
-        assert program.line() == "ready"
-        program.process.send_signal(signal.SIGTERM)
-        assert program.line() == "saving"
-        program.process.send_signal(second)
-        assert program.line() == "saved"
-        program.process.send_signal(second)
+        program.send()
+        program.send(second, after="saving")
+        program.send(second, after="saved")
         assert program.rest() == (["SIGTERM"], 0)
 
 
-def test_a_second_signal_after_a_deferred_one_raises_nothing_either() -> None:
+def test_second_signal_after_a_masked_one_is_ignored() -> None:
     body = """
     with stop.masked():
-        say("ready")
-        while not stop.requested():
-            work(0.02)
-    say("writing")
-    work(1)
-    say("written")
+        report("ready")
+        wait_for_request()
+    report("writing")
+    work()
+    report("written")
     """
     with running(body) as program:
-        assert program.line() == "ready"
-        program.process.send_signal(signal.SIGTERM)
-        assert program.line() == "writing"
-        program.process.send_signal(signal.SIGINT)
+        program.send()
+        program.send(signal.SIGINT, after="writing")
         assert program.rest() == (["written"], 0)
 
 
-def test_an_inner_deferral_does_not_end_the_outer_one() -> None:
-    body = """
-    with stop.masked():
-        with stop.masked():
-            pass
-        say("ready")
-        while not stop.requested():
-            work(0.02)
-        say("finished")
-    """
-    with running(body) as program:
-        assert program.line() == "ready"
-        program.process.send_signal(signal.SIGTERM)
-        assert program.rest() == (["finished"], 0)
-
-
-def test_after_a_deferral_without_a_signal_the_next_one_raises_at_once() -> None:
+def test_signal_after_a_mask_raises_at_once() -> None:
     body = """
     try:
         with stop.masked():
@@ -161,27 +147,56 @@ def test_after_a_deferral_without_a_signal_the_next_one_raises_at_once() -> None
     except KeyError:
         pass
     try:
-        say("ready")
+        report("ready")
         time.sleep(60)
     except InterruptedRunError as error:
-        say(f"caught: {error}")
+        report("caught:", error)
     """
     with running(body) as program:
-        assert program.line() == "ready"
-        program.process.send_signal(signal.SIGTERM)
+        program.send()
         assert program.rest() == (["caught: stopped by SIGTERM"], 0)
 
 
-def test_the_handler_is_in_place_before_anything_heavy_is_imported() -> None:
+def test_mask_holds_until_unmask() -> None:
     body = """
-    import sys
-    say([name for name in ("torch", "numpy", "mlflow", "click") if name in sys.modules])
+    stop.mask()
+    with stop.masked():
+        pass
+    report("ready")
+    wait_for_request()
+    report("printed the results")
+    stop.unmask()
+    try:
+        stop.check()
+    except InterruptedRunError as error:
+        report("caught:", error)
     """
     with running(body) as program:
+        program.send()
+        assert program.rest() == (["printed the results", "caught: stopped by SIGTERM"], 0)
+
+
+def test_seconds_left_count_from_the_signal() -> None:
+    body = """
+    before = stop.seconds_left(5.0)
+    with stop.masked():
+        report("ready")
+        wait_for_request()
+        left = stop.seconds_left(5.0)
+        work()
+        report(before, left - stop.seconds_left(5.0) >= 0.3, stop.seconds_left(0.1))
+    """
+    with running(body) as program:
+        program.send()
+        assert program.rest() == (["5.0 True 0.5"], 0)
+
+
+def test_handler_is_installed_before_heavy_imports() -> None:
+    with running('report([name for name in ("torch", "numpy", "mlflow", "click") if name in sys.modules])') as program:
         assert program.rest() == (["[]"], 0)
 
 
-def test_without_a_signal_nothing_is_asked_for() -> None:
+def test_check_raises_only_after_a_signal() -> None:
     stop = StopRequest()
     assert not stop.requested()
     stop.check()
@@ -191,39 +206,40 @@ def test_without_a_signal_nothing_is_asked_for() -> None:
     assert caught.value.exit_code == 1
 
 
-def test_what_is_left_to_say_is_not_broken_and_something_new_is_stopped() -> None:
+# -- exit_on_sigterm ---------------------------------------------------------------------------------------------------
+
+
+def test_sigterm_is_not_caught_as_an_error_and_runs_cleanup() -> None:
+    """Also where a second one follows at once."""
     body = """
-    stop.mask()
-    say("ready")
-    while not stop.requested():
-        work(0.02)
-    say("said all")
-    stop.unmask()
+    exit_on_sigterm()
     try:
-        stop.check()
-    except InterruptedRunError as error:
-        say(f"caught: {error}")
+        try:
+            report("ready")
+            time.sleep(60)
+        except Exception as error:
+            report("swallowed", error)
+    finally:
+        os.kill(os.getpid(), signal.SIGTERM)
+        report("cleaned up")
     """
-    with running(body) as program:
-        assert program.line() == "ready"
-        program.process.send_signal(signal.SIGTERM)
-        assert program.rest() == (["said all", "caught: stopped by SIGTERM"], 0)
+    with running(body, setup="") as program:
+        program.send()
+        assert program.rest() == (["cleaned up"], 1)
 
 
-def test_the_seconds_after_a_signal_are_counted_once() -> None:
+def test_process_that_hangs_after_sigterm_is_ended() -> None:
     body = """
-    say(stop.seconds_left(5.0))
-    with stop.masked():
-        say("ready")
-        while not stop.requested():
-            work(0.02)
-        left = stop.seconds_left(5.0)
-        work(1)
-        say(left - stop.seconds_left(5.0) >= 1)
-        say(stop.seconds_left(0.1))
+    exit_on_sigterm(0.3)
+    try:
+        report("ready")
+        time.sleep(60)
+    finally:
+        time.sleep(60)
+        report("too late")
     """
-    with running(body) as program:
-        assert program.line() == "5.0"
-        assert program.line() == "ready"
-        program.process.send_signal(signal.SIGTERM)
-        assert program.rest() == (["True", "0.5"], 0)
+    with running(body, setup="") as program:
+        program.send()
+        began = time.monotonic()
+        assert program.rest() == ([], 1)
+        assert 0.2 < time.monotonic() - began < 20

@@ -1,4 +1,4 @@
-"""The exported model predicts what the network predicts."""
+"""The exported MLflow model."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from cnn_jobs.tasks import TASKS
 from cnn_jobs.tracking.model_export import save_mlflow_model
 
 
-# torch.export and MLflow raise warnings of their own while loading.
+# torch.export and MLflow warn while loading.
 @pytest.mark.filterwarnings("default")
 @pytest.mark.parametrize("name", ["task2", pytest.param("task3e", marks=pytest.mark.slow)])
-def test_mlflow_loads_a_model_that_predicts_the_same(name: str, tmp_path: Path) -> None:
+def test_exported_model_predicts_as_the_network(name: str, tmp_path: Path) -> None:
     import mlflow
 
     task = TASKS[name]
     network = build_model(task.network, (3, 32, 32), 10, seed=1).to(memory_format=torch.channels_last)
     network.train()
     with torch.no_grad():
-        network(torch.randn(16, 3, 32, 32))  # moves BatchNorm's running statistics off their start
+        network(torch.randn(16, 3, 32, 32))  # changes BatchNorm's running statistics
     folder = save_mlflow_model(network, task.transform, (3, 32, 32), tmp_path / "model")
     assert network.training, "exporting must not change the network that is exported"
 

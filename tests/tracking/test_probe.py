@@ -1,3 +1,5 @@
+"""Requests that only examine MLflow."""
+
 from __future__ import annotations
 
 import os
@@ -7,14 +9,14 @@ import pytest
 import requests
 
 from cnn_jobs.tracking import probe
-from tests.conftest import MLFLOW_WARNING
 from tests.helpers import servers
+from tests.helpers.tracking import MLFLOW_WARNING
 
 pytestmark = pytest.mark.filterwarnings(MLFLOW_WARNING)
 TIMEOUTS = {"connect_s": 2.0, "answer_s": 2.0}
 
 
-def test_timeouts_are_short_whatever_the_user_has_set(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_timeouts_are_short_whatever_the_user_set(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "600")
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "9")
     probe.prepare()
@@ -22,7 +24,7 @@ def test_timeouts_are_short_whatever_the_user_has_set(monkeypatch: pytest.Monkey
     assert os.environ["MLFLOW_HTTP_REQUEST_MAX_RETRIES"] == "0"
 
 
-def test_errors_are_those_of_the_network() -> None:
+def test_network_errors_are_those_of_requests() -> None:
     probe.prepare()
     with pytest.raises(requests.ConnectionError):
         probe.ask(f"http://{servers.unused()}", "GET", "/health", **TIMEOUTS)
@@ -30,7 +32,7 @@ def test_errors_are_those_of_the_network() -> None:
         probe.ask(f"http://{where}", "GET", "/health", connect_s=1, answer_s=0.2)
 
 
-def test_the_parts_of_an_answer() -> None:
+def test_fields_of_an_answer() -> None:
     probe.prepare()
     with servers.speaking(lambda path: (503, f"at {path}", {"Content-Type": "text/x", "Date": "today"})) as url:
         answer = probe.ask(url, "GET", "/health", **TIMEOUTS)
@@ -39,7 +41,7 @@ def test_the_parts_of_an_answer() -> None:
     assert answer.milliseconds == 1000 * (answer.received_s - answer.sent_s)
 
 
-def test_a_file_is_written_read_and_deleted(mlflow_uri: str, tmp_path: Path) -> None:
+def test_probe_file_is_written_read_and_deleted(mlflow_uri: str, tmp_path: Path) -> None:
     probe.prepare()
     file = probe.ProbeFile(mlflow_uri, str(tmp_path / "artifacts"))
     file.write()
@@ -51,7 +53,7 @@ def test_a_file_is_written_read_and_deleted(mlflow_uri: str, tmp_path: Path) -> 
     assert list((tmp_path / "artifacts").iterdir()) == []
 
 
-def test_the_artifact_location_of_an_experiment_or_of_the_default_one(mlflow_uri: str, tmp_path: Path) -> None:
+def test_artifact_location_of_an_experiment_or_the_default_one(mlflow_uri: str, tmp_path: Path) -> None:
     from mlflow import MlflowClient
 
     probe.prepare()
@@ -61,7 +63,7 @@ def test_the_artifact_location_of_an_experiment_or_of_the_default_one(mlflow_uri
     assert (location.endswith("mlruns/0"), exists) == (True, False)
 
 
-def test_the_schema_of_a_database(mlflow_uri: str, tmp_path: Path) -> None:
+def test_database_schema(mlflow_uri: str, tmp_path: Path) -> None:
     probe.prepare()
     found = probe.schema(mlflow_uri)
     assert found.found == found.expected

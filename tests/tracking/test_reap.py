@@ -10,27 +10,21 @@ import pytest
 from cnn_jobs.errors import UserError
 from cnn_jobs.tracking.client import RemoteRun, TrackingClient
 from cnn_jobs.tracking.reap import reap
-from tests.helpers.runs import client
-from tests.helpers.tracking import finish, recording
+from tests.helpers.tracking import client, finish, recording, status_of
 
 
-def status(uri: str, run_id: str) -> tuple[str, str]:
-    run = client(uri).get_run(run_id)
-    return run.info.status, run.data.tags["cnn_jobs.state"]
-
-
-def left_running(uri: str, folder: Path) -> str:
-    """A run whose process is gone without a word."""
+def abandoned_run(uri: str, folder: Path) -> str:
+    """The id of a run whose process is gone."""
     with recording(uri, folder, uuid.uuid4().hex) as recorder:
         recorder.stop()
     return recorder.run_id
 
 
-def test_only_those_whose_heartbeat_stands_still_are_lost(mlflow_uri: str, tmp_path: Path) -> None:
-    dead, alive, ending = (left_running(mlflow_uri, tmp_path) for _ in range(3))
+def test_only_runs_without_a_heartbeat_are_lost(mlflow_uri: str, tmp_path: Path) -> None:
+    dead, alive, ending = (abandoned_run(mlflow_uri, tmp_path) for _ in range(3))
     with recording(mlflow_uri, tmp_path, "done") as recorder:
         assert finish(recorder)
-    stranger = client(mlflow_uri).create_run(client(mlflow_uri).get_experiment_by_name("tests").experiment_id)
+    foreign = client(mlflow_uri).create_run(client(mlflow_uri).get_experiment_by_name("tests").experiment_id)
     waited = []
 
     def wait(seconds: float) -> None:
@@ -42,46 +36,47 @@ def test_only_those_whose_heartbeat_stands_still_are_lost(mlflow_uri: str, tmp_p
     assert waited == [60.0]
     assert set(watched) == {dead, alive, ending}
     assert (watched[dead].lost, watched[alive].lost, watched[ending].lost) == (True, False, False)
-    assert status(mlflow_uri, dead) == ("FAILED", "lost")
-    assert "no heartbeat from attempt 1 for 60 s" in client(mlflow_uri).get_run(dead).data.tags["cnn_jobs.reason"]
-    assert status(mlflow_uri, alive) == ("RUNNING", "running")
-    assert client(mlflow_uri).get_run(ending).info.status == "KILLED"
-    assert status(mlflow_uri, recorder.run_id) == ("FINISHED", "finished")
-    assert client(mlflow_uri).get_run(stranger.info.run_id).info.status == "RUNNING"
+    *lost, reason = status_of(mlflow_uri, dead)
+    assert lost == ["FAILED", "lost"]
+    assert "no heartbeat from attempt 1 for 60 s" in reason
+    assert status_of(mlflow_uri, alive)[:2] == ("RUNNING", "running")
+    assert status_of(mlflow_uri, ending)[0] == "KILLED"
+    assert status_of(mlflow_uri, recorder.run_id)[:2] == ("FINISHED", "finished")
+    assert client(mlflow_uri).get_run(foreign.info.run_id).info.status == "RUNNING"
 
 
-def test_a_new_attempt_under_the_same_key_is_a_sign_of_life(mlflow_uri: str, tmp_path: Path) -> None:
-    run_id = left_running(mlflow_uri, tmp_path)
+def test_run_with_a_new_attempt_is_alive(mlflow_uri: str, tmp_path: Path) -> None:
+    run_id = abandoned_run(mlflow_uri, tmp_path)
 
     def wait(seconds: float) -> None:
         client(mlflow_uri).set_tag(run_id, "cnn_jobs.attempt_id", "the next one")
 
     (watched,) = reap(mlflow_uri, "tests", wait=wait)
     assert not watched.lost
-    assert status(mlflow_uri, run_id) == ("RUNNING", "running")
+    assert status_of(mlflow_uri, run_id)[:2] == ("RUNNING", "running")
 
 
-def test_nothing_to_do_is_done_at_once(mlflow_uri: str, tmp_path: Path) -> None:
+def test_without_running_runs_reap_does_not_wait(mlflow_uri: str, tmp_path: Path) -> None:
     with recording(mlflow_uri, tmp_path) as recorder:
         assert finish(recorder)
     assert reap(mlflow_uri, "tests", wait=lambda seconds: pytest.fail("waited")) == []
 
 
-def test_an_unknown_experiment_is_a_mistake(mlflow_uri: str) -> None:
+def test_unknown_experiment_is_an_error(mlflow_uri: str) -> None:
     assert reap(mlflow_uri, "nope", missing_ok=True) == []
     with pytest.raises(UserError, match="experiment 'nope' is not in MLflow"):
         reap(mlflow_uri, "nope")
 
 
-def test_a_run_that_ends_while_others_are_looked_at_is_left_alone(
+def test_run_that_ends_between_two_looks_keeps_its_status(
     mlflow_uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    run_id = left_running(mlflow_uri, tmp_path)
+    run_id = abandoned_run(mlflow_uri, tmp_path)
     real = TrackingClient.get
 
-    def get(self: TrackingClient, asked: str) -> RemoteRun | None:
+    def get(self: TrackingClient, wanted: str) -> RemoteRun | None:
         client(mlflow_uri).set_terminated(run_id, "FINISHED")
-        return real(self, asked)
+        return real(self, wanted)
 
     monkeypatch.setattr(TrackingClient, "get", get)
     (watched,) = reap(mlflow_uri, "tests", wait=lambda seconds: None)

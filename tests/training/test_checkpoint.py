@@ -1,3 +1,5 @@
+"""Checkpoints on disk: every kind of damage, kills at every moment, disks that refuse."""
+
 import errno
 import hashlib
 import io
@@ -8,7 +10,7 @@ import stat
 import subprocess
 import sys
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,8 +21,7 @@ import torch
 from cnn_jobs.errors import CnnJobsError, DamagedCheckpointError, DiskError, DiskFullError, StateDirError
 from cnn_jobs.networks.spec import ConvBlock, ConvNet
 from cnn_jobs.training.checkpoint import load_checkpoint, newest_checkpoint, save_checkpoint
-from cnn_jobs.training.loop import train
-from tests.helpers.training import RECIPE, Experiment, differences, snapshot
+from tests.helpers.training import Experiment, differences, snapshot
 
 CONTENT: dict[str, Any] = {
     "model": {"weight": torch.arange(6.0).reshape(2, 3)},
@@ -32,30 +33,24 @@ CONTENT: dict[str, Any] = {
 }
 
 
-def test_plain_values_and_tensors_come_back_as_they_were(tmp_path: Path) -> None:
+def test_values_and_tensors_are_read_back_unchanged(tmp_path: Path) -> None:
     path = save_checkpoint(tmp_path / "folder" / "last.pt", CONTENT)
     assert path == tmp_path / "folder" / "last.pt"
     assert differences(load_checkpoint(path), CONTENT) == []
     assert [file.name for file in path.parent.iterdir()] == ["last.pt"]
 
 
-def test_the_state_of_a_training_comes_back_in_every_bit(experiment: Experiment, tmp_path: Path) -> None:
+def test_state_of_a_training_is_read_back_unchanged(experiment: Experiment, tmp_path: Path) -> None:
     state = experiment.state()
-    train(state, experiment.data(), RECIPE)
+    experiment.train(state)
     path = save_checkpoint(tmp_path / "last.pt", state.state_dict())
     assert differences(load_checkpoint(path), snapshot(state)) == []
 
 
-def test_a_checkpoint_replaces_the_one_before(tmp_path: Path) -> None:
-    save_checkpoint(tmp_path / "last.pt", {"step": 1})
-    save_checkpoint(tmp_path / "last.pt", {"step": 2})
-    assert load_checkpoint(tmp_path / "last.pt") == {"step": 2}
+# -- its own digest ----------------------------------------------------------------------------------------------------
 
 
-# -- its own digest ----------------------------------------------------------------------------------------------
-
-
-def test_the_file_is_an_ordinary_one_of_torch_and_an_ordinary_zip(tmp_path: Path) -> None:
+def test_file_is_readable_by_torch_and_zip(tmp_path: Path) -> None:
     path = save_checkpoint(tmp_path / "last.pt", CONTENT)
     assert differences(torch.load(path, weights_only=True), CONTENT) == []
     assert differences(torch.load(path, weights_only=True, mmap=True), CONTENT) == []
@@ -69,12 +64,12 @@ def test_the_file_is_an_ordinary_one_of_torch_and_an_ordinary_zip(tmp_path: Path
 
 @pytest.fixture
 def real(experiment: Experiment, tmp_path: Path) -> Path:
-    """A checkpoint of a training, as small as one can be."""
+    """The smallest checkpoint of a training."""
     network = ConvNet(blocks=(ConvBlock(filters=1, kernel=3, padding=1),), hidden=1)
     return save_checkpoint(tmp_path / "real.pt", replace(experiment, network=network).state().state_dict())
 
 
-def complaint(path: Path) -> str:
+def damage_message(path: Path) -> str:
     with pytest.raises(DamagedCheckpointError) as caught:
         load_checkpoint(path)
     assert type(caught.value) is DamagedCheckpointError
@@ -85,31 +80,31 @@ def complaint(path: Path) -> str:
     return line
 
 
-@pytest.mark.parametrize("mask", [0x01, 0x20, 0x80, 0xFF])  # 0x20 makes one letter another's capital
-def test_a_flipped_byte_is_found_wherever_it_is(real: Path, mask: int) -> None:
+@pytest.mark.parametrize("mask", [0x01, 0x20, 0x80, 0xFF])  # 0x20 changes the case of a letter
+def test_every_flipped_byte_is_detected(real: Path, mask: int) -> None:
     with real.open("rb+", buffering=0) as stream:
         for place, byte in enumerate(real.read_bytes()):
             os.pwrite(stream.fileno(), bytes([byte ^ mask]), place)
-            complaint(real)
+            damage_message(real)
             os.pwrite(stream.fileno(), bytes([byte]), place)
     load_checkpoint(real)
 
 
-def test_a_file_cut_short_is_found_at_whatever_length(real: Path) -> None:
+def test_every_truncation_is_detected(real: Path) -> None:
     for length in reversed(range(real.stat().st_size)):
         os.truncate(real, length)
-        line = complaint(real)
+        line = damage_message(real)
     assert line == f"{real}: is empty"
 
 
-def test_a_byte_more_is_found(real: Path) -> None:
+def test_additional_byte_is_detected(real: Path) -> None:
     with real.open("ab") as stream:
         stream.write(b"0")
-    assert "is cut short, or was not written by cnn-jobs" in complaint(real)
+    assert "is cut short, or was not written by cnn-jobs" in damage_message(real)
 
 
 def sealed(content: bytes) -> bytes:
-    """Whoever wants can make a digest, too."""
+    """With a valid digest."""
     return content + b"sha256:" + hashlib.sha256(content).hexdigest().encode()
 
 
@@ -133,9 +128,9 @@ def saved_by_torch(content: object) -> bytes:
         (sealed(saved_by_torch([1, 2])), "is not a checkpoint, it holds a list"),
     ],
 )
-def test_a_file_of_something_else_is_refused(tmp_path: Path, content: bytes, reason: str) -> None:
+def test_foreign_file_is_refused(tmp_path: Path, content: bytes, reason: str) -> None:
     (tmp_path / "last.pt").write_bytes(content)
-    assert reason in complaint(tmp_path / "last.pt")
+    assert reason in damage_message(tmp_path / "last.pt")
 
 
 def test_loading_runs_no_code_from_the_file(tmp_path: Path) -> None:
@@ -144,29 +139,29 @@ def test_loading_runs_no_code_from_the_file(tmp_path: Path) -> None:
             return os.mkdir, (str(tmp_path / "trapped"),)
 
     save_checkpoint(tmp_path / "last.pt", {"model": Trap()})
-    assert "torch raised UnpicklingError" in complaint(tmp_path / "last.pt")
+    assert "torch raised UnpicklingError" in damage_message(tmp_path / "last.pt")
     assert not (tmp_path / "trapped").exists()
     torch.load(tmp_path / "last.pt", weights_only=False)
-    assert (tmp_path / "trapped").exists()  # it would have
+    assert (tmp_path / "trapped").exists()  # the trap works
 
 
-def test_a_file_that_is_not_there_is_just_that(tmp_path: Path) -> None:
+def test_missing_file_is_not_damage(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError):
         load_checkpoint(tmp_path / "last.pt")
 
 
-def test_a_file_out_of_reach_is_not_called_damaged(tmp_path: Path) -> None:
+def test_unreadable_path_is_not_damage(tmp_path: Path) -> None:
     (tmp_path / "last.pt").mkdir()
     for load in (lambda: load_checkpoint(tmp_path / "last.pt"), lambda: newest_checkpoint(tmp_path)):
         with pytest.raises(StateDirError, match=r"last\.pt: cannot be read \(Is a directory\)"):
             load()
 
 
-def reading(monkeypatch: pytest.MonkeyPatch, suffix: str, answer: Callable[[bytes], bytes]) -> None:
-    """A disk that gives something else for files that end in ``suffix``."""
-    really = Path.read_bytes
+def change_reads(monkeypatch: pytest.MonkeyPatch, suffix: str, change: Callable[[bytes], bytes]) -> None:
+    """A disk that returns other bytes for files that end in ``suffix``."""
+    real = Path.read_bytes
     monkeypatch.setattr(
-        Path, "read_bytes", lambda path: answer(really(path)) if path.name.endswith(suffix) else really(path)
+        Path, "read_bytes", lambda path: change(real(path)) if path.name.endswith(suffix) else real(path)
     )
 
 
@@ -174,19 +169,21 @@ def bad_sector(data: bytes) -> bytes:
     raise OSError(errno.EIO, os.strerror(errno.EIO))
 
 
-def test_a_file_on_a_bad_sector_is_damaged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_bad_sector_is_damage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     save_checkpoint(tmp_path / "last.pt", CONTENT)
-    reading(monkeypatch, "last.pt", bad_sector)
-    assert complaint(tmp_path / "last.pt") == f"{tmp_path / 'last.pt'}: the disk cannot read it (Input/output error)"
+    change_reads(monkeypatch, "last.pt", bad_sector)
+    assert (
+        damage_message(tmp_path / "last.pt") == f"{tmp_path / 'last.pt'}: the disk cannot read it (Input/output error)"
+    )
 
 
-@pytest.mark.parametrize("answer", [lambda data: data[:-1], lambda data: b"\0" * len(data)])
-def test_what_reads_back_as_something_else_never_replaces_the_old_file(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, answer: Callable[[bytes], bytes]
+@pytest.mark.parametrize("change", [lambda data: data[:-1], lambda data: b"\0" * len(data)])
+def test_file_that_reads_back_differently_does_not_replace_the_old_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: Callable[[bytes], bytes]
 ) -> None:
     path, keep = tmp_path / "last.pt", tmp_path / "previous.pt"
     save_checkpoint(path, {"step": 1})
-    reading(monkeypatch, ".partial", answer)
+    change_reads(monkeypatch, ".partial", change)
     with pytest.raises(CnnJobsError, match=r"last\.pt: was written, but reads back as something else") as caught:
         save_checkpoint(path, {"step": 2}, keep=keep)
     assert caught.value.exit_code == 1
@@ -194,7 +191,7 @@ def test_what_reads_back_as_something_else_never_replaces_the_old_file(
     assert list(tmp_path.iterdir()) == [path]
 
 
-# -- the file before ---------------------------------------------------------------------------------------------
+# -- the previous file -------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -218,7 +215,7 @@ def no_hard_links(source: object, target: object) -> None:
 
 
 @pytest.mark.parametrize("links", [True, False])
-def test_the_file_before_is_kept_under_its_other_name(
+def test_previous_file_is_kept_under_another_name(
     last: Path, previous: Path, monkeypatch: pytest.MonkeyPatch, links: bool
 ) -> None:
     if not links:
@@ -234,7 +231,7 @@ def test_the_file_before_is_kept_under_its_other_name(
         assert {path.name for path in last.parent.iterdir()} == ({"last.pt", "previous.pt"} if inode else {"last.pt"})
 
 
-def test_a_damaged_file_does_not_push_out_the_last_whole_one(last: Path, previous: Path) -> None:
+def test_damaged_file_does_not_replace_the_last_undamaged_one(last: Path, previous: Path) -> None:
     save_checkpoint(last, {"step": 1}, keep=previous)
     save_checkpoint(last, {"step": 2}, keep=previous)
     damage(last)
@@ -242,7 +239,7 @@ def test_a_damaged_file_does_not_push_out_the_last_whole_one(last: Path, previou
     assert (load_checkpoint(last), load_checkpoint(previous)) == ({"step": 3}, {"step": 1})
 
 
-def test_a_save_that_was_killed_after_the_link_hinders_no_other(last: Path, previous: Path) -> None:
+def test_save_after_a_kill_between_link_and_rename(last: Path, previous: Path) -> None:
     save_checkpoint(last, {"step": 1})
     os.link(last, previous)
     save_checkpoint(last, {"step": 2}, keep=previous)
@@ -250,11 +247,11 @@ def test_a_save_that_was_killed_after_the_link_hinders_no_other(last: Path, prev
     assert set(last.parent.iterdir()) == {last, previous}
 
 
-def test_an_empty_folder_has_no_checkpoint(tmp_path: Path) -> None:
+def test_empty_folder_has_no_checkpoint(tmp_path: Path) -> None:
     assert newest_checkpoint(tmp_path) == newest_checkpoint(tmp_path / "missing") == (None, [])
 
 
-def test_the_file_before_serves_where_the_last_is_damaged_or_gone(last: Path, previous: Path) -> None:
+def test_previous_file_is_used_where_the_last_is_damaged_or_missing(last: Path, previous: Path) -> None:
     save_checkpoint(last, {"step": 1}, keep=previous)
     save_checkpoint(last, {"step": 2}, keep=previous)
     damage(last)
@@ -273,18 +270,18 @@ def test_the_file_before_serves_where_the_last_is_damaged_or_gone(last: Path, pr
     )
 
 
-# -- kill -9 -----------------------------------------------------------------------------------------------------
+# -- kill -9 -----------------------------------------------------------------------------------------------------------
 
-# Processes that are killed at the n-th time they touch a file, for every n until one gets through.
-KILLED_AT_EVERY_MOMENT = """
+# Processes that are killed at their n-th file operation, for every n until one completes.
+KILLED_AT_EVERY_OPERATION = """
 import os, signal, sys
 from pathlib import Path
 from cnn_jobs.training.checkpoint import load_checkpoint, save_checkpoint
 
 last, previous = Path("last.pt"), Path("previous.pt")
 
-def attempt(moment):
-    left = moment
+def save_until(operation):
+    left = operation
     def on_event(event, arguments):
         nonlocal left
         if event in ("open", "os.link", "os.rename", "os.remove"):
@@ -294,20 +291,19 @@ def attempt(moment):
     sys.addaudithook(on_event)
     save_checkpoint(last, {"step": 2}, keep=previous)
 
-ending, moment = -1, 0
-while ending:
+code, operation = -1, 0
+while code:
     save_checkpoint(previous, {"step": 0})
     save_checkpoint(last, {"step": 1})
     child = os.fork()
     if not child:
-        attempt(moment)
+        save_until(operation)
         os._exit(0)
-    ending, moment = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), moment + 1
-    print(ending, load_checkpoint(previous)["step"], load_checkpoint(last)["step"])
+    code, operation = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), operation + 1
+    print(code, load_checkpoint(previous)["step"], load_checkpoint(last)["step"])
 """
 
-# Processes that save again and again, each going on where the last one was killed. A training would lie between two
-# saves; without one most kills hit a save.
+# Processes that only save, each continuing where the last one was killed: most kills hit a save.
 KILLED_AT_RANDOM = """
 import os, random, signal, time
 from pathlib import Path
@@ -315,10 +311,10 @@ import torch
 from cnn_jobs.training.checkpoint import load_checkpoint, newest_checkpoint, save_checkpoint
 
 last, previous, chance = Path("last.pt"), Path("previous.pt"), random.Random(0)
-torch.set_num_threads(1)  # a forked process has none of OpenMP's other threads, and would wait for them
+torch.set_num_threads(1)  # a forked process lacks OpenMP's other threads and would wait for them
 
 def save_for_ever(report):
-    signal.alarm(100)  # should this process be left alone
+    signal.alarm(100)  # in case nobody kills it
     content, _ = newest_checkpoint(Path())
     step = content["step"] if content else 0
     while True:
@@ -348,7 +344,7 @@ for _ in range(12):
 
 
 def printed_by(script: str, folder: Path) -> list[list[int]]:
-    """The numbers on each line that a fresh interpreter prints."""
+    """The numbers on each line that a new interpreter prints."""
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
     command = [sys.executable, "-c", script]
     done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=240)
@@ -356,16 +352,16 @@ def printed_by(script: str, folder: Path) -> list[list[int]]:
     return [[int(number) for number in line.split()] for line in done.stdout.splitlines()]
 
 
-def test_killed_at_every_touch_of_a_file_both_names_stand_for_whole_checkpoints(tmp_path: Path) -> None:
-    *killed, through = printed_by(KILLED_AT_EVERY_MOMENT, tmp_path)
+def test_kill_at_every_file_operation_leaves_undamaged_checkpoints(tmp_path: Path) -> None:
+    *killed, complete = printed_by(KILLED_AT_EVERY_OPERATION, tmp_path)
     assert len(killed) > 8
-    assert {ending for ending, _, _ in killed} == {-signal.SIGKILL}
-    # The three moments there are: nothing yet, the old file kept, the new one in its place.
+    assert {code for code, _, _ in killed} == {-signal.SIGKILL}
+    # Nothing done yet, the old file kept, the new one in its place.
     assert sorted({(older, newer) for _, older, newer in killed}) == [(0, 1), (1, 1), (1, 2)]
-    assert through == [0, 1, 2]
+    assert complete == [0, 1, 2]
 
 
-def test_killed_at_random_the_last_save_that_was_done_is_there(tmp_path: Path) -> None:
+def test_kill_at_random_keeps_the_last_completed_save(tmp_path: Path) -> None:
     before = 0
     for first, done, newest, older, notes in printed_by(KILLED_AT_RANDOM, tmp_path):
         assert first == before + 1
@@ -376,11 +372,11 @@ def test_killed_at_random_the_last_save_that_was_done_is_there(tmp_path: Path) -
     assert before >= 12
 
 
-# -- what the disk refuses ---------------------------------------------------------------------------------------
+# -- disks that refuse -------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("number", "kind"), [(errno.ENOSPC, DiskFullError), (errno.EIO, DiskError)])
-def test_a_write_that_fails_leaves_the_old_file_whole_and_nothing_else(
+def test_failed_write_keeps_only_the_old_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, kind: type[Exception]
 ) -> None:
     path = save_checkpoint(tmp_path / "last.pt", {"step": 1})
@@ -396,21 +392,21 @@ def test_a_write_that_fails_leaves_the_old_file_whole_and_nothing_else(
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_a_file_system_that_cannot_sync_folders_is_good_enough(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    really, synced = os.fsync, []
+def test_file_system_that_cannot_sync_folders_is_accepted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real, synced = os.fsync, []
 
     def files_only(descriptor: int) -> None:
         if stat.S_ISDIR(os.fstat(descriptor).st_mode):
             synced.append(descriptor)
             raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
-        really(descriptor)
+        real(descriptor)
 
     monkeypatch.setattr(os, "fsync", files_only)
     assert load_checkpoint(save_checkpoint(tmp_path / "last.pt", CONTENT))["step"] == 7
     assert len(synced) == 1
 
 
-def test_content_that_cannot_be_saved_leaves_the_old_file_whole(tmp_path: Path) -> None:
+def test_content_that_cannot_be_saved_keeps_the_old_file(tmp_path: Path) -> None:
     path = save_checkpoint(tmp_path / "last.pt", {"step": 1})
     with pytest.raises((AttributeError, pickle.PicklingError)):
         save_checkpoint(path, {"step": lambda: 2})
@@ -418,7 +414,7 @@ def test_content_that_cannot_be_saved_leaves_the_old_file_whole(tmp_path: Path) 
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_a_path_that_is_no_folder_is_refused_with_exit_2(tmp_path: Path) -> None:
+def test_file_in_place_of_the_folder_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(StateDirError, match=r"last\.pt: cannot be written") as caught:
         save_checkpoint(tmp_path / "file" / "last.pt", CONTENT)
@@ -426,36 +422,12 @@ def test_a_path_that_is_no_folder_is_refused_with_exit_2(tmp_path: Path) -> None
     assert (tmp_path / "file").read_text() == "in the way"
 
 
-@pytest.mark.skipif(os.name != "posix" or os.geteuid() == 0, reason="root may write anywhere")
-def test_a_folder_without_permission_is_refused_with_exit_2(tmp_path: Path) -> None:
-    folder = tmp_path / "locked"
-    folder.mkdir(mode=0o500)
-    with pytest.raises(StateDirError, match="Permission denied"):
-        save_checkpoint(folder / "last.pt", CONTENT)
-
-
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A real disk of 64 KiB."""
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(disk)]
-    try:
-        permitted = subprocess.run(mount, capture_output=True).returncode == 0
-    except OSError:
-        permitted = False
-    if not permitted:
-        pytest.skip("may not mount a file system here")
-    yield disk
-    subprocess.run(["umount", str(disk)], check=True)
-
-
-def test_a_full_disk_leaves_the_old_file_whole(small_disk: Path) -> None:
+def test_full_disk_keeps_the_old_file(small_disk: Path) -> None:
     path = save_checkpoint(small_disk / "last.pt", {"step": 1})
     with pytest.raises(DiskFullError, match=r"last\.pt: no space left") as caught:
         save_checkpoint(path, {"weights": torch.rand(100_000)})
     assert caught.value.exit_code == 1
     assert load_checkpoint(path) == {"step": 1}
     assert list(small_disk.iterdir()) == [path]
-    save_checkpoint(path, {"step": 2})  # the room is free again
+    save_checkpoint(path, {"step": 2})  # the space is free again
     assert load_checkpoint(path) == {"step": 2}

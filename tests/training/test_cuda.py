@@ -1,4 +1,4 @@
-"""What only a CUDA device can show: repeatable bits, resumption, rounding. Run by ``pytest -m gpu``."""
+"""Training on a CUDA device: repeatable bits, resumption, rounding. Run by ``pytest -m gpu``."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from cnn_jobs.training.feature_store import FeatureKey, MemoryFeatures
 from cnn_jobs.training.loop import LoopResult, train
 from cnn_jobs.training.process_group import DistributedGroup
 from cnn_jobs.training.state import TrainState, new_state
-from tests.conftest import striped_dataset
+from tests.helpers.datasets import striped_dataset
 from tests.helpers.training import CPU, NETWORK, RECIPE, STEPS, differences, snapshot
 
 pytestmark = [
@@ -35,7 +35,7 @@ pytestmark = [
     pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device"),
 ]
 
-# As tasks have them: 32x32 pictures, so that every pooling has its size.
+# 32x32 images, as the tasks have them: every pooling has its usual size.
 PICTURES = striped_dataset(train=80, test=24, size=32)
 SHORT = replace(RECIPE, epochs=1, batch_size=8)
 FINAL = "task3e"  # overlapping pooling, BatchNorm, dropout, Adam
@@ -48,10 +48,10 @@ def _deterministic() -> Iterator[None]:
     torch.use_deterministic_algorithms(False)
 
 
-def made(
+def begin_training(
     task: str, recipe: Recipe, dataset: Dataset = PICTURES, placement: Placement | None = None, network: Any = None
 ) -> tuple[TrainState, TrainingData]:
-    """State before the first step, and data, on the device; a ResNet18's features are computed at each step."""
+    """State before the first step, and data, on the device; a ResNet18 computes its features at each step."""
     placement = placement or select_device("cuda")
     transform = get_task(task).transform
     data = place_on_device(dataset, recipe, transform, placement.device, placement.memory_format)
@@ -63,26 +63,26 @@ def made(
     return state, data
 
 
-# -- the same bytes twice ----------------------------------------------------------------------------------------------
+# -- the same bits -----------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("augmentation", ["none", "flip+crop"])
 @pytest.mark.parametrize("name", TASKS)
-def test_every_task_gives_the_same_bytes_twice(name: str, augmentation: str) -> None:
+def test_every_task_repeats_bit_for_bit(name: str, augmentation: str) -> None:
     recipe = replace(get_task(name).recipe, epochs=1, batch_size=8, augmentation=augmentation)
-    ended = []
+    results = []
     for _ in range(2):
-        state, data = made(name, recipe)
+        state, data = begin_training(name, recipe)
         assert train(state, data, recipe) is LoopResult.COMPLETE
-        ended.append(snapshot(state))
-    assert ended[0]["step"] == 9
-    assert differences(*ended) == []
-    assert next(iter(ended[0]["model"].values())).device.type == "cuda"
+        results.append(snapshot(state))
+    assert results[0]["step"] == 9
+    assert differences(*results) == []
+    assert next(iter(results[0]["model"].values())).device.type == "cuda"
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 @pytest.mark.parametrize("name", TASKS)
-def test_a_captured_step_gives_the_bits_of_single_kernels(
+def test_captured_step_gives_the_bits_of_single_kernels(
     name: str, precision: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     recipe = replace(get_task(name).recipe, epochs=1, batch_size=8, precision=precision)
@@ -94,28 +94,26 @@ def test_a_captured_step_gives_the_bits_of_single_kernels(
         replays.append(self._graph)
 
     monkeypatch.setattr(GraphedStep, "_capture", count)
-    ended = []
+    results = []
     for graph in (True, False):
-        state, data = made(name, recipe)
+        state, data = begin_training(name, recipe)
         assert train(state, data, recipe, graph=graph) is LoopResult.COMPLETE
-        ended.append(snapshot(state))
+        results.append(snapshot(state))
     assert len(replays) == 1
-    assert ended[0]["step"] == 9 > WARM_UP_STEPS
-    assert differences(*ended) == []
+    assert results[0]["step"] == 9 > WARM_UP_STEPS
+    assert differences(*results) == []
 
 
 @pytest.mark.parametrize("task", [FINAL, "small"])
-def test_a_training_stopped_at_any_step_and_resumed_from_its_checkpoint_keeps_every_bit(
-    task: str, tmp_path: Path
-) -> None:
+def test_training_stopped_at_any_step_resumes_to_the_same_bits(task: str, tmp_path: Path) -> None:
     def begin() -> tuple[TrainState, TrainingData]:
         if task == "small":
-            return made(FINAL, RECIPE, striped_dataset(), network=NETWORK)
-        return made(FINAL, RECIPE, striped_dataset(size=32))
+            return begin_training(FINAL, RECIPE, striped_dataset(), network=NETWORK)
+        return begin_training(FINAL, RECIPE, striped_dataset(size=32))
 
-    whole, data = begin()
-    train(whole, data, RECIPE)
-    assert whole.step == STEPS
+    reference, data = begin()
+    train(reference, data, RECIPE)
+    assert reference.step == STEPS
     for stop in range(STEPS):
         first, data = begin()
         assert train(first, data, RECIPE, should_stop=lambda: first.step == stop) is LoopResult.INTERRUPTED  # noqa: B023
@@ -125,33 +123,33 @@ def test_a_training_stopped_at_any_step_and_resumed_from_its_checkpoint_keeps_ev
         state, data = begin()
         state.load_state_dict(load_checkpoint(tmp_path / "last.pt"))
         assert train(state, data, RECIPE) is LoopResult.COMPLETE
-        assert differences(snapshot(whole), snapshot(state)) == [], stop
+        assert differences(snapshot(reference), snapshot(state)) == [], stop
 
 
-def test_a_checkpoint_without_generators_would_give_another_training() -> None:
+def test_without_generators_a_training_resumes_differently() -> None:
     """Control experiment: dropout draws from the device's generator."""
-    whole, data = made(FINAL, SHORT)
-    train(whole, data, SHORT)
-    first, data = made(FINAL, SHORT)
+    reference, data = begin_training(FINAL, SHORT)
+    train(reference, data, SHORT)
+    first, data = begin_training(FINAL, SHORT)
     train(first, data, SHORT, should_stop=lambda: first.step == 4)
     saved = snapshot(first)
     torch.cuda.manual_seed(99)
     saved["generators"]["cuda"] = torch.cuda.get_rng_state_all()
-    state, data = made(FINAL, SHORT)
+    state, data = begin_training(FINAL, SHORT)
     state.load_state_dict(saved)
     train(state, data, SHORT)
-    assert state.train_losses[:4] == whole.train_losses[:4]
-    assert state.train_losses[4:] != whole.train_losses[4:]
+    assert state.train_losses[:4] == reference.train_losses[:4]
+    assert state.train_losses[4:] != reference.train_losses[4:]
 
 
-# -- how it rounds -----------------------------------------------------------------------------------------------------
+# -- rounding ----------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", TASKS)
 def test_single_precision_is_single_precision(name: str) -> None:
-    """TensorFloat-32, which is on by default in convolutions, would be off by some 1e-3."""
+    """TensorFloat-32, the default for convolutions, has errors of about 1e-3."""
     recipe = replace(get_task(name).recipe, batch_size=8)
-    state, data = made(name, recipe)
+    state, data = begin_training(name, recipe)
     inputs, _ = data.train.batch(torch.arange(8, device="cuda"))
     exact = copy.deepcopy(state.model).cpu().double().eval()
     with torch.no_grad():
@@ -160,47 +158,47 @@ def test_single_precision_is_single_precision(name: str) -> None:
     assert 0 < float((logits - wanted).abs().max() / wanted.abs().max()) < 2e-5
 
 
-def test_a_cpu_and_the_device_start_with_nearly_the_same_losses() -> None:
-    """Until rounding errors have grown: weights, order of images and augmentation are the same."""
+def test_first_losses_on_cpu_and_device_are_nearly_equal() -> None:
+    """Weights, order of images and augmentation are the same; rounding errors grow with each step."""
     recipe = replace(SHORT, augmentation="flip+crop", optimizer="sgd", lr=0.01)
     losses = []
     for placement in (select_device("cuda"), CPU):
-        state, data = made("task3d-batchnorm", recipe, placement=placement)
+        state, data = begin_training("task3d-batchnorm", recipe, placement=placement)
         train(state, data, recipe, should_stop=lambda: state.step == 3)  # noqa: B023
         losses.append(state.train_losses)
     assert len(losses[0]) == 3
     assert losses[0] == pytest.approx(losses[1], rel=1e-4)
 
 
-@pytest.mark.parametrize("way", ["to the CPU", "to the device"])
-def test_a_training_keeps_its_moments_on_another_device(way: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("target", ["cpu", "cuda"])
+def test_training_keeps_its_moments_on_another_device(target: str, tmp_path: Path) -> None:
     recipe = replace(SHORT, augmentation="none")
     places = [select_device("cuda"), CPU]
-    first, second = places if way == "to the CPU" else reversed(places)
-    state, data = made("task3d-batchnorm", recipe, placement=first)
+    first, second = places if target == "cpu" else reversed(places)
+    state, data = begin_training("task3d-batchnorm", recipe, placement=first)
     train(state, data, recipe, should_stop=lambda: state.step == 4)
     save_checkpoint(tmp_path / "last.pt", state.state_dict())
     train(state, data, recipe)
-    moved, data = made("task3d-batchnorm", recipe, placement=second)
+    moved, data = begin_training("task3d-batchnorm", recipe, placement=second)
     moved.load_state_dict(load_checkpoint(tmp_path / "last.pt"))
     train(moved, data, recipe)
     assert moved.train_losses[:4] == state.train_losses[:4]
     assert moved.train_losses[4:6] == pytest.approx(state.train_losses[4:6], rel=1e-2)
     ours, theirs = (each.model.conv2.weight.detach().cpu() for each in (moved, state))
-    # Adam moves a weight by at most about lr a step; moments of other weights would have moved most of them otherwise.
+    # A step of Adam is about lr at most; moments of other weights would have moved most weights differently.
     assert float((ours - theirs).abs().median()) < recipe.lr / 20
 
 
 def test_bfloat16_and_fast_arithmetic_train() -> None:
-    plain, data = made(FINAL, SHORT)
+    plain, data = begin_training(FINAL, SHORT)
     train(plain, data, SHORT)
     half = replace(SHORT, precision="bf16")
-    state, data = made(FINAL, half)
+    state, data = begin_training(FINAL, half)
     train(state, data, half)
     assert state.train_losses != plain.train_losses
     assert state.train_losses[0] == pytest.approx(plain.train_losses[0], rel=0.05)
-    configure_arithmetic(1, fast=True)  # whose cuDNN tries its algorithms in the first steps
-    state, data = made(FINAL, SHORT, placement=select_device("cuda", fast=True))
+    configure_arithmetic(1, fast=True)  # cuDNN tries its algorithms in the first steps
+    state, data = begin_training(FINAL, SHORT, placement=select_device("cuda", fast=True))
     train(state, data, SHORT)
     assert state.model.conv2.weight.is_contiguous(memory_format=torch.channels_last)
     assert state.train_losses[0] == pytest.approx(plain.train_losses[0], rel=0.05)
@@ -210,7 +208,7 @@ def test_stored_features_give_the_losses_of_computed_ones() -> None:
     recipe = replace(get_task("task4a").recipe, epochs=1, batch_size=8)
     losses = []
     for keep in (False, True):
-        state, computed = made("task4a", recipe)
+        state, computed = begin_training("task4a", recipe)
         assert state.backbone
         data: TrainingData = computed
         if keep:
@@ -224,19 +222,19 @@ def test_stored_features_give_the_losses_of_computed_ones() -> None:
     assert losses[0] == pytest.approx(losses[1], rel=1e-3)
 
 
-# -- several processes, as far as one device goes ----------------------------------------------------------------------
+# -- groups of processes, on one device --------------------------------------------------------------------------------
 
 
-def store_of_one() -> dist.TCPStore:
+def new_store() -> dist.TCPStore:
     return dist.TCPStore("127.0.0.1", free_port(), is_master=True, use_libuv=False)
 
 
-def test_a_group_of_one_on_nccl_trains_as_a_single_process() -> None:
+def test_nccl_group_of_one_trains_as_a_single_process() -> None:
     recipe = replace(SHORT, augmentation="none", optimizer="sgd")
-    alone, data = made("task3d-batchnorm", recipe)
-    train(alone, data, recipe)
-    state, data = made("task3d-batchnorm", recipe)
-    group = DistributedGroup(0, 1, store_of_one(), torch.device("cuda"), lambda: None)
+    single, data = begin_training("task3d-batchnorm", recipe)
+    train(single, data, recipe)
+    state, data = begin_training("task3d-batchnorm", recipe)
+    group = DistributedGroup(0, 1, new_store(), torch.device("cuda"), lambda: None)
     try:
         group.broadcast_state(state)
         assert group.backend == dist.get_backend() == "nccl"
@@ -246,21 +244,21 @@ def test_a_group_of_one_on_nccl_trains_as_a_single_process() -> None:
         group.close(state)
     assert type(state.model.norm1) is nn.BatchNorm2d
     assert not dist.is_initialized()
-    saved, expected = snapshot(state), snapshot(alone)
+    saved, expected = snapshot(state), snapshot(single)
     for each in (saved, expected):
-        del each["generators"]  # of several processes each step has its own
+        del each["generators"]  # a group seeds them at each step
     assert differences(saved, expected) == []
 
 
-def test_waiting_on_nccl_for_a_lost_process_ends(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The other of two never comes: rank 0 waits in the driver until ``check`` raises."""
-    asked = []
+def test_wait_for_a_lost_process_on_nccl_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The other of two processes never connects: rank 0 waits in the driver until ``check`` raises."""
+    calls = []
 
     def check() -> None:
-        asked.append(True)
-        if len(asked) > 20:
+        calls.append(True)
+        if len(calls) > 20:
             raise PeerLostError("lost rank 1")
 
-    monkeypatch.setattr(DistributedGroup, "_guard", lambda self: None)  # which would end this process
+    monkeypatch.setattr(DistributedGroup, "_guard", lambda self: None)  # it would end this process
     with pytest.raises(PeerLostError, match="lost rank 1"):
-        DistributedGroup(0, 2, store_of_one(), torch.device("cuda"), check)
+        DistributedGroup(0, 2, new_store(), torch.device("cuda"), check)

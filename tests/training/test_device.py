@@ -1,3 +1,5 @@
+"""Devices, deterministic arithmetic and threads."""
+
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,7 +15,7 @@ linux = pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="needs a
 
 
 @no_cuda
-def test_cuda_where_there_is_none_is_refused_in_one_line() -> None:
+def test_missing_cuda_device_is_a_one_line_error() -> None:
     with pytest.raises(DeviceError, match="no CUDA device; use --device cpu") as caught:
         select_device("cuda")
     assert "\n" not in str(caught.value)
@@ -22,7 +24,7 @@ def test_cuda_where_there_is_none_is_refused_in_one_line() -> None:
 
 @no_cuda
 @pytest.mark.parametrize("wanted", ["auto", "cpu"])
-def test_without_cuda_the_cpu_trains_in_channels_last(wanted: str) -> None:
+def test_cpu_uses_channels_last(wanted: str) -> None:
     placement = select_device(wanted)
     assert placement.device == torch.device("cpu")
     assert placement.memory_format == torch.channels_last
@@ -31,14 +33,14 @@ def test_without_cuda_the_cpu_trains_in_channels_last(wanted: str) -> None:
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize("wanted", ["auto", "cuda"])
-def test_with_cuda_it_is_taken_and_channels_last_only_for_speed(wanted: str) -> None:
+def test_cuda_uses_channels_last_only_for_speed(wanted: str) -> None:
     assert select_device(wanted).device.type == "cuda"
     assert select_device(wanted).memory_format == torch.contiguous_format
     assert select_device(wanted, fast=True).memory_format == torch.channels_last
 
 
 @pytest.fixture
-def _arithmetic_restored() -> Iterator[None]:
+def _restored_arithmetic() -> Iterator[None]:
     before = (
         torch.are_deterministic_algorithms_enabled(),
         torch.backends.cudnn.deterministic,
@@ -52,9 +54,9 @@ def _arithmetic_restored() -> Iterator[None]:
     torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = before[3:]
 
 
-@pytest.mark.usefixtures("_arithmetic_restored")
+@pytest.mark.usefixtures("_restored_arithmetic")
 @pytest.mark.parametrize("fast", [False, True])
-def test_arithmetic_is_deterministic_unless_speed_is_asked_for(fast: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_arithmetic_is_deterministic_unless_fast(fast: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     configure_arithmetic(2, fast=fast)
     assert torch.get_num_threads() == 2
@@ -64,8 +66,8 @@ def test_arithmetic_is_deterministic_unless_speed_is_asked_for(fast: bool, monke
     assert torch.backends.cudnn.allow_tf32 is fast
 
 
-@pytest.mark.usefixtures("_arithmetic_restored")
-def test_a_cublas_setting_of_the_user_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.usefixtures("_restored_arithmetic")
+def test_cublas_setting_of_the_user_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":16:8")
     configure_arithmetic(1)
     assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":16:8"
@@ -83,13 +85,13 @@ def eight_cpus(monkeypatch: pytest.MonkeyPatch) -> None:
     [
         ("max 100000\n", 8),
         ("200000 100000\n", 2),
-        ("150000 100000\n", 2),  # one and a half CPU: the half is worth a thread
+        ("150000 100000\n", 2),  # one and a half CPUs: two threads
         ("50000 100000\n", 1),
         ("1000 100000\n", 1),
         ("6400000 100000\n", 8),  # more than the affinity allows
     ],
 )
-def test_the_quota_of_cgroup_version_2(tmp_path: Path, content: str, threads: int) -> None:
+def test_quota_of_cgroup_version_2(tmp_path: Path, content: str, threads: int) -> None:
     (tmp_path / "cpu.max").write_text(content)
     assert available_threads(tmp_path) == threads
 
@@ -97,7 +99,7 @@ def test_the_quota_of_cgroup_version_2(tmp_path: Path, content: str, threads: in
 @linux
 @pytest.mark.usefixtures("eight_cpus")
 @pytest.mark.parametrize(("quota", "threads"), [("-1\n", 8), ("300000\n", 3), ("250000\n", 3), ("20000\n", 1)])
-def test_the_quota_of_cgroup_version_1(tmp_path: Path, quota: str, threads: int) -> None:
+def test_quota_of_cgroup_version_1(tmp_path: Path, quota: str, threads: int) -> None:
     folder = tmp_path / "cpu"
     folder.mkdir()
     (folder / "cpu.cfs_quota_us").write_text(quota)
@@ -107,12 +109,12 @@ def test_the_quota_of_cgroup_version_1(tmp_path: Path, quota: str, threads: int)
 
 @linux
 @pytest.mark.usefixtures("eight_cpus")
-def test_without_a_cgroup_the_affinity_decides(tmp_path: Path) -> None:
+def test_affinity_decides_without_a_cgroup(tmp_path: Path) -> None:
     assert available_threads(tmp_path / "missing") == 8
 
 
 @linux
-def test_the_real_affinity_is_read(tmp_path: Path) -> None:
+def test_affinity_of_the_process_is_read(tmp_path: Path) -> None:
     before = os.sched_getaffinity(0)
     try:
         os.sched_setaffinity(0, {min(before)})
@@ -120,7 +122,3 @@ def test_the_real_affinity_is_read(tmp_path: Path) -> None:
     finally:
         os.sched_setaffinity(0, before)
     assert available_threads(tmp_path) == len(before)
-
-
-def test_this_machine_gives_at_least_one() -> None:
-    assert 1 <= available_threads() <= (os.cpu_count() or 1)

@@ -1,4 +1,4 @@
-"""The fan-out of observers."""
+"""Fan-out to several observers."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def test_every_call_reaches_each_observer_in_order() -> None:
     assert first.calls == [each for each in expected for _ in range(2)]
 
 
-def test_the_error_of_an_observer_is_not_swallowed() -> None:
+def test_error_of_an_observer_is_raised() -> None:
     class Broken(Observer):
         def warn(self, text: str) -> None:
             raise OSError("broken")

@@ -1,4 +1,4 @@
-"""What needs no second process; two of them: tests/integration/test_distributed.py."""
+"""One process of a group. Two real processes: tests/integration/test_distributed.py."""
 
 from __future__ import annotations
 
@@ -8,10 +8,6 @@ import pytest
 import torch
 from torch import nn
 
-from cnn_jobs.errors import RecipeError
-from cnn_jobs.runs.setup import check_distributed
-from cnn_jobs.tasks import TASKS, Task
-from cnn_jobs.training.device import select_device
 from cnn_jobs.training.process_group import DistributedGroup, ProcessGroup, backend_of, without_sync
 from tests.helpers.training import Experiment
 
@@ -24,7 +20,7 @@ def member(rank: int, size: int) -> DistributedGroup:
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 6])
-def test_the_parts_of_a_batch_are_the_batch(size: int) -> None:
+def test_parts_of_a_batch_are_equal_and_complete(size: int) -> None:
     batch = torch.randperm(12)
     parts = [member(rank, size).part(batch) for rank in range(size)]
     assert torch.equal(torch.cat(parts), batch)
@@ -32,14 +28,14 @@ def test_the_parts_of_a_batch_are_the_batch(size: int) -> None:
 
 
 @pytest.mark.parametrize("size", [2, 3, 5, 7])
-def test_the_shares_of_a_validation_are_all_images_once(size: int, experiment: Experiment) -> None:
+def test_shares_of_a_validation_have_every_image_once(size: int, experiment: Experiment) -> None:
     validation = experiment.data().validation
     shares = [member(rank, size).share(validation) for rank in range(size)]
     assert torch.equal(torch.cat([share.indices for share in shares]), validation.indices)
     assert max(map(len, shares)) - min(map(len, shares)) <= 1
 
 
-def test_dropout_draws_something_else_in_each_process_and_step_and_the_same_again() -> None:
+def test_dropout_depends_only_on_process_and_step() -> None:
     drawn = {}
     for rank in (0, 1):
         for step in (0, 1):
@@ -50,7 +46,7 @@ def test_dropout_draws_something_else_in_each_process_and_step_and_the_same_agai
     assert torch.equal(torch.rand(4), drawn[1, 1])
 
 
-def test_one_process_shares_nothing_and_draws_nothing(experiment: Experiment) -> None:
+def test_single_process_shares_nothing(experiment: Experiment) -> None:
     group, before = ProcessGroup(), torch.get_rng_state()
     batch, loss = torch.arange(4), torch.tensor(1.0)
     assert group.part(batch) is batch
@@ -62,7 +58,7 @@ def test_one_process_shares_nothing_and_draws_nothing(experiment: Experiment) ->
     torch.set_rng_state(before)
 
 
-def test_a_model_without_sync_is_the_same_model() -> None:
+def test_model_without_sync_is_the_same_model() -> None:
     model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Sequential(nn.BatchNorm2d(4, eps=0.1), nn.ReLU()))
     model(torch.randn(2, 3, 8, 8))
     before = copy.deepcopy(model)
@@ -70,21 +66,12 @@ def test_a_model_without_sync_is_the_same_model() -> None:
     weight = synced[1].weight
     plain = without_sync(synced)
     assert [type(each) for each in plain.modules()] == [type(each) for each in before.modules()]
-    assert plain[1].weight is weight  # what the optimiser holds
+    assert plain[1].weight is weight  # the optimiser has this tensor
     assert plain[2][0].eps == 0.1
     assert list(plain.state_dict()) == list(before.state_dict())
     images = torch.randn(2, 3, 8, 8)
     assert torch.equal(plain.eval()(images), before.eval()(images))
 
 
-def refused(task: Task) -> bool:
-    try:
-        check_distributed(task, select_device("cpu"))
-    except RecipeError:
-        return True
-    return False
-
-
-def test_several_processes_train_batch_norm_on_cuda_only() -> None:
-    assert {name for name, task in TASKS.items() if not refused(task)} == {"task2", "task3d-plain"}
+def test_backend_of_a_device() -> None:
     assert (backend_of(torch.device("cpu")), backend_of(torch.device("cuda"))) == ("gloo", "nccl")

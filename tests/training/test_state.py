@@ -1,3 +1,5 @@
+"""The state of a training: the best weights, saving and loading, the optimiser."""
+
 import copy
 from dataclasses import replace
 from typing import Any
@@ -14,7 +16,7 @@ from cnn_jobs.training.state import TrainState, Validation, build_optimizer, cop
 from tests.helpers.training import RECIPE, Experiment, differences, snapshot
 
 
-def test_a_new_state_stands_before_the_first_step(experiment: Experiment) -> None:
+def test_new_state_is_before_the_first_step(experiment: Experiment) -> None:
     state = experiment.state()
     assert (state.epoch, state.batch, state.step, state.stopped_early) == (0, 0, 0, False)
     assert (state.train_losses, state.validations, state.best) == ([], [], None)
@@ -22,19 +24,19 @@ def test_a_new_state_stands_before_the_first_step(experiment: Experiment) -> Non
     assert state.model.conv1.weight.is_contiguous(memory_format=torch.channels_last)
 
 
-def test_a_new_state_is_the_same_whatever_ran_before_in_the_process(experiment: Experiment) -> None:
+def test_new_state_does_not_depend_on_earlier_trainings(experiment: Experiment) -> None:
     first = snapshot(experiment.state())
     train(experiment.state(), experiment.data(), replace(RECIPE, epochs=1))
     assert differences(first, snapshot(experiment.state())) == []
 
 
-def test_another_seed_is_another_state(experiment: Experiment) -> None:
+def test_another_seed_gives_another_state(experiment: Experiment) -> None:
     changed = differences(snapshot(experiment.state()), snapshot(experiment.state(replace(RECIPE, seed=1))))
     assert "state.model.conv1.weight" in changed
     assert "state.generators.cpu" in changed
 
 
-def test_the_best_validation_is_the_first_of_the_lowest_loss(experiment: Experiment) -> None:
+def test_best_validation_is_the_first_with_the_lowest_loss(experiment: Experiment) -> None:
     state = experiment.state()
     expected = {}
     for step, loss in [(1, 2.0), (2, 1.0), (3, 1.5), (4, 1.0)]:
@@ -48,7 +50,7 @@ def test_the_best_validation_is_the_first_of_the_lowest_loss(experiment: Experim
     assert differences(state.best.weights, expected[2]) == []
 
 
-def test_a_copy_of_weights_does_not_follow_the_model(experiment: Experiment) -> None:
+def test_copied_weights_do_not_follow_the_model(experiment: Experiment) -> None:
     model = experiment.state().model
     copied = copy_weights(model)
     assert set(copied) == {*dict(model.named_parameters()), *dict(model.named_buffers())}
@@ -59,9 +61,9 @@ def test_a_copy_of_weights_does_not_follow_the_model(experiment: Experiment) -> 
     assert differences(copied, before) == []
 
 
-def test_a_state_loaded_into_a_fresh_one_is_the_same_in_every_bit(experiment: Experiment) -> None:
+def test_loaded_state_is_identical(experiment: Experiment) -> None:
     state = experiment.state()
-    train(state, experiment.data(), replace(RECIPE, epochs=1))
+    experiment.train(state, replace(RECIPE, epochs=1))
     saved = snapshot(state)
     other = experiment.state(replace(RECIPE, seed=9))
     torch.manual_seed(123)
@@ -70,9 +72,9 @@ def test_a_state_loaded_into_a_fresh_one_is_the_same_in_every_bit(experiment: Ex
     assert other.model.conv1.weight.is_contiguous(memory_format=torch.channels_last)
 
 
-def test_a_state_shares_no_tensor_with_what_it_was_loaded_from(experiment: Experiment) -> None:
+def test_loaded_state_shares_no_tensor_with_its_source(experiment: Experiment) -> None:
     state = experiment.state()
-    train(state, experiment.data(), replace(RECIPE, epochs=1))
+    experiment.train(state, replace(RECIPE, epochs=1))
     saved = snapshot(state)
     untouched = copy.deepcopy(saved)
     resumed = experiment.state()
@@ -80,13 +82,13 @@ def test_a_state_shares_no_tensor_with_what_it_was_loaded_from(experiment: Exper
     assert resumed.best
     for tensor in resumed.best.weights.values():
         tensor.add_(1)
-    train(resumed, experiment.data(), RECIPE)
+    experiment.train(resumed)
     assert differences(saved, untouched) == []
 
 
 @pytest.mark.parametrize("name", ["adam", "sgd"])
-def test_a_state_of_another_memory_format_goes_on_to_the_same_weights(name: str) -> None:
-    """As of a run that goes from a GPU to a CPU. Torch's fused Adam reads moments as they lie, and says nothing."""
+def test_state_of_another_memory_format_trains_to_the_same_weights(name: str) -> None:
+    """As a run that moves from a GPU to a CPU. Torch's fused Adam reads moments in memory order, without an error."""
     recipe = Recipe(optimizer=name, momentum=0.9 if name == "sgd" else 0.0, lr=0.01)
     generator, labels = torch.Generator().manual_seed(1), torch.arange(8)
     images = torch.randn(8, 3, 16, 16, generator=generator, dtype=torch.double)
@@ -94,7 +96,7 @@ def test_a_state_of_another_memory_format_goes_on_to_the_same_weights(name: str)
     def state(layout: torch.memory_format) -> TrainState:
         placement = Placement(torch.device("cpu"), layout)
         made = new_state(TASKS["task3d-batchnorm"].network, recipe, (3, 16, 16), 10, placement)
-        made.model.double()  # else what the formats round otherwise turns small gradients' signs
+        made.model.double()  # otherwise the formats' rounding changes the signs of small gradients
         return made
 
     def step(one: TrainState) -> dict[str, torch.Tensor]:
@@ -108,13 +110,13 @@ def test_a_state_of_another_memory_format_goes_on_to_the_same_weights(name: str)
     step(first)
     saved = snapshot(first)
     for group in saved["optimizer"]["param_groups"]:
-        group["capturable"] = name == "adam"  # which Adam refuses on a CPU
+        group["capturable"] = name == "adam"  # Adam refuses it on a CPU
     other.load_state_dict(saved)
     moments = {key: value for values in other.optimizer.state.values() for key, value in values.items()}
     assert len(moments) == (3 if name == "adam" else 1)
     expected, found = step(first), step(other)
     assert found["conv2.weight"].is_contiguous(memory_format=torch.channels_last)
-    for key, value in expected.items():  # a step is about lr
+    for key, value in expected.items():  # a step changes a weight by about lr
         torch.testing.assert_close(found[key], value, rtol=0, atol=recipe.lr / 1000, msg=key)
 
 
@@ -131,7 +133,7 @@ def without(saved: dict[str, Any], path: tuple[str | int, ...]) -> dict[str, Any
     return saved
 
 
-def test_every_key_of_a_state_is_looked_for(experiment: Experiment) -> None:
+def test_state_has_exactly_the_checked_keys(experiment: Experiment) -> None:
     assert list(experiment.state().state_dict()) == KEYS
 
 
@@ -146,11 +148,11 @@ def test_every_key_of_a_state_is_looked_for(experiment: Experiment) -> None:
         (("best", "weights"), "best of the saved state lacks weights"),
     ],
 )
-def test_a_saved_state_that_lacks_a_key_is_refused_before_anything_changes(
+def test_state_without_a_key_is_refused_before_anything_changes(
     experiment: Experiment, path: tuple[str | int, ...], message: str
 ) -> None:
     state = experiment.state()
-    train(state, experiment.data(), replace(RECIPE, epochs=1))
+    experiment.train(state, replace(RECIPE, epochs=1))
     saved = without(snapshot(state), path)
     other = experiment.state(replace(RECIPE, seed=9))
     before = snapshot(other)
@@ -159,13 +161,8 @@ def test_a_saved_state_that_lacks_a_key_is_refused_before_anything_changes(
     assert differences(before, snapshot(other)) == []
 
 
-def test_more_than_the_state_may_be_in_the_dictionary(experiment: Experiment) -> None:
-    state = experiment.state()
-    state.load_state_dict({**snapshot(state), "task": "task1"})
-
-
 @pytest.mark.parametrize(("saved", "here"), [(0, 0), (0, 2), (2, 0), (1, 2), (2, 1), (2, 2)])
-def test_cuda_generators_are_set_as_far_as_there_are_devices(
+def test_cuda_generators_are_set_for_existing_devices(
     experiment: Experiment, monkeypatch: pytest.MonkeyPatch, saved: int, here: int
 ) -> None:
     content = snapshot(experiment.state(replace(RECIPE, seed=3)))
@@ -183,7 +180,7 @@ def test_cuda_generators_are_set_as_far_as_there_are_devices(
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.gpu
 @pytest.mark.parametrize("more", [[], [torch.zeros(16, dtype=torch.uint8)] * 9])
-def test_a_real_cuda_generator_is_where_it_was(experiment: Experiment, more: list[torch.Tensor]) -> None:
+def test_cuda_generator_is_restored(experiment: Experiment, more: list[torch.Tensor]) -> None:
     state = experiment.state()
     saved = snapshot(state)
     saved["generators"]["cuda"] += more  # a machine with more devices
@@ -192,7 +189,7 @@ def test_a_real_cuda_generator_is_where_it_was(experiment: Experiment, more: lis
     assert torch.equal(torch.rand(9, device="cuda"), drawn)
 
 
-def one_step(optimizer: torch.optim.Optimizer, layer: nn.Linear) -> torch.Tensor:
+def two_steps(optimizer: torch.optim.Optimizer, layer: nn.Linear) -> torch.Tensor:
     for _ in range(2):
         optimizer.zero_grad()
         layer(torch.ones(1, 2)).sum().backward()
@@ -214,12 +211,12 @@ def layer() -> nn.Linear:
         (Recipe(lr=0.1), 0.3),
         (Recipe(lr=0.1, momentum=0.5), 0.5 - 0.1 * 1 - 0.1 * 1.5),
         (Recipe(lr=0.1, weight_decay=1.0), (0.5 - 0.1 * 1.5) - 0.1 * (1 + 0.35)),
-        (Recipe(optimizer="adam", lr=0.1), 0.3),  # a constant gradient moves Adam by lr a step
+        (Recipe(optimizer="adam", lr=0.1), 0.3),  # with a constant gradient, a step of Adam is lr
     ],
 )
-def test_the_optimiser_does_what_the_recipe_says(recipe: Recipe, expected: float) -> None:
+def test_optimiser_follows_the_recipe(recipe: Recipe, expected: float) -> None:
     trained = layer()
-    weight = one_step(build_optimizer(trained, recipe), trained)
+    weight = two_steps(build_optimizer(trained, recipe), trained)
     torch.testing.assert_close(weight, torch.full((1, 2), expected))
 
 
@@ -227,4 +224,4 @@ def test_adam_adds_weight_decay_to_the_gradient() -> None:
     recipe = Recipe(optimizer="adam", lr=0.1, weight_decay=0.3)
     ours, theirs = layer(), layer()
     reference = torch.optim.Adam(theirs.parameters(), lr=0.1, weight_decay=0.3, betas=(0.9, 0.999), eps=1e-8)
-    torch.testing.assert_close(one_step(build_optimizer(ours, recipe), ours), one_step(reference, theirs))
+    torch.testing.assert_close(two_steps(build_optimizer(ours, recipe), ours), two_steps(reference, theirs))

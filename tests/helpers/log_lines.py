@@ -1,4 +1,4 @@
-"""Lines of JSON."""
+"""Log lines in JSON."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ import json
 from typing import Any
 
 
-def strict(text: str) -> dict[str, Any]:
-    """The object in a line of JSON as RFC 8259 defines it: no NaN."""
+def strict_json(text: str) -> dict[str, Any]:
+    """One object, as in RFC 8259: without NaN and infinities."""
 
     def refuse(word: str) -> None:
         raise ValueError(word)

@@ -1,8 +1,7 @@
-"""Dashboard and alerts name only what is exported, and the alerts ring when they should."""
+"""Dashboard and alerts of ``k8s/monitoring``: they use only exported series, and the alerts fire when they should."""
 
 from __future__ import annotations
 
-import json
 import re
 import shutil
 import subprocess
@@ -16,13 +15,12 @@ import yaml
 from cnn_jobs.tracking import run_status
 from cnn_jobs.tracking.connection import UPLOAD_ERRORS
 from cnn_jobs.training.observer import Phase
-from tests.monitoring.pages import exported, metrics_table
+from tests.helpers.dashboard import DASHBOARD, FOLDER, panels
+from tests.helpers.metrics_pages import all_families
 
-FOLDER = Path(__file__).resolve().parents[2] / "k8s/monitoring"
 DOCS = FOLDER.parents[1] / "docs/operations.md"
 ALERTS = yaml.safe_load((FOLDER / "alerts.yaml").read_text())["groups"][0]["rules"]
-DASHBOARD = json.loads((FOLDER / "dashboard.json").read_text())
-# What a scrape adds to every series.
+# Labels that a scrape adds to every series.
 SCRAPED = {"job", "instance", "namespace", "pod", "run"}
 VALUES = {
     "phase": {phase.value for phase in Phase},
@@ -31,23 +29,22 @@ VALUES = {
     "usefulness": {"useful", "wasted"},
 }
 
-
-def panels() -> Iterator[dict[str, Any]]:
-    yield from (panel for panel in DASHBOARD["panels"] if panel["type"] != "row")
-
-
 EXPRESSIONS = [rule["expr"] for rule in ALERTS] + [t["expr"] for panel in panels() for t in panel["targets"]]
 QUERIES = [entry["query"]["query"] for entry in DASHBOARD["templating"]["list"] if entry["type"] == "query"]
 
 
 @pytest.fixture(scope="module")
 def names() -> dict[str, set[str]]:
-    """Every series that a process or a Pushgateway shows, with the labels it has."""
-    return exported()
+    """Every series of the page and of the Pushgateway, with its labels."""
+    found: dict[str, set[str]] = {}
+    for family in all_families():
+        for sample in family.samples:
+            found.setdefault(sample.name, {"task"}).update(sample.labels)
+    return found
 
 
 @pytest.mark.parametrize("expression", EXPRESSIONS + QUERIES)
-def test_every_metric_label_and_value_that_is_named_is_exported(expression: str, names: dict[str, set[str]]) -> None:
+def test_expressions_use_only_exported_metrics_labels_and_values(expression: str, names: dict[str, set[str]]) -> None:
     found = re.findall(r"(cnn_jobs_\w+)(?:\{([^}]*)\})?", expression)
     assert found
     for name, selector in found:
@@ -56,19 +53,19 @@ def test_every_metric_label_and_value_that_is_named_is_exported(expression: str,
             assert label in names[name] | SCRAPED, (name, label)
             if label in VALUES:
                 assert set(value.split("|")) <= VALUES[label], (name, operator, value)
-    for words in re.findall(r"(?:by|ignoring|on) \(([^)]*)\)", expression):
+    for labels in re.findall(r"(?:by|ignoring|on) \(([^)]*)\)", expression):
         every = set.union(*(names[name] for name, _ in found)) | SCRAPED
-        assert {word.strip() for word in words.split(",")} <= every
-    for words in re.findall(r"label_values\([^)]*, (\w+)\)", expression):
-        assert words in names[found[0][0]] | SCRAPED
+        assert {label.strip() for label in labels.split(",")} <= every
+    for label in re.findall(r"label_values\([^)]*, (\w+)\)", expression):
+        assert label in names[found[0][0]] | SCRAPED
 
 
-def test_no_label_can_take_more_and_more_values(names: dict[str, set[str]]) -> None:
+def test_labels_have_a_bounded_number_of_values(names: dict[str, set[str]]) -> None:
     bounded = {"task", *VALUES, "version", "device"}
     assert set().union(*names.values()) <= bounded
 
 
-def test_every_metric_is_on_the_dashboard_or_in_an_alert_or_only_for_those_who_ask(names: dict[str, set[str]]) -> None:
+def test_metrics_without_a_panel_or_alert_are_known(names: dict[str, set[str]]) -> None:
     shown = set(re.findall(r"cnn_jobs_\w+", " ".join(EXPRESSIONS)))
     assert set(names) - shown == {
         "cnn_jobs_build_info",
@@ -80,7 +77,7 @@ def test_every_metric_is_on_the_dashboard_or_in_an_alert_or_only_for_those_who_a
     }
 
 
-def test_the_dashboard_has_variables_for_task_and_run_and_every_panel_says_what_it_shows() -> None:
+def test_dashboard_has_variables_and_described_panels() -> None:
     assert [entry["name"] for entry in DASHBOARD["templating"]["list"]] == ["datasource", "task", "run"]
     ids = [panel["id"] for panel in DASHBOARD["panels"]]
     assert len(set(ids)) == len(ids)
@@ -101,20 +98,20 @@ def _cells(place: dict[str, int]) -> Iterator[tuple[int, int]]:
 
 
 @pytest.mark.parametrize("rule", ALERTS, ids=lambda rule: rule["alert"])
-def test_every_alert_has_its_part_in_the_operations_manual(rule: dict[str, Any]) -> None:
+def test_every_alert_has_a_section_in_the_manual(rule: dict[str, Any]) -> None:
     assert rule["annotations"]["runbook"] == f"docs/operations.md#{rule['alert'].lower()}"
     assert f"\n### {rule['alert']}\n" in DOCS.read_text()
     assert rule["labels"]["severity"] in ("warning", "critical")
 
 
-def test_the_operator_gets_the_same_rules() -> None:
+def test_prometheus_operator_gets_the_same_rules() -> None:
     document = yaml.safe_load((FOLDER / "prometheusrule.yaml").read_text())
     assert document["spec"] == yaml.safe_load((FOLDER / "alerts.yaml").read_text())
     assert (document["apiVersion"], document["kind"]) == ("monitoring.coreos.com/v1", "PrometheusRule")
 
 
-def test_the_pod_monitor_names_a_run_by_its_job_and_index() -> None:
-    """As Prometheus relabels: the values are joined, an expression is anchored at both ends."""
+def test_pod_monitor_names_a_run_by_its_job_and_index() -> None:
+    """Prometheus joins the values, and anchors an expression at both ends."""
     monitor = yaml.safe_load((FOLDER / "podmonitor.yaml").read_text())
     join, strip = monitor["spec"]["podMetricsEndpoints"][0]["relabelings"]
     assert (join["targetLabel"], strip["sourceLabels"], strip["targetLabel"]) == ("run", ["run"], "run")
@@ -133,7 +130,7 @@ def promtool(*arguments: str, folder: Path = FOLDER) -> subprocess.CompletedProc
 
 @pytest.mark.integration
 @needs_promtool
-def test_promtool_finds_the_rules_correct_and_their_tests_pass() -> None:
+def test_rules_are_valid_and_pass_their_tests() -> None:
     assert promtool("check", "rules", "alerts.yaml").returncode == 0
     tested = promtool("test", "rules", "alerts.test.yaml")
     assert tested.returncode == 0, tested.stdout + tested.stderr
@@ -142,7 +139,7 @@ def test_promtool_finds_the_rules_correct_and_their_tests_pass() -> None:
 @pytest.mark.integration
 @needs_promtool
 @pytest.mark.parametrize(
-    ("there", "changed"),
+    ("text", "changed"),
     [
         ("> 900\n", "> 9000\n"),
         ('"ended|shipping"', '"ended"'),
@@ -155,28 +152,33 @@ def test_promtool_finds_the_rules_correct_and_their_tests_pass() -> None:
         (">= 3", ">= 4"),
     ],
 )
-def test_a_rule_that_is_changed_fails_its_test(there: str, changed: str, tmp_path: Path) -> None:
-    text = (FOLDER / "alerts.yaml").read_text()
-    assert text.count(there) == 1
-    (tmp_path / "alerts.yaml").write_text(text.replace(there, changed))
+def test_changed_rule_fails_its_test(text: str, changed: str, tmp_path: Path) -> None:
+    rules = (FOLDER / "alerts.yaml").read_text()
+    assert rules.count(text) == 1
+    (tmp_path / "alerts.yaml").write_text(rules.replace(text, changed))
     shutil.copy(FOLDER / "alerts.test.yaml", tmp_path)
     assert promtool("test", "rules", "alerts.test.yaml", folder=tmp_path).returncode == 1
 
 
 @pytest.mark.integration
 @needs_promtool
-def test_promtool_understands_every_expression_of_the_dashboard(tmp_path: Path) -> None:
-    wanted = [target["expr"] for panel in panels() for target in panel["targets"]]
+def test_expressions_of_the_dashboard_are_valid(tmp_path: Path) -> None:
+    expressions = [target["expr"] for panel in panels() for target in panel["targets"]]
     rules = [
         {"record": f"panel:{number}", "expr": expression.replace("$__rate_interval", "1m")}
-        for number, expression in enumerate(wanted)
+        for number, expression in enumerate(expressions)
     ]
     (tmp_path / "rules.yaml").write_text(yaml.safe_dump({"groups": [{"name": "dashboard", "rules": rules}]}))
     checked = promtool("check", "rules", "rules.yaml", folder=tmp_path)
     assert checked.returncode == 0, checked.stderr
 
 
-def test_the_manual_lists_every_metric_as_the_page_explains_it() -> None:
+def test_manual_lists_every_metric() -> None:
     page = DOCS.read_text()
+    table = ["| metric | labels beside `task` | what it is |", "|---|---|---|"]
+    for family in all_families():
+        sample = family.samples[0]
+        labels = ", ".join(f"`{name}`" for name in sorted(sample.labels) if name != "task")
+        table.append(f"| `{sample.name}` | {labels} | {family.documentation} |")
     shown = page[page.index("<!-- metrics: begin -->") : page.index("<!-- metrics: end -->")]
-    assert shown == f"<!-- metrics: begin -->\n\n{metrics_table()}\n\n"
+    assert shown == "\n".join(["<!-- metrics: begin -->", "", *table, "", ""])

@@ -1,0 +1,56 @@
+"""A run that continues."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from cnn_jobs.data.dataset import Dataset
+from cnn_jobs.errors import CheckpointMismatchError, InterruptedRunError
+from cnn_jobs.training.checkpoint import load_checkpoint
+from tests.helpers.datasets import striped_dataset
+from tests.helpers.runs import RECIPE, RecordingObserver, cheap_outputs, options, train_run
+from tests.helpers.tracking import client, only_run, rows
+from tests.helpers.training import STATE, differences
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+@pytest.fixture(autouse=True)
+def _cheap_outputs(monkeypatch: pytest.MonkeyPatch) -> None:
+    cheap_outputs(monkeypatch)
+
+
+@pytest.mark.parametrize("lost", [False, True], ids=["state-kept", "state-lost"])
+def test_interrupted_run_resumes_to_the_same_bits(
+    mlflow_uri: str, tmp_path: Path, tiny_dataset: Dataset, lost: bool
+) -> None:
+    reference = train_run(options(mlflow_uri, tmp_path, run_key="reference"), tiny_dataset)
+    own = options(mlflow_uri, tmp_path, run_key="key")
+    with pytest.raises(InterruptedRunError):
+        train_run(own, tiny_dataset, observer=RecordingObserver(stop_after=3))
+    if lost:
+        shutil.rmtree(tmp_path / "state" / "key")
+    resumed = train_run(own, tiny_dataset)
+    assert resumed.metrics == reference.metrics
+    for key in ("train/loss", "val/loss", "val/accuracy"):
+        assert rows(mlflow_uri, resumed.run_id, key) == rows(mlflow_uri, reference.run_id, key)
+    states = [load_checkpoint(tmp_path / "state" / key / "checkpoints" / "last.pt") for key in ("reference", "key")]
+    assert differences(*({name: state[name] for name in STATE} for state in states)) == []
+    run = client(mlflow_uri).get_run(resumed.run_id)
+    assert (run.info.status, run.data.tags["cnn_jobs.attempt"]) == ("FINISHED", "2")
+
+
+def test_key_of_another_recipe_or_data_set_is_refused(mlflow_uri: str, tmp_path: Path, tiny_dataset: Dataset) -> None:
+    own = options(mlflow_uri, tmp_path, run_key="key")
+    train_run(own, tiny_dataset)
+    with pytest.raises(CheckpointMismatchError, match="recipe_hash") as caught:
+        train_run(own, tiny_dataset, recipe=replace(RECIPE, lr=0.5))
+    assert caught.value.exit_code == 2
+    shutil.rmtree(tmp_path / "state")
+    with pytest.raises(CheckpointMismatchError, match="data_digest"):
+        train_run(own, striped_dataset(seed=1))
+    assert only_run(mlflow_uri).info.status == "FINISHED"
