@@ -35,15 +35,15 @@ CURVES = ("train_loss", "val_loss", "val_accuracy")
 def collect(experiment: str) -> dict[str, Any]:
     """Everything that the report needs of an experiment; writes the pictures of mistakes to docs/plots."""
     from cnn_jobs.tracking.connection import tracking_uri
-    from cnn_jobs.tracking.run_reader import ReportSource
+    from cnn_jobs.tracking.run_reader import RunReader
 
-    source = ReportSource(tracking_uri())
-    found = source.experiment(experiment)
-    runs = [replace(run, url="") for run in source.complete(found.runs, lambda: None)]
+    reader = RunReader(tracking_uri())
+    found = reader.experiment(experiment)
+    runs = [replace(run, url="") for run in reader.complete(found.runs, lambda: None)]
     sections, _ = group_runs(runs)
     for section in sections:
         for group in section.groups:
-            picture = source.with_mistakes(group.runs[0]).mistakes
+            picture = reader.with_mistakes(group.runs[0]).mistakes
             write_bytes(PLOTS / _mistakes_name(group.runs[0]), picture)
     return {
         "experiment": experiment,

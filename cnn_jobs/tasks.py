@@ -40,7 +40,8 @@ class Task:
         """Raises ``RecipeError`` (exit 2) for pretrained weights of a network that has none."""
         if recipe.weights != NO_WEIGHTS and not isinstance(self.network, ResNet18):
             raise RecipeError(
-                f"weights is '{recipe.weights}', but {self.name} begins with none: leave --weights out, or use task4a"
+                f"weights is '{recipe.weights}', but {self.name} starts from random ones: "
+                "leave --weights out, or use task4a"
             )
 
     def recipe_hash(self, recipe: Recipe, weights_digest: str = "") -> str:
@@ -180,7 +181,7 @@ def get_interpretation(name: str) -> Interpretation:
     try:
         return INTERPRETATIONS[name]
     except KeyError:
-        raise UserError(f"'{name}' shows no network; what does is {', '.join(INTERPRETATIONS)}") from None
+        raise UserError(f"'{name}' is not an interpretation; choose {' or '.join(INTERPRETATIONS)}") from None
 
 
 def get_task(name: str) -> Task:

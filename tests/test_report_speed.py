@@ -10,7 +10,7 @@ import pytest
 from benchmarks import report_speed
 from benchmarks.report_runs import EXPERIMENT, VALIDATIONS, history, make_store
 from cnn_jobs.report.groups import group_runs
-from cnn_jobs.tracking.run_reader import ReportSource
+from cnn_jobs.tracking.run_reader import RunReader
 from tests.helpers.tracking import MLFLOW_WARNING
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings(MLFLOW_WARNING)]
@@ -32,8 +32,8 @@ def test_mlflow_reads_the_inserted_runs(tmp_path: Path) -> None:
             points = client.get_metric_history(run.info.run_id, key)
             assert [(p.key, p.step, p.value) for p in points] == [row for row in rows if row[0] == key]
             assert run.data.metrics[key] == points[-1].value
-    source = ReportSource(uri)
-    completed = source.complete(source.experiment(EXPERIMENT).runs, lambda: None)
+    reader = RunReader(uri)
+    completed = reader.complete(reader.experiment(EXPERIMENT).runs, lambda: None)
     assert not [run.lacking for run in completed if run.lacking]
     sections, aside = group_runs(completed)
     assert ([len(group.runs) for group in sections[0].groups], aside) == ([2, 1, 1, 1, 1, 1, 1], [])

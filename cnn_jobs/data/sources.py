@@ -8,7 +8,6 @@ import shutil
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
-from urllib.parse import urlsplit
 
 import platformdirs
 
@@ -63,9 +62,8 @@ def open_dataset(uri: str, *, cache_dir: Path | None = None, download: bool | No
     if uri.startswith(s3.SCHEME):
         return _open_s3(uri, cache_dir or writable_cache_dir())
     if "://" in uri:
-        parts = urlsplit(uri)
-        # User, password and query may be secrets.
-        raise DataError(f"{parts.scheme}://{parts.hostname or ''}...: not a data set; --data takes {VALID}")
+        # What follows may hold a password or a token.
+        raise DataError(f"{uri.partition('://')[0]}://...: not a data set; --data takes {VALID}")
     path = Path(uri).expanduser()
     if not uri or not path.exists():
         raise DataError(f"{uri or 'the empty word'}: no such file or directory; --data takes {VALID}")

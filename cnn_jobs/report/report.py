@@ -18,7 +18,7 @@ from cnn_jobs.system.files import write_bytes
 from cnn_jobs.system.redaction import without_password
 from cnn_jobs.tracking import names
 from cnn_jobs.tracking.document_run import log_documents
-from cnn_jobs.tracking.run_reader import Aside, ReportSource
+from cnn_jobs.tracking.run_reader import Aside, RunReader
 
 # Called with what is being read, how many are done, and how many there are.
 Progress: TypeAlias = Callable[[str, int, int], None]
@@ -55,13 +55,13 @@ def make_report(request: ReportRequest, progress: Progress) -> ReportResult:
 
     Raises ``UserError`` (exit 2) if there is nothing to report, ``TrackingError`` if MLflow does not answer.
     """
-    source = ReportSource(request.tracking_uri)
+    reader = RunReader(request.tracking_uri)
     progress("listing runs", 0, 1)
-    found = source.experiment(request.experiment, request.since_ms)
+    found = reader.experiment(request.experiment, request.since_ms)
     sections, aside = group_runs([run for run in found.runs if not request.tasks or run.task in request.tasks])
     if not sections:
         raise UserError(_nothing_to_report(request, aside))
-    sections = _complete(source, sections, progress)
+    sections = _complete(reader, sections, progress)
     since = datetime.fromtimestamp(request.since_ms / 1000, UTC).strftime("since %Y-%m-%d %H:%M UTC")
     facts = Facts(
         experiment=request.experiment,
@@ -80,7 +80,7 @@ def make_report(request: ReportRequest, progress: Progress) -> ReportResult:
     return ReportResult(document, sections, aside, files, where)
 
 
-def _complete(source: ReportSource, sections: Sequence[Section], progress: Progress) -> list[Section]:
+def _complete(reader: RunReader, sections: Sequence[Section], progress: Progress) -> list[Section]:
     """Adds curves and files to the runs that count, and to the first run of each group its picture of mistakes."""
     runs = [run for section in sections for run in section.runs]
     done = 0
@@ -90,10 +90,10 @@ def _complete(source: ReportSource, sections: Sequence[Section], progress: Progr
         done += 1
         progress("reading runs", done, len(runs))
 
-    completed = {run.run_id: run for run in source.complete(runs, step)}
+    completed = {run.run_id: run for run in reader.complete(runs, step)}
     for group in (group for section in sections for group in section.groups):
         first = group.run_ids[0]
-        completed[first] = source.with_mistakes(completed[first])
+        completed[first] = reader.with_mistakes(completed[first])
     return [section.with_runs(completed) for section in sections]
 
 

@@ -39,7 +39,10 @@ def redact(text: str, environment: Mapping[str, str] = os.environ) -> str:
 
 def without_password(uri: str) -> str:
     """``uri`` with stars for the password, of any characters; ``redact`` finds a URI in a text."""
-    parts = urlsplit(uri)
+    try:
+        parts = urlsplit(uri)
+    except ValueError:
+        return redact(uri)
     user_info, at, host = parts.netloc.rpartition("@")
     if ":" not in user_info:
         return uri

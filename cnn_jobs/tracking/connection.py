@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import queue
 import random
@@ -55,14 +56,11 @@ def tracking_uri() -> str:
 
 def check_uri(uri: str) -> str:
     """``uri`` if MLflow can use it for tracking. Raises ``TrackingUriError`` (exit 2) with an example."""
-    parts = urlsplit(uri)
-    scheme = parts.scheme.split("+")[0]
-    try:
-        usable = bool(parts.hostname) and (parts.port is None or parts.port > 0)
-    except ValueError:  # the port is not a number
-        usable = False
-    if scheme in _DATABASE_SCHEMES or (scheme in _SERVER_SCHEMES and usable):
-        return uri
+    with contextlib.suppress(ValueError):  # "[" without "]", or a port that is not a number
+        parts = urlsplit(uri)
+        has_host = bool(parts.hostname) and (parts.port is None or parts.port > 0)
+        if parts.scheme.split("+")[0] in _DATABASE_SCHEMES or (parts.scheme in _SERVER_SCHEMES and has_host):
+            return uri
     raise TrackingUriError(
         f"MLFLOW_TRACKING_URI is '{without_password(uri)}', but must look like http://host:5000 or "
         "sqlite:////absolute/path/mlflow.db"

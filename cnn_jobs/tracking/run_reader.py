@@ -155,7 +155,7 @@ class Experiment:
     others: int
 
 
-class ReportSource:
+class RunReader:
     """Reads from one MLflow server or database; a call that fails is tried ``tries`` times."""
 
     def __init__(self, uri: str, tries: int = TRIES) -> None:
@@ -329,5 +329,5 @@ def runs_of(uri: str, experiment: str, task: str = "") -> list[TrainingRun]:
 
     Raises ``UserError`` for an unknown experiment, ``TrackingError`` where MLflow does not answer.
     """
-    runs = ReportSource(uri, tries=1).experiment(experiment).runs
+    runs = RunReader(uri, tries=1).experiment(experiment).runs
     return [run for run in runs if run.task and run.task == (task or run.task)]

@@ -113,4 +113,4 @@ def test_weights_for_a_task_without_any_are_a_finding(tmp_path: Path) -> None:
         threads=0,
     )
     found = {each.check: each for each in examination.run(examination.data_checks(subject), 30)}
-    assert (found["weights"].status, "task2 begins with none" in found["weights"].found) == ("failed", True)
+    assert (found["weights"].status, "task2 starts from random ones" in found["weights"].found) == ("failed", True)

@@ -48,7 +48,8 @@ def test_a_missing_path_or_unknown_name_is_rejected_with_the_valid_forms(uri: st
 
 
 def test_another_scheme_is_rejected_without_its_password() -> None:
-    line = rejected("https://user:hunter2@host.example/x.npz?token=hunter3", "https://host.example...: not a data set")
+    line = rejected("https://user:hunter2@host.example/x.npz?token=hunter3", "https://...: not a data set")
+    rejected("ftp://[x/hunter2", "ftp://...: not a data set")
     assert "hunter" not in line
 
 

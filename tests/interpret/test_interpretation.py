@@ -118,7 +118,7 @@ def test_pictures_are_reproducible(weights: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["task4d"], "'task4d' shows no network; what does is task4b, task4c"),
+        (["task4d"], "'task4d' is not an interpretation; choose task4b or task4c"),
         (["task4b", "--filters", "14,64"], "--filters names 64, but conv1 has 64: name some of 0 to 63"),
         (["task4b", "--filters", "3-1"], "--filters is '3-1'"),
         (["task4b", "--filters", "3,3"], "names a number twice"),

@@ -26,7 +26,7 @@ no_cuda = pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA 
         pytest.param(TASK, {}, {"device": "cuda"}, DeviceError, "device is cuda", marks=no_cuda),
         (TASK, {"batch_size": 5000}, {}, RecipeError, "batch_size 5000 is larger than the"),
         (TASK, {}, {"state_dir": Path("file/state")}, StateDirError, "cannot be written"),
-        (TASKS["task2"], {"weights": "imagenet"}, {}, RecipeError, "task2 begins with none"),
+        (TASKS["task2"], {"weights": "imagenet"}, {}, RecipeError, "task2 starts from random ones"),
     ],
     ids=["device", "batch size", "state directory", "weights"],
 )

@@ -33,7 +33,8 @@ def test_usable_address_is_accepted_unchanged(uri: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "uri", ["", "localhost:5000", "http//localhost", "http://", "http://host:port", "ftp://host/x", "./mlruns"]
+    "uri",
+    ["", "localhost:5000", "http//localhost", "http://", "http://host:port", "ftp://host/x", "./mlruns", "http://[x"],
 )
 def test_malformed_address_is_rejected_with_an_example(uri: str) -> None:
     with pytest.raises(TrackingUriError, match=r"must look like http://host:5000") as caught:

@@ -58,7 +58,7 @@ def test_failed_download_is_repeated(mlflow_uri: str, monkeypatch: pytest.Monkey
 
     monkeypatch.setattr(MlflowClient, "download_artifacts", fail_once)
     monkeypatch.setattr(run_reader, "BETWEEN_TRIES_S", 0.0)
-    source = run_reader.ReportSource(mlflow_uri)
+    source = run_reader.RunReader(mlflow_uri)
     (run,) = source.complete(source.experiment("tests").runs, lambda: None)
     assert run.versions["torch"] == "2"
     assert wanted.count("lineage.json") == 2
