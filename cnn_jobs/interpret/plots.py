@@ -13,7 +13,7 @@ from PIL import Image
 
 from cnn_jobs.interpret.measurements import Array, ChannelFacts, FilterFacts
 from cnn_jobs.interpret.picture import Picture
-from cnn_jobs.system.figures import BLUE, save_figure
+from cnn_jobs.system.plotting import BLUE, save_figure
 
 TEXT_SIZE, SMALL_SIZE = 10, 8.5
 COLUMNS = 5  # channels in a row

@@ -11,7 +11,7 @@ from matplotlib.ticker import StrMethodFormatter
 
 from cnn_jobs.report.analysis import TESTED
 from cnn_jobs.report.groups import Group
-from cnn_jobs.system.figures import GREY, PALETTE, png
+from cnn_jobs.system.plotting import GREY, PALETTE, png
 from cnn_jobs.tasks import TASKS
 from cnn_jobs.tracking.run_reader import Curve
 

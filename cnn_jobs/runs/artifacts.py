@@ -19,8 +19,8 @@ from cnn_jobs.data.batches import TrainingData
 from cnn_jobs.errors import DivergedError
 from cnn_jobs.models.build import whole_network
 from cnn_jobs.recipe import Recipe
-from cnn_jobs.system.figures import BLACK, BLUE, SKY_BLUE, VERMILION, save_figure
 from cnn_jobs.system.files import write_text
+from cnn_jobs.system.plotting import BLACK, BLUE, SKY_BLUE, VERMILION, save_figure
 from cnn_jobs.tasks import Task
 from cnn_jobs.tracking import names
 from cnn_jobs.tracking.model_export import save_mlflow_model

@@ -1,4 +1,4 @@
-"""Figures: the one palette of all plots, and PNG files."""
+"""Plotting: the one palette of all plots, and PNG files."""
 
 from __future__ import annotations
 
