@@ -1,19 +1,19 @@
-# The image of the jobs. How it is built and pushed, its variants and their sizes: docs/image.md.
+# The image of the jobs. docs/image.md: how to build and push it, its variants and their sizes.
 
-# Python 3.11 on Debian. A digest (docker.io/library/python@sha256:...) holds it still.
+# Python 3.11 on Debian. A digest (docker.io/library/python@sha256:...) pins it.
 ARG BASE=docker.io/library/python:3.11-slim
-# cuda or cpu: which torch.
+# The build of torch: cuda or cpu.
 ARG VARIANT=cuda
-# A file of 'cnn-jobs data prepare' at the root of the checkout, to be baked in. Empty: none.
+# A file made by 'cnn-jobs data prepare', at the root of the checkout, to be included. Empty: none.
 ARG DATA_FILE=
 
-# An empty virtual environment, and a pip outside of it: the image needs none.
+# An empty virtual environment, and pip outside of it: the image needs no pip.
 FROM ${BASE} AS empty
 RUN python -m venv /opt/pip && python -m venv --without-pip /opt/venv
 ENV PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_NO_CACHE_DIR=1 PIP_ROOT_USER_ACTION=ignore PIP_PROGRESS_BAR=off
 
-# torch and its CUDA: large, and seldom another. '--secret id=pip,src=pip.conf' names another package index; nothing of it
-# stays. Wheels only: what is built from source runs code that no digest in the lock covers.
+# torch and its CUDA: large, and rarely changed. '--secret id=pip,src=pip.conf' sets another package index; the secret does
+# not stay in the image. Wheels only: a build from source runs code that no digest in the lock covers.
 FROM empty AS torch
 ARG VARIANT
 ARG TORCH_INDEX=https://download.pytorch.org/whl/cpu
@@ -23,14 +23,14 @@ RUN --mount=type=secret,id=pip,target=/etc/pip.conf \
     /opt/pip/bin/pip --python /opt/venv/bin/python install --no-cache-dir --no-deps --only-binary=:all: \
         --require-hashes "$@" --requirement /locks/torch.txt
 
-# Everything else that is not ours.
+# All other dependencies.
 FROM empty AS packages
 COPY k8s/image/packages.txt /locks/packages.txt
 RUN --mount=type=secret,id=pip,target=/etc/pip.conf \
     /opt/pip/bin/pip --python /opt/venv/bin/python install --no-cache-dir --no-deps --only-binary=:all: \
         --require-hashes --requirement /locks/packages.txt
 
-# Ours, built by the setuptools of the lock: no index is asked.
+# This package, built by the setuptools of the lock, without a package index.
 FROM packages AS wheel
 COPY pyproject.toml setup.cfg README.md LICENSE /source/
 COPY cnn_jobs /source/cnn_jobs
@@ -46,13 +46,12 @@ FROM ${BASE} AS image
 RUN groupadd --gid 10001 cnn-jobs \
     && useradd --uid 10001 --gid 10001 --no-log-init --no-create-home --home-dir /tmp --shell /usr/sbin/nologin cnn-jobs \
     && install --directory --owner=10001 --group=10001 /data /state
-# What changes least comes first: a change of the code is pushed and pulled as the last of these, under 1 MB.
+# What changes least comes first: after a change of the code only the last layer, under 1 MB, is pushed and pulled.
 COPY --from=torch /opt/venv /opt/venv
 COPY --from=packages /opt/venv /opt/venv
 COPY --from=application /opt/venv /opt/venv
-# The root file system may be read-only: bytecode is there already, /tmp and /state are what is written to. Which GPUs
-# are seen is the device plugin's to say, what of the driver is needed is not. GitPython would complain that there is
-# no git.
+# The root file system may be read-only: bytecode is compiled already, and only /tmp and /state are written to. The
+# device plugin selects the GPUs, but not the capabilities of the driver. GitPython would warn that there is no git.
 ENV PATH=/opt/venv/bin:$PATH \
     PYTHONUNBUFFERED=1 \
     PYTHONDONTWRITEBYTECODE=1 \
@@ -69,7 +68,7 @@ ARG VERSION=0.1.0
 # No tmpfs for /tmp here: buildah 1.28 would leave the image without the folder.
 RUN --mount=type=bind,source=k8s/image/check.py,target=/opt/check.py \
     python /opt/check.py "$VERSION" "$VARIANT" && rm -rf /tmp/*
-# Last, for they change with every commit. The lineage of a run reads them: there is no .git here.
+# Last, because they change with every commit. The lineage of a run reads them: there is no .git here.
 ARG BASE
 ARG GIT_COMMIT=
 ARG GIT_DIRTY=
@@ -82,14 +81,14 @@ LABEL org.opencontainers.image.title="cnn-jobs" \
       org.opencontainers.image.base.name="$BASE" \
       cnn-jobs.variant="$VARIANT"
 
-# The same with a data set in it, which is then the default of --data.
+# The same image with a data set, which is the default of --data.
 FROM image AS image-with-data
 ARG DATA_FILE
 COPY ${DATA_FILE:-LICENSE} /opt/data/prepared.npz
 ENV CNN_JOBS_DATA=/opt/data/prepared.npz
 RUN cnn-jobs data verify "$CNN_JOBS_DATA" && rm -rf /tmp/*
 
-# One of the two stages above, no image of a registry.
+# One of the two stages above, not an image of a registry.
 # hadolint ignore=DL3006
 FROM image${DATA_FILE:+-with-data}
 ENTRYPOINT ["cnn-jobs"]

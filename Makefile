@@ -1,7 +1,7 @@
-# Everything runs in .venv, which is set up when a target first needs it, and again when setup.cfg changes.
+# Everything runs in .venv, which is created when a target first needs it and updated when setup.cfg changes.
 
 PYTHON ?= python3
-# '=' and not '?=': DATA and TASK of the environment must not apply.
+# '=', not '?=': environment variables named DATA or TASK must not apply.
 TASK = task2
 DATA = shapes
 ARGS =
@@ -54,12 +54,12 @@ local-run: $(VENV)/.installed-run ## train TASK=task2 DATA=shapes ARGS= with an 
 	$(BIN)/cnn-jobs train '$(TASK)' --data '$(DATA)' $(ARGS)
 
 local-stop: ## stop the local MLflow server (its data stays in .local)
-	@if [ -f $(LOCAL)/server.json ]; then $(SERVER) stop --dir $(LOCAL); else echo "no local MLflow server runs"; fi
+	@if [ -f $(LOCAL)/server.json ]; then $(SERVER) stop --dir $(LOCAL); else echo "no local MLflow server is running"; fi
 
 local-status: ## show whether the local MLflow server runs, and where
-	@if [ -f $(LOCAL)/server.json ]; then $(SERVER) status --dir $(LOCAL); else echo "no local MLflow server runs"; fi
+	@if [ -f $(LOCAL)/server.json ]; then $(SERVER) status --dir $(LOCAL); else echo "no local MLflow server is running"; fi
 
-# Two at a time: half of the time goes into imports and waits.
+# Two at a time: half of the time is spent on imports and waiting.
 test: $(VENV)/.installed-test ## the fast tests (about four minutes)
 	$(BIN)/python -m pytest -n 2 --dist loadfile --durations=10 -m "not slow and not integration and not cluster and not gpu and not image"
 
@@ -88,7 +88,7 @@ format: $(VENV)/.installed-test ## format the code, and apply ruff's fixes
 	$(BIN)/python -m ruff check --fix .
 	$(BIN)/python -m ruff format .
 
-bench: $(VENV)/.installed-bench ## the benchmarks (ARGS= goes to them)
+bench: $(VENV)/.installed-bench ## run the benchmarks (ARGS= is passed to them)
 	$(BIN)/python -m benchmarks.run $(ARGS)
 
 manifests: $(VENV)/.installed-run ## write the Kubernetes Jobs in k8s/ from the registry of tasks
@@ -125,7 +125,7 @@ mlflow/.env:
 	@umask 077 && '$(PYTHON)' -c 'import secrets; t = secrets.token_hex; print(f"POSTGRES_PASSWORD={t(24)}\nAWS_ACCESS_KEY_ID={t(10)}\nAWS_SECRET_ACCESS_KEY={t(20)}")' > $@
 	@echo "$@: passwords generated for mlflow/compose.yaml; git ignores it"
 
-lock: $(VENV)/.installed-lock ## rewrite the hashed locks of both images, with the newest versions that setup.cfg allows
+lock: $(VENV)/.installed-lock ## update the hashed locks of both images to the newest versions that setup.cfg allows
 	$(BIN)/python k8s/image/lock.py
 
 lock-cpu: $(VENV)/.installed-lock ## write k8s/image/torch-cpu.txt from PyTorch's own index (TORCH_INDEX=)
@@ -135,7 +135,7 @@ clean: ## remove caches and build output (.venv and .local stay)
 	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -not -path './.venv/*' -prune -exec rm -rf {} +
 
-# A stamp marks a complete install; it is written last, so that a failed install is repeated.
+# A stamp marks a complete install; it is written last, so that a failed install is retried.
 
 $(VENV)/.installed-run: $(METADATA)
 	@$(create-venv)
@@ -166,17 +166,17 @@ if [ -z "$$builder" ]; then \
 	done; \
 fi; \
 [ -n "$$builder" ] || \
-	{ echo "no docker whose daemon answers, no podman, no buildah: install one, or set BUILDER=/path/to/one" >&2; exit 1; }; \
+	{ echo "found no docker with a running daemon, no podman, no buildah: install one, or set BUILDER=/path/to/one" >&2; exit 1; }; \
 case "$$builder" in *buildah) layers=--layers;; esac
 endef
 
-# Keeps a .venv with a working pip; replaces one that is incomplete or whose Python is gone.
+# Keeps a .venv with a working pip; replaces one that is incomplete or whose Python was removed.
 define create-venv
 set -e; \
 if ! $(BIN)/python -m pip --version >/dev/null 2>&1; then \
 	command -v '$(PYTHON)' >/dev/null || { echo "$(PYTHON): not found; install Python 3.11 or later, or set PYTHON=/path/to/python" >&2; exit 1; }; \
 	'$(PYTHON)' -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
-		{ echo "$(PYTHON) is $$('$(PYTHON)' --version 2>&1), 3.11 or later is needed; set PYTHON=/path/to/python" >&2; exit 1; }; \
+		{ echo "$(PYTHON) is $$('$(PYTHON)' --version 2>&1), but must be 3.11 or later; set PYTHON=/path/to/python" >&2; exit 1; }; \
 	'$(PYTHON)' -c 'import venv, ensurepip' 2>/dev/null || \
 		{ echo "$(PYTHON) cannot create virtual environments; on Debian and Ubuntu: apt install python3-venv" >&2; exit 1; }; \
 	echo "creating $(VENV) with $$('$(PYTHON)' --version)"; \

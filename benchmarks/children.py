@@ -1,4 +1,4 @@
-"""Processes that are measured from outside."""
+"""Child processes of the benchmarks, and their environment."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ IMPORTS = "import torch, torchvision, mlflow"
 
 
 def environment(folder: Path) -> dict[str, str]:
-    """The environment of a ``cnn-jobs`` that records in ``folder``, free of this user's own settings for it."""
-    own = {key: value for key, value in os.environ.items() if not key.startswith(("CNN_JOBS_", "MLFLOW_"))}
-    # The shipped command sets the spin count by itself; benchmarks.run has set it for its own process.
-    own.pop("GOMP_SPINCOUNT", None)
+    """The environment of a ``cnn-jobs`` that records in ``folder``, without the user's own settings."""
+    inherited = {key: value for key, value in os.environ.items() if not key.startswith(("CNN_JOBS_", "MLFLOW_"))}
+    # benchmarks.run sets it for its own process; the shipped command sets its own.
+    inherited.pop("GOMP_SPINCOUNT", None)
     return {
-        **own,
+        **inherited,
         "MLFLOW_TRACKING_URI": f"sqlite:///{folder / 'mlflow.db'}",
         "CNN_JOBS_STATE_DIR": str(folder / "state"),
         "CNN_JOBS_CACHE_DIR": str(folder / "cache"),
@@ -30,7 +30,7 @@ def environment(folder: Path) -> dict[str, str]:
 
 
 def prepare_mlflow(folder: Path, experiment: str) -> None:
-    """Makes the database, which takes seconds, and the experiment, whose artifacts go into ``folder`` as well."""
+    """Creates the database, which takes seconds, and the experiment; its artifacts go to ``folder``, too."""
     from mlflow import MlflowClient
 
     client = MlflowClient(f"sqlite:///{folder / 'mlflow.db'}")
@@ -54,11 +54,12 @@ def python(*args: str, env: dict[str, str], **settings: Any) -> Iterator[subproc
 
 
 def json_from(args: Sequence[str], env: dict[str, str]) -> Any:
-    """What a Python process prints last, read as JSON. Raises ``RuntimeError`` with its last words if it fails."""
+    """The last line that a Python process prints, parsed as JSON. Raises ``RuntimeError`` with the end of its stderr if
+    it fails."""
     with tempfile.TemporaryFile("w+") as errors:
         with python(*args, env=env, stdout=subprocess.PIPE, stderr=errors) as process:
             output, _ = process.communicate()
         if process.returncode:
             errors.seek(0)
-            raise RuntimeError(f"{' '.join(args)} ended with {process.returncode}: {errors.read()[-2000:]}")
+            raise RuntimeError(f"{' '.join(args)}: exit code {process.returncode}: {errors.read()[-2000:]}")
     return json.loads(output.strip().splitlines()[-1])

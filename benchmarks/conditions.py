@@ -1,4 +1,4 @@
-"""Under which conditions something was measured."""
+"""The conditions of a measurement: machine, versions, command, load."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ PACKAGES = ("torch", "torchvision", "lightning", "mlflow", "numpy", "pillow")
 
 
 def conditions(arguments: Sequence[str], threads: int, program: str = "benchmarks.run") -> dict[str, Any]:
-    """Machine, versions, command and how busy the machine already was: JSON-ready."""
+    """Machine, versions, command and the load average before the measurement; JSON-ready."""
     facts = environment.lineage("cpu", threads)
     return {
         "date": time.strftime("%Y-%m-%d", time.gmtime()),
-        "command": shlex.join(["python", "-m", program, *(_without_folder(word) for word in arguments)]),
+        "command": shlex.join(["python", "-m", program, *(_without_folder(argument) for argument in arguments)]),
         "cpu": facts["cpu"],
         "instructions": torch.backends.cpu.get_cpu_capability(),
         "cores": psutil.cpu_count(),
@@ -37,6 +37,6 @@ def conditions(arguments: Sequence[str], threads: int, program: str = "benchmark
     }
 
 
-def _without_folder(word: str) -> str:
-    """A path's last part: where somebody keeps a data set is of no interest."""
-    return word.rpartition("/")[2] if "://" not in word else word
+def _without_folder(argument: str) -> str:
+    """The last part of a path: the folder of a data set differs from machine to machine."""
+    return argument.rpartition("/")[2] if "://" not in argument else argument

@@ -1,4 +1,4 @@
-"""What a contender is, our own loop, and the ceiling of any loop; ``usual`` and ``lightning_loop`` hold the others."""
+"""The interface of a contender, our loop, and the ceiling; ``usual`` and ``lightning_loop`` have the other loops."""
 
 from __future__ import annotations
 
@@ -25,20 +25,20 @@ from cnn_jobs.training.observer import fan_out
 
 
 class Contender(Protocol):
-    """A loop that trains."""
+    """A training loop to be measured."""
 
     def run(self, untimed: int, timed: int) -> float:
         """Does ``untimed`` steps, then ``timed`` more; returns the seconds of the latter."""
 
     def close(self) -> None:
-        """Ends threads and processes."""
+        """Stops threads and processes."""
 
 
 class OurLoop:
     """``cnn_jobs.training.loop.train`` as a run calls it, with a real MLflow run on sqlite and progress lines.
 
-    The seconds are ``DeviceTime.training_seconds``: validations within a stretch do not count, as no other contender
-    validates. All else does: gathering and normalising batches, recording losses, and the uploader's thread.
+    The seconds are ``DeviceTime.training_seconds``: validations do not count, because no other contender validates.
+    Everything else does: gathering and normalising batches, recording losses, and the uploader's thread.
     """
 
     def __init__(self, setting: Setting, folder: Path, *, graph: bool = True) -> None:
@@ -56,11 +56,11 @@ class OurLoop:
 
     @property
     def model(self) -> nn.Module:
-        """The network in training."""
+        """The network that is trained."""
         return self._state.model
 
     def run(self, untimed: int, timed: int) -> float:
-        """Continues at the step where the last call ended."""
+        """Continues from the step at which the last call stopped."""
         self._setting.configure(shipped=True)
         self._train(untimed)
         spent = self._train(timed)
@@ -86,7 +86,7 @@ class OurLoop:
         return spent
 
     def _wait_for_uploader(self) -> None:
-        """Waits until every loss is in the database: what is left to send must not slow the next contender."""
+        """Waits until every loss is in the database: uploads must not slow the next contender."""
         while self._recorder.failure is None and self._losses_in_database() < self._state.step:
             time.sleep(0.05)
 
@@ -97,7 +97,7 @@ class OurLoop:
             return count
 
     def close(self) -> None:
-        """Ends the MLflow run; everything must have arrived there."""
+        """Finishes the MLflow run. Raises ``AssertionError`` if it is not complete."""
         delivered = self._recorder.finish(run_status.finished(), 60.0)
         self._folder.close()
         assert delivered, self._recorder.outage
@@ -106,7 +106,7 @@ class OurLoop:
 class Ceiling:
     """Forward, backward and step on one constant batch in memory, and nothing else.
 
-    As shipped unless another model (in the batch's memory format), optimiser or precision is given.
+    As shipped, unless another model (in ``memory_format``), optimiser or precision is given.
     """
 
     def __init__(
@@ -126,7 +126,7 @@ class Ceiling:
         self._pixels = pixels.contiguous(memory_format=memory_format)
 
     def run(self, untimed: int, timed: int) -> float:
-        """Steps on the one batch."""
+        """Trains on the one batch."""
         self._setting.configure(shipped=True)
         self._model.train()
         self._steps(untimed)
@@ -143,4 +143,4 @@ class Ceiling:
             self._optimizer.step()
 
     def close(self) -> None:
-        """Nothing to end."""
+        """Nothing to stop."""

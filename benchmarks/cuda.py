@@ -1,6 +1,6 @@
-"""``python -m benchmarks.cuda``: what a CUDA device makes of it: steps side by side, and whole runs on real images.
+"""``python -m benchmarks.cuda``: speed of steps and whole runs on real images, on a CUDA device.
 
-``speed`` and ``trainings`` measure and write benchmarks/cuda.json, ``render`` writes the tables of docs/cuda.md from
+``speed`` and ``trainings`` measure and write benchmarks/cuda.json; ``render`` writes the tables of docs/cuda.md from
 it.
 """
 
@@ -26,10 +26,10 @@ if TYPE_CHECKING:
     from benchmarks.contenders import Contender
     from benchmarks.setting import Setting
 
-# Of whoever loads pictures by processes; the usual advice is one a CPU of the GPU's share.
+# Worker processes of the usual loop and of Lightning; the usual advice is one for each CPU of the GPU's share.
 WORKERS = 8
 TASKS = ("task2", "task3e")
-# Timed steps a round: a stretch of our loop begins anew each time, and records its graph.
+# Timed steps per round. Our loop does more: it records its graph again in every round.
 STEPS = {
     "ours": 4000,
     "ours_no_graph": 1000,
@@ -47,18 +47,18 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.cuda", description=__doc__)
     parser.add_argument("part", choices=["speed", "trainings", "render"])
     parser.add_argument("--repeats", type=int, default=5, help="rounds of the speed part")
-    parser.add_argument("--steps", type=float, default=1.0, help="timed steps a round, as a share of the usual ones")
+    parser.add_argument("--steps", type=float, default=1.0, help="timed steps per round, as a share of the default")
     parser.add_argument("--data", default="cifar10", help="data set of the trainings, as for 'cnn-jobs train'")
-    parser.add_argument("--seeds", default="0-4", help="of each task")
+    parser.add_argument("--seeds", default="0-4", help="seeds of each task")
     parser.add_argument("--jobs", type=int, default=4, help="tasks that share the device at a time")
     parser.add_argument("--device", default="cuda", choices=["cuda", "cpu"], help="cpu: a trial of the benchmark")
-    parser.add_argument("--images", type=int, default=50_000, help="training pictures of the speed part")
-    parser.add_argument("--out", type=Path, default=JSON_FILE, help="raw figures; what it has of other parts stays")
+    parser.add_argument("--images", type=int, default=50_000, help="training images of the speed part")
+    parser.add_argument("--out", type=Path, default=JSON_FILE, help="raw figures; keeps the other parts of this file")
     return parser.parse_args(arguments)
 
 
 def measure_speed(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
-    """Images per second of every contender, by task and round; after each task what there is so far."""
+    """Images per second of every contender, by task and round; yields all results so far after each task."""
     from benchmarks.rounds import closing_all, measure_rounds
     from benchmarks.setting import Setting, random_dataset
     from cnn_jobs.tracking.connection import configure_client
@@ -80,7 +80,7 @@ def measure_speed(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
 
 
 def _contenders(setting: Setting, folder: Path) -> dict[str, Contender]:
-    """Raises ``AssertionError`` where the usual network does not compute what ours does."""
+    """Raises ``AssertionError`` if the usual network's logits differ from ours."""
     from benchmarks.contenders import Ceiling, OurLoop
     from benchmarks.lightning_loop import LightningLoop
     from benchmarks.networks import assert_same_function, usual_network
@@ -102,8 +102,8 @@ def _contenders(setting: Setting, folder: Path) -> dict[str, Contender]:
 
 
 def measure_trainings(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
-    """Every task's runs on real images; first one run that has the device to itself, with the graph and without.
-    After each task what there is so far."""
+    """One run that has the device to itself, with the graph and without; then every task's runs on real images.
+    Yields all results so far after each task."""
     from cnn_jobs.tasks import TASKS as ALL
 
     asked = {"seeds": options.seeds, "tasks": len(ALL)}
@@ -118,15 +118,15 @@ def measure_trainings(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
         ]
         runs: dict[str, Any] = {}
         with ThreadPoolExecutor(options.jobs) as pool:
-            under_way = {pool.submit(one_run, folder / task, task, options.seeds): task for task in ALL}
-            for done in as_completed(under_way):
-                runs[under_way[done]] = done.result()
+            pending = {pool.submit(one_run, folder / task, task, options.seeds): task for task in ALL}
+            for done in as_completed(pending):
+                runs[pending[done]] = done.result()
                 in_order = {task: runs[task] for task in ALL if task in runs}
                 yield {"jobs": options.jobs, "asked": asked, "alone": alone, "runs": in_order}
 
 
 def _trained(folder: Path, task: str, seeds: str, *more: str, data: Path, device: str) -> list[dict[str, Any]]:
-    """The task's runs, one after another in one process; ImageNet's weights are not taken."""
+    """Figures of the task's runs, made one after another in one process; task4a starts from random weights."""
     folder.mkdir()
     if task == "task4a":
         more = ("--weights", "none", *more)
@@ -165,7 +165,7 @@ def _figures(run: Any) -> dict[str, Any]:
 
 
 def device_facts() -> dict[str, Any]:
-    """What it ran on, beside what ``conditions`` says; nothing of a trial on a CPU."""
+    """The CUDA device, in addition to ``conditions``; empty on a CPU."""
     import torch
 
     if not torch.cuda.is_available():
@@ -180,7 +180,7 @@ def device_facts() -> dict[str, Any]:
 
 
 def main(arguments: list[str]) -> None:
-    """Measures one part and writes, or renders."""
+    """Measures one part and writes its figures, or renders the page."""
     options = parse(arguments)
     if options.part != "render":
         from benchmarks.conditions import conditions
@@ -188,7 +188,7 @@ def main(arguments: list[str]) -> None:
         measure = {"speed": measure_speed, "trainings": measure_trainings}[options.part]
         results = json.loads(options.out.read_text()) if options.out.exists() else {}
         facts = {**conditions(arguments, 1, program="benchmarks.cuda"), **device_facts()}
-        for content in measure(options):  # a machine that is lent may be taken away
+        for content in measure(options):  # written after each task: the time on the device may run out
             results[options.part] = {"conditions": facts, **content}
             write_text(options.out, json.dumps(results, indent=1) + "\n")
     if options.out == JSON_FILE:

@@ -1,4 +1,4 @@
-"""benchmarks/cuda.json to the tables of docs/cuda.md."""
+"""Renders the tables of docs/cuda.md from benchmarks/cuda.json."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ NAMES = {
 
 
 def render(results: Mapping[str, Any]) -> str:
-    """Both parts."""
+    """The tables of both parts."""
     return "\n\n".join([*_speed(results["speed"]), *_trainings(results["trainings"])])
 
 
@@ -58,7 +58,7 @@ def _speed(part: Mapping[str, Any]) -> list[str]:
 
 
 def _trainings(part: Mapping[str, Any]) -> list[str]:
-    alone, one_by_one = part["alone"]
+    graphed, ungraphed = part["alone"]
     facts, asked, finished = part["conditions"], part["asked"], sum(map(len, part["runs"].values()))
     cpu = _on_cpu()
     rows = []
@@ -81,13 +81,13 @@ def _trainings(part: Mapping[str, Any]) -> list[str]:
     return [
         "## Whole runs on real images",
         f"The same machine and versions, commit {facts['commit']}, `{facts['command']}`; seeds {asked['seeds']} of "
-        f"{asked['tasks']} tasks were asked for, {finished} runs of {len(part['runs'])} tasks are there{_why(part)}.",
-        f"A run of task3e that has the device to itself (n = 1): {alone['attempt/wall_seconds']:.1f} s from the "
-        f"process' start to its end, {alone['attempt/device_seconds']:.1f} s of them on the device, "
-        f"{alone['attempt/steps']:,.0f} steps. With `--no-graph` {one_by_one['attempt/wall_seconds']:.1f} s and "
-        f"{one_by_one['attempt/device_seconds']:.1f} s; final figures of both: "
-        f"{'the same' if _same(alone, one_by_one) else '**not the same**'}. All runs below: {part['jobs']} tasks at a "
-        "time on the one device, the runs of a task one after another in one process.",
+        f"{asked['tasks']} tasks were requested, {finished} runs of {len(part['runs'])} tasks finished{_why(part)}.",
+        f"A run of task3e that has the device to itself (n = 1) takes {graphed['attempt/wall_seconds']:.1f} s from the "
+        f"start of the process to its end, {graphed['attempt/device_seconds']:.1f} s of them on the device, for "
+        f"{graphed['attempt/steps']:,.0f} steps; with `--no-graph` {ungraphed['attempt/wall_seconds']:.1f} s and "
+        f"{ungraphed['attempt/device_seconds']:.1f} s. The final figures of both are "
+        f"{'the same' if _same(graphed, ungraphed) else '**not the same**'}. The runs below shared the device, "
+        f"{part['jobs']} tasks at a time; the runs of a task ran one after another in one process.",
         table(
             [
                 "task",
@@ -104,7 +104,7 @@ def _trainings(part: Mapping[str, Any]) -> list[str]:
 
 
 def _why(part: Mapping[str, Any]) -> str:
-    """Of a part that did not come to its end."""
+    """The reason why a part is incomplete, in parentheses."""
     return f" ({part['cut_off']})" if "cut_off" in part else ""
 
 
@@ -122,5 +122,5 @@ def _on_cpu() -> dict[str, list[float]]:
 
 
 def write_page() -> None:
-    """docs/cuda.md, its tables anew."""
+    """Writes the tables into docs/cuda.md."""
     write_text(PAGE, into_page(PAGE.read_text(encoding="utf-8"), render(json.loads(JSON_FILE.read_text()))))

@@ -1,8 +1,8 @@
-"""``python -m benchmarks.exporter``: what the metrics page costs a training step.
+"""``python -m benchmarks.exporter``: what the metrics page costs a training.
 
-One training, in stretches of the same number of steps: alone, and with a metrics page that another process fetches
-every second (Prometheus' usual interval is 15 s). The ratio of each pair of neighbours is one measurement. Beside it,
-the CPU time of the monitor's calls in the training thread, as a share of that thread's.
+One training, in stretches of the same number of steps, alternately without scrapes ("alone") and with another process
+that fetches the metrics page every second ("watched"; Prometheus' usual interval is 15 s). The ratio of two neighbours
+is one measurement. The CPU time of the monitor's calls is measured as a share of the training thread's.
 """
 
 from __future__ import annotations
@@ -40,14 +40,14 @@ while True:
 
 
 class Timed(Observer):
-    """Passes steps on to the monitor; ``cpu_s`` is the CPU time of those calls."""
+    """Calls the monitor after each step; ``cpu_s`` is the CPU time of these calls."""
 
     def __init__(self, monitor: Observer) -> None:
         self._monitor = monitor
         self.cpu_s = 0.0
 
     def step_finished(self, step: int, loss: float) -> None:
-        """Measures the call."""
+        """Measures the monitor's call."""
         began = time.thread_time()
         self._monitor.step_finished(step, loss)
         self.cpu_s += time.thread_time() - began
@@ -55,7 +55,7 @@ class Timed(Observer):
 
 @dataclass
 class Live:
-    """A ``LiveAttempt``: what the page reads, with a real recorder whose server is away."""
+    """A ``LiveAttempt``, which the page reads, with a real recorder that cannot reach its server."""
 
     cost: RunCost
     recorder: JournalRecorder
@@ -74,21 +74,21 @@ class Live:
         return self.cost.own.steps
 
     def costs(self) -> Mapping[str, float]:
-        """Those of the run."""
+        """The costs of the run."""
         return self.cost.totals()
 
     def backlog(self) -> tuple[int, float]:
-        """The recorder's."""
+        """Records that the server has not acknowledged, and for how many seconds."""
         return self.recorder.backlog()
 
     def upload_errors(self) -> Mapping[str, int]:
-        """The recorder's."""
+        """Failed calls to MLflow, by kind."""
         return self.recorder.upload_errors
 
 
 @contextlib.contextmanager
 def scraped(port: int) -> Iterator[None]:
-    """Another process fetches the page for as long as the context lasts."""
+    """A child process fetches the page repeatedly while the context lasts."""
     url = f"http://127.0.0.1:{port}/metrics"
     with subprocess.Popen([sys.executable, "-c", SCRAPER, url, str(INTERVAL_S)]) as scraper:
         try:
@@ -98,7 +98,7 @@ def scraped(port: int) -> Iterator[None]:
 
 
 def measure(task_name: str, stretches: int, steps: int, threads: int) -> dict[str, Any]:
-    """Images a second of each stretch, alone and watched in turn, and the monitor's share of the thread's CPU time."""
+    """Images per second of each stretch, and the monitor's share of the training thread's CPU time."""
     from benchmarks.setting import Setting, random_dataset
     from cnn_jobs.monitoring.metrics import Exporter
     from cnn_jobs.monitoring.monitor import Monitor
@@ -148,8 +148,8 @@ def _live(setting: Any, spent: DeviceTime, folder: Path) -> Live:
 def main(arguments: list[str]) -> None:
     """Measures, prints and writes the raw figures."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.exporter", description=__doc__)
-    parser.add_argument("--stretches", type=int, default=15)
-    parser.add_argument("--steps", type=int, default=150)
+    parser.add_argument("--stretches", type=int, default=15, help="stretches of each kind")
+    parser.add_argument("--steps", type=int, default=150, help="optimiser steps per stretch")
     parser.add_argument("--tasks", default="task2,task3e")
     parser.add_argument("--json", type=Path, default=OUT)
     options = parser.parse_args(arguments)

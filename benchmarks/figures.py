@@ -1,4 +1,4 @@
-"""From raw figures to medians, ratios and targets."""
+"""Medians, ratios and targets of the raw figures."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from statistics import median
 from typing import Any
 
-# What issue and design ask for: shares of the ceiling, factors over the others, factor over the imports.
+# The targets: share of the ceiling, factors over the other loops by task, factor over the imports.
 LEAST_OF_CEILING = 0.95
 LEAST_OVER_OTHERS = {"task2": 1.6, "task3e": 2.0}
 MOST_OVER_IMPORTS = 2.0
@@ -15,7 +15,7 @@ MOST_OVER_IMPORTS = 2.0
 
 @dataclass(frozen=True)
 class Target:
-    """One thing to reach, and whether it is."""
+    """A target, the measured figure, and whether it is met."""
 
     text: str
     measured: str
@@ -24,7 +24,7 @@ class Target:
 
 @dataclass(frozen=True)
 class Summary:
-    """Median, least, most and number of some figures."""
+    """Number, median, minimum and maximum of some figures."""
 
     n: int
     median: float
@@ -40,7 +40,7 @@ class Summary:
 
 
 def ratios(figures: Mapping[str, Sequence[float]], name: str, others: Iterable[str]) -> list[float]:
-    """In each round, the figure of ``name`` over the highest of ``others``: rounds share what disturbs them."""
+    """In each round, the figure of ``name`` over the highest of ``others``: a disturbance affects the whole round."""
     rounds = zip(figures[name], *(figures[other] for other in others), strict=True)
     return [first / max(rest) for first, *rest in rounds]
 
@@ -56,7 +56,7 @@ def over_others(rates: Mapping[str, Sequence[float]]) -> list[float]:
 
 
 def targets(results: Mapping[str, Any]) -> list[Target]:
-    """Every target whose part was measured."""
+    """The targets of all parts that were measured."""
     found = []
     for task, part in results.get("speed", {}).items():
         rates = part["images_per_second"]

@@ -60,7 +60,7 @@ class LightningLoop:
         self._loader = picture_loader(setting, pictures, workers)
 
     def run(self, untimed: int, timed: int) -> float:
-        """A ``fit`` of all these steps, and the seconds of the timed ones; at least one must be untimed."""
+        """One ``fit`` over all these steps; at least one must be untimed."""
         if untimed < 1:
             raise ValueError(f"untimed is {untimed}, but must be at least 1")
         self._setting.configure(shipped=False)
@@ -82,14 +82,14 @@ class LightningLoop:
         return clock.ended - clock.started
 
     def close(self) -> None:
-        """Ends the worker processes: they go with the loader, which the module's trainer knows, too."""
+        """Stops the worker processes: they end with the loader, to which the module's trainer refers, too."""
         del self._loader, self._module
         gc.collect()
 
 
 @contextlib.contextmanager
 def _quietly() -> Iterator[None]:
-    """Without Lightning's advice (it goes to the user of a Trainer, not to one who measures it)."""
+    """Silences Lightning's advice to users."""
     logger = logging.getLogger("lightning.pytorch.utilities.rank_zero")
     level = logger.level
     logger.setLevel(logging.ERROR)

@@ -11,7 +11,7 @@ from cnn_jobs.data.dataset import Dataset
 from cnn_jobs.data.prepared import write_prepared
 
 TASK = "task2"
-# Evaluation takes 500 images at a time: with as many in each part, the small run needs the same working memory.
+# Evaluation takes 500 images at a time: with 500 or more in each part, the small run needs the same working memory.
 SMALL = (5000, 500)
 IMPORTS = "import torch, mlflow, matplotlib.pyplot"
 # A short epoch: that most images are held out for validation changes neither the data nor the working memory.
@@ -19,7 +19,7 @@ RUN = ["--epochs", "1", "--validation-fraction", "0.9", "--validations-per-epoch
 
 
 def measure_memory(folder: Path, dataset: Dataset, repeats: int) -> dict[str, Any]:
-    """Bytes: the data in memory; peaks of the imports alone, of a run on little data and of one on ``dataset``."""
+    """Bytes: the data in memory, and the peaks of the imports, of a run on little data and of a run on ``dataset``."""
     prepare_mlflow(folder, "memory")
     small = random_dataset(*SMALL)
     files = {"small": folder / "small.npz", "full": folder / "full.npz"}

@@ -1,6 +1,6 @@
 """``python -m benchmarks.peak ARGS...``: runs ``python ARGS...`` and prints its peak resident memory in bytes.
 
-A process of its own, and a small one: on Linux a process starts with the peak of the one that started it.
+A small process of its own, because on Linux a process inherits the peak of its parent.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import sys
 
 
 def main() -> int:
-    """Prints the peak; returns the exit code of what was run, whose own output goes to stderr."""
+    """Prints the peak and returns the exit code of the child; the child's output goes to stderr."""
     process = subprocess.Popen([sys.executable, *sys.argv[1:]], stdout=sys.stderr)
     _, status, usage = os.wait4(process.pid, 0)
     process.returncode = os.waitstatus_to_exitcode(status)

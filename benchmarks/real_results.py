@@ -33,7 +33,7 @@ CURVES = ("train_loss", "val_loss", "val_accuracy")
 
 
 def collect(experiment: str) -> dict[str, Any]:
-    """Everything that the report needs of an experiment; writes the pictures of mistakes to docs/plots."""
+    """The data of an experiment that the report needs; writes the plots of mistakes to docs/plots."""
     from cnn_jobs.tracking.connection import tracking_uri
     from cnn_jobs.tracking.run_reader import RunReader
 
@@ -58,7 +58,7 @@ def _mistakes_name(run: TrainingRun) -> str:
 
 
 def read(content: dict[str, Any]) -> tuple[Document, list[Section]]:
-    """The report of what ``collect`` returned."""
+    """The report, from the JSON that ``collect`` returned."""
     runs = []
     for row in content["runs"]:
         curves = {name: Curve(*(tuple(row[name][part]) for part in ("steps", "values"))) for name in CURVES}
@@ -70,7 +70,7 @@ def read(content: dict[str, Any]) -> tuple[Document, list[Section]]:
     for first in (group.runs[0] for section in sections for group in section.groups):
         by_id[first.run_id] = replace(first, mistakes=(PLOTS / _mistakes_name(first)).read_bytes())
     sections = [section.with_runs(by_id) for section in sections]
-    where, asked = "a local MLflow server", "asked for: all tasks, all times"
+    where, asked = "a local MLflow server", "selected: all tasks, all times"
     facts = Facts(content["experiment"], where, content["made"], asked, content["others"], __version__)
     return build_document(facts, sections, aside), sections
 
@@ -85,10 +85,10 @@ def page(content: dict[str, Any]) -> str:
         if run["status"] == "FINISHED"
     ]
     before = [
-        "<!-- Made by `python -m benchmarks.real_results render` from results.json; do not edit by hand. -->",
+        "<!-- Made by `python -m benchmarks.real_results render` from results.json; do not edit. -->",
         "",
-        f"{content['remark']} These commands made the runs; where the cost table shows several attempts, a run was "
-        "killed and started again:",
+        f"{content['remark']} These commands made the runs; a run with several attempts in the cost table was killed "
+        "and started again:",
         "",
         "```console",
         *commands,

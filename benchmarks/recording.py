@@ -1,7 +1,7 @@
-"""``python -m benchmarks.recording``: CPU time that the training thread spends on telling what it measures.
+"""``python -m benchmarks.recording``: CPU time that recording takes from the training thread.
 
-The loop as the job runs it, with journal, checkpoints at every validation and their hand-over; against a real MLflow
-server, and with the server away. Shares of CPU time, not of wall time: other programs on the machine do not count.
+Measures the loop of a real run, with its journal and a checkpoint at every validation, with an MLflow server and
+without a reachable one ("away"). Shares of CPU time, not of wall time: other programs on the machine do not count.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ def main(arguments: list[str]) -> None:
     """Measures, prints and writes the raw figures."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.recording", description=__doc__)
     parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--steps", type=int, default=300, help="optimiser steps a repeat")
+    parser.add_argument("--steps", type=int, default=300, help="optimiser steps per repeat")
     parser.add_argument("--tasks", default="task2,task3e")
     parser.add_argument("--json", type=Path, default=OUT)
     options = parser.parse_args(arguments)
@@ -52,7 +52,7 @@ def main(arguments: list[str]) -> None:
                     f"{task}, {where}: {statistics.mean(values):.2f} % {what} ({spread}, n={len(values)})", flush=True
                 )
             per_step = statistics.mean(each["microseconds_per_step"] for each in figures)
-            print(f"{task}, {where}: {per_step:.0f} microseconds of CPU a step", flush=True)
+            print(f"{task}, {where}: {per_step:.0f} microseconds of CPU time per step", flush=True)
     options.json.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
 
 
@@ -86,7 +86,7 @@ def _train(task_name: str, uri: str, folder: Path, steps: int, dataset: Any) -> 
     real_train, in_loop = module.train, [False]
 
     def timed(call: Callable[..., Any]) -> Callable[..., Any]:
-        """Counts the CPU time of the calls within the loop."""
+        """``call``, which adds its CPU time to ``spent`` while the loop runs."""
 
         def run(*args: Any, **settings: Any) -> Any:
             began = time.thread_time()

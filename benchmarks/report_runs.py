@@ -1,4 +1,4 @@
-"""Many runs, written straight into MLflow's sqlite tables: logging them through the API would take hours."""
+"""Many runs, written directly into MLflow's sqlite tables: logging them through the API would take hours."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ START_MS = 1_760_000_000_000
 
 
 def make_store(folder: Path, runs: int, points: int) -> None:
-    """A database in ``folder`` with finished runs of seven tasks, many seeds each, and their files.
+    """Creates a database in ``folder`` with finished runs of seven tasks, many seeds each, and their artifacts.
 
-    ``points``: of metric history in each run, ``VALIDATIONS`` of them of either validation figure, the rest losses.
+    ``points``: metric values per run, ``VALIDATIONS`` of each validation metric; the rest are training losses.
     """
     prepare_mlflow(folder, EXPERIMENT)
     with sqlite3.connect(folder / "mlflow.db") as database:
@@ -46,7 +46,7 @@ def make_store(folder: Path, runs: int, points: int) -> None:
 
 
 def history(number: int, points: int) -> Iterator[tuple[str, int, float]]:
-    """(key, step, value) of everything that a run measured, the same for the same number."""
+    """(key, step, value) of all metrics of a run; always the same for the same ``number``."""
     dice = random.Random(number)
     steps = points - 2 * VALIDATIONS
     for step in range(1, steps + 1):

@@ -3,8 +3,8 @@
     python -m benchmarks.report_speed              # measures; writes report_speed.json and docs/report-speed.md
     python -m benchmarks.report_speed --render     # renders the page from the JSON file
 
-Each measurement is a process of its own against a local MLflow server: the whole report, or the same calls by MLflow's
-own client, whose answers are dropped.
+Each measurement is a separate process with a local MLflow server: the whole report, or the same calls by MLflow's own
+client, whose responses are dropped.
 """
 
 from __future__ import annotations
@@ -42,13 +42,13 @@ def whole_report(uri: str, folder: Path) -> dict[str, float]:
     began = time.perf_counter()
     made = make_report(request, lambda what, done, total: None)
     seconds = time.perf_counter() - began
-    # Of this process alone: getrusage would count what its larger parent had when it was started.
+    # Of this process only: getrusage would include the peak of its larger parent.
     peak = peak_memory()
     return {"seconds": seconds, "peak_bytes": peak, "runs": len(made.document.run_numbers)}
 
 
 def calls_alone(uri: str, folder: Path) -> dict[str, float]:
-    """Seconds of the same calls by MLflow's own client, with the same concurrency; the answers are dropped."""
+    """Seconds of the same calls by MLflow's own client, with the same concurrency; the responses are dropped."""
     from cnn_jobs.tracking.run_reader import PAGE as PAGE_SIZE
     from cnn_jobs.tracking.run_reader import READERS
 
@@ -104,7 +104,7 @@ def measure(sizes: list[tuple[int, int]], repeats: int, arguments: list[str]) ->
                 many = runs > TARGET_SIZE[0]
                 for _ in range(1 if many else repeats):
                     for contender, measured in found.items():
-                        if many and contender == "calls":  # a quarter of an hour, and no target depends on it
+                        if many and contender == "calls":  # takes a quarter of an hour, and no target depends on it
                             continue
                         command = ["-m", "benchmarks.report_speed", "--child", contender, uri, str(folder / "made")]
                         measured.append(json_from(command, environment(folder)))
@@ -117,7 +117,7 @@ def measure(sizes: list[tuple[int, int]], repeats: int, arguments: list[str]) ->
 
 
 def _serve(folder: Path) -> str:
-    """Starts a server on the database; its URL."""
+    """Starts a server on the database and returns its URL."""
     import subprocess
 
     _local_server("start", folder)
@@ -133,7 +133,7 @@ def _local_server(what: str, folder: Path) -> None:
 
 
 def beyond(size: dict[str, Any]) -> list[float]:
-    """Seconds of each report minus those of the calls alone beside it."""
+    """Seconds of each report minus those of the calls in the same round."""
     return [one["seconds"] - other["seconds"] for one, other in zip(size["report"], size["calls"], strict=False)]
 
 

@@ -1,4 +1,4 @@
-"""Contenders measured side by side: in every round each has its turn, so that a noisy minute hits them all."""
+"""Interleaved measurement: every round runs each contender once, so that a disturbance affects all of them."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from contextlib import ExitStack, contextmanager
 
 from benchmarks.contenders import Contender
 
-# Before a timed stretch: caches are warm again, and what workers prepared in the meantime (four batches) is used up.
+# Before a timed stretch: warms the caches, and uses up the (four) batches that workers prepared in the meantime.
 UNTIMED_STEPS = 5
 CALIBRATION_STEPS = 10
 STRETCH_S = 1.5
@@ -28,9 +28,9 @@ def measure_rounds(
     batch_size: int,
     report: Callable[[str], None] = print,
 ) -> dict[str, list[float]]:
-    """Images per second of training steps, by contender, one figure a round. The first to go changes by the round.
+    """Images per second of training steps, by contender, one figure per round. The first contender changes each round.
 
-    ``steps``: of a round, for all or for each.
+    ``steps``: timed steps per round, one number for all contenders or one for each.
     """
     counts = dict.fromkeys(contenders, steps) if isinstance(steps, int) else steps
     for contender in contenders.values():
@@ -48,7 +48,7 @@ def measure_rounds(
 
 @contextmanager
 def closing_all(contenders: Mapping[str, Contender]) -> Iterator[None]:
-    """Closes every contender at the end, whatever happened."""
+    """Closes every contender at the end, also after an error."""
     with ExitStack() as stack:
         for contender in contenders.values():
             stack.callback(contender.close)

@@ -21,7 +21,7 @@ IMAGES, QUICK_IMAGES = (50_000, 10_000), (10_000, 1000)
 
 
 def parse(arguments: list[str]) -> argparse.Namespace:
-    """The command line; ``--quick`` and ``--parts`` write nothing unless they are told where."""
+    """The command line; ``--quick`` and ``--parts`` write nothing without ``--out`` or ``--json``."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.run", description=__doc__)
     parser.add_argument("--repeats", type=int, default=7, help="rounds of the speed part, at least 5 for a claim")
     parser.add_argument("--steps", type=int, default=0, help="timed steps a round; 0: about 1.5 s of our loop")
@@ -69,7 +69,7 @@ def measure(options: argparse.Namespace, arguments: list[str], folder: Path) -> 
         if part in parts:
             results[part] = {}
             for task in tasks:
-                _say(f"{part}, {task}")
+                _print(f"{part}, {task}")
                 results[part][task] = measure_one(task)
 
     steps = options.steps
@@ -77,10 +77,10 @@ def measure(options: argparse.Namespace, arguments: list[str], folder: Path) -> 
     by_task("ablations", lambda t: measure_ablations(settings[t], repeats=side_repeats, steps=steps))
     by_task("wait_policy", lambda t: measure_wait_policy(t, threads, repeats=side_repeats, steps=steps))
     if "startup" in parts:
-        _say("startup")
+        _print("startup")
         results["startup"] = measure_startup(_new(folder, "startup"), side_repeats)
     if "memory" in parts:
-        _say("memory")
+        _print("memory")
         repeats = min(options.repeats, MEMORY_REPEATS)
         results["memory"] = measure_memory(_new(folder, "memory"), dataset, repeats)
     return results
@@ -92,7 +92,7 @@ def _new(folder: Path, name: str) -> Path:
     return folder / name
 
 
-def _say(text: str) -> None:
+def _print(text: str) -> None:
     print(text, flush=True)
 
 
@@ -110,7 +110,7 @@ def main(arguments: list[str]) -> None:
     else:
         load = os.getloadavg()[0]
         if load > 0.5:
-            _say(f"the machine is busy (load average {load:.2f}): figures will be lower and spread further")
+            _print(f"the machine is busy (load average {load:.2f}): figures will be lower and spread further")
         with tempfile.TemporaryDirectory(prefix="cnn-jobs-bench-") as folder:
             results = measure(options, arguments, Path(folder))
         if options.json:

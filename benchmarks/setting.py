@@ -1,4 +1,4 @@
-"""What every contender starts from: the task, its recipe, one made-up data set of CIFAR-10's form, the threads."""
+"""The setting that all contenders share: task, recipe, random data in the form of CIFAR-10, threads."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ CLASSES = 10
 
 
 def random_dataset(train: int, test: int) -> Dataset:
-    """Noise in the form of CIFAR-10: ``train`` and ``test`` pictures of 32x32, ten classes, always the same."""
+    """Noise in the form of CIFAR-10: ``train`` and ``test`` images of 32x32, ten classes, always the same."""
     numbers = np.random.default_rng(0)
 
     def part(count: int) -> tuple[np.ndarray, np.ndarray]:
@@ -44,18 +44,18 @@ class Setting:
 
     @classmethod
     def of(cls, task_name: str, dataset: Dataset, threads: int, device: str = "cpu") -> Setting:
-        """The task as shipped, but for a training without end: the benchmark stops it."""
+        """The task as shipped, but the training never ends by itself: the benchmark stops it."""
         task, placement = get_task(task_name), select_device(device)
         recipe = dataclasses.replace(task.recipe, epochs=1_000_000, early_stop_count=0)
         data = place_on_device(dataset, recipe, task.transform, placement.device, placement.memory_format)
         return cls(task, recipe, data, placement, threads)
 
     def new_state(self, placement: Placement | None = None) -> TrainState:
-        """The shipped network and optimiser before the first step; the same weights every time."""
+        """The shipped network and optimiser before the first step; always the same weights."""
         return new_state(self.task.network, self.recipe, IMAGE, CLASSES, placement or self.placement)
 
     def configure(self, *, shipped: bool) -> None:
-        """Threads for the next stretch, and our deterministic algorithms or torch's default ones."""
+        """Sets the threads for the next stretch, and our deterministic algorithms or torch's default ones."""
         configure_arithmetic(self.threads)
         if not shipped:
             torch.use_deterministic_algorithms(False)
@@ -65,7 +65,7 @@ class Setting:
         return self.data.train.batch(torch.arange(self.recipe.batch_size, device=self.placement.device))
 
     def now(self) -> float:
-        """Seconds on a clock, when the device has done all that it was asked to."""
+        """Seconds on a clock, read when the device has finished all its work."""
         if self.placement.device.type == "cuda":
             torch.cuda.synchronize()
         return time.perf_counter()

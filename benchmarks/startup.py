@@ -1,4 +1,4 @@
-"""Seconds from the start of ``cnn-jobs train`` to its first optimiser step, against importing what it stands on."""
+"""Seconds from the start of ``cnn-jobs train`` to its first optimiser step, against importing its libraries."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from benchmarks.children import IMPORTS, environment, json_from, prepare_mlflow,
 
 TASK, DATA = "task2", "shapes"
 DEADLINE_S = 300.0
-# A loss is recorded between forward and backward pass: the second one comes when the first step has been taken.
+# A loss is recorded between forward and backward pass: the second one shows that the first step is done.
 FIRST_STEP_DONE = "select min(timestamp) from metrics where key = 'train/loss' and step = 2 and timestamp >= ?"
 
 
 def measure_startup(folder: Path, repeats: int) -> dict[str, list[float]]:
-    """Seconds of both, one figure a round, after one round that is not counted (it warms the file cache)."""
+    """Seconds of both, one figure per round; a first round that is not counted warms the file cache."""
     prepare_mlflow(folder, "startup")
     seconds: dict[str, list[float]] = {"imports": [], "first_step": []}
     for number in range(repeats + 1):
@@ -31,14 +31,14 @@ def measure_startup(folder: Path, repeats: int) -> dict[str, list[float]]:
 
 
 def _imports(folder: Path) -> float:
-    """Until the imports are done; the interpreter's end is not in it."""
+    """Seconds until the imports are done; the interpreter's shutdown does not count."""
     started = time.time()
     ended: float = json_from(["-c", f"{IMPORTS}; import time; print(time.time())"], environment(folder))
     return ended - started
 
 
 def _first_step(folder: Path) -> float:
-    """By the time stamp of the second step's loss in MLflow; the process is then told to stop."""
+    """Seconds until the time stamp of the second step's loss in MLflow; then stops the process."""
     args = ["-m", "cnn_jobs", "train", TASK, "--data", DATA, "--epochs", "1", "--experiment", "startup"]
     with tempfile.TemporaryFile("w+") as log:
         started = time.time()

@@ -1,4 +1,4 @@
-"""``python -m benchmarks.transfer``: the whole of task4a with kept features, without, and the usual way.
+"""``python -m benchmarks.transfer``: the whole of task4a with cached features, without, and the usual way.
 
 Measures on a subset of real images (``--data``), writes benchmarks/transfer.json and the table in docs/transfer.md;
 ``--render`` only writes the table again.
@@ -24,7 +24,7 @@ PAGE, JSON_FILE = ROOT / "docs/transfer.md", ROOT / "benchmarks/transfer.json"
 LEAST_OVER_UNCACHED, LEAST_OVER_USUAL = 2.0, 2.5
 NAMES = {
     "cached": "features kept in memory, the pass included",
-    "uncached": "trunk computed at each step (`--trunk-cache off`)",
+    "uncached": "backbone computed at each step (`--trunk-cache off`)",
     "usual": "the usual way: PIL, DataLoader, whole network",
 }
 
@@ -41,7 +41,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
 
 
 def measure(options: argparse.Namespace, arguments: list[str]) -> dict[str, Any]:
-    """Seconds of each contender in each round, and what the features need."""
+    """Seconds of each contender in each round, and the size of the features."""
     from benchmarks.conditions import conditions
     from benchmarks.usual_transfer import UsualTransfer
     from cnn_jobs.data.sources import open_dataset
@@ -95,7 +95,7 @@ class Ours:
         self._task, self._recipe, self._dataset = task, recipe, dataset
 
     def run(self, *, kept: bool) -> dict[str, float]:
-        """One training; seconds of the pass over all images."""
+        """Trains once; returns the seconds of the pass over all images."""
         from cnn_jobs.data.batches import place_on_device
         from cnn_jobs.runs import artifacts
         from cnn_jobs.training.device import select_device
@@ -125,7 +125,7 @@ class Ours:
 
 
 def _subset(dataset: Any, train: int, test: int) -> Any:
-    """The first images of a fixed order, of all classes."""
+    """The first images in a fixed random order."""
     import torch
 
     from cnn_jobs.data.batches import generator_for
@@ -145,19 +145,19 @@ def _subset(dataset: Any, train: int, test: int) -> Any:
 
 
 def ratios(results: dict[str, Any], name: str) -> list[float]:
-    """How many times as long ``name`` took as the kept features, round by round."""
+    """How many times as long as the cached features ``name`` took, by round."""
     pairs = zip(results["seconds"][name], results["seconds"]["cached"], strict=True)
     return [other["total"] / ours["total"] for other, ours in pairs]
 
 
 def largest_difference(results: dict[str, Any]) -> float:
-    """Between the losses of the two ways, relative."""
+    """The largest relative difference between the losses with and without the cache."""
     pairs = zip(results["losses"]["cached"], results["losses"]["uncached"], strict=True)
     return max(abs(one - other) / abs(other) for one, other in pairs)
 
 
 def render(results: dict[str, Any]) -> str:
-    """The tables of the page."""
+    """The measured part of the page."""
     data, recipe = results["data"], results["recipe"]
     rows = []
     for name, text in NAMES.items():
@@ -183,7 +183,7 @@ def render(results: dict[str, Any]) -> str:
             f"the best and the last model; batches of {recipe['batch_size']}, {recipe['precision']}, no early stop.",
             table(["the whole task", "seconds, median", "least to most", "n", "times as long"], rows),
             table(["target", "measured (median)", "met"], met),
-            f"The pass takes {passed.median:.1f} s of it, {1000 * passed.median / images:.1f} ms an image.",
+            f"The pass over all images takes {passed.median:.1f} s, {1000 * passed.median / images:.1f} ms an image.",
             _agreement(results),
             _sizes(results["bytes_per_1000_images"]),
         ]

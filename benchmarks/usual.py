@@ -54,7 +54,7 @@ class UsualLoop:
         self._batches = _endless(picture_loader(setting, pictures, workers))
 
     def run(self, untimed: int, timed: int) -> float:
-        """Goes on in the stream of batches where the last call ended."""
+        """Continues in the stream of batches where the last call ended."""
         self._setting.configure(shipped=False)
         self._model.train()
         self._steps(untimed)

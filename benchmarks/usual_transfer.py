@@ -1,4 +1,4 @@
-"""Task 4a as one usually writes it: PIL images resized one by one in a ``DataLoader``, the whole network every step."""
+"""Task 4a as it is usually written: PIL images resized one by one in a ``DataLoader``, the whole network every step."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ EVALUATION_BATCH = 100
 
 
 class Pictures(torch.utils.data.Dataset):
-    """Pictures as ``torchvision.datasets.CIFAR10`` serves them: a PIL image at a time, then its transform; labels."""
+    """Pictures and labels as in ``torchvision.datasets.CIFAR10``: one PIL image at a time, transformed."""
 
     def __init__(self, images: torch.Tensor, labels: torch.Tensor, task: Any) -> None:
         self._images = images.permute(0, 2, 3, 1).contiguous().numpy()
@@ -35,7 +35,7 @@ class Pictures(torch.utils.data.Dataset):
 
 
 class UsualTransfer:
-    """The hand-out's way: everything frozen but layer4 and a new head, ``.item()`` every step, torch's defaults."""
+    """The hand-out's way: all but layer4 and a new head frozen, ``.item()`` every step, torch's defaults."""
 
     def __init__(self, task: Any, recipe: Any, dataset: Any) -> None:
         self._recipe = recipe
@@ -47,7 +47,7 @@ class UsualTransfer:
         self._classes = len(dataset.classes)
 
     def run(self) -> dict[str, float]:
-        """One training with its validations and final figures."""
+        """Trains once, with validations and final figures."""
         torch.use_deterministic_algorithms(False)
         recipe = self._recipe
         network = resnet18(weights=None)

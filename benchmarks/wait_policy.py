@@ -1,7 +1,7 @@
-"""What idle OpenMP threads cost: spinning long (the library's default), a little (as shipped), not at all.
+"""The cost of idle OpenMP threads: spinning long (the library's default), a little (as shipped), or not at all.
 
-The policy is read when torch loads the library, so each has a process of its own, which trains a constant batch
-whenever it is told to: ``python -m benchmarks.wait_policy TASK THREADS``.
+The policy is read when torch loads the library, so each has its own process, ``python -m benchmarks.wait_policy TASK
+THREADS``, which trains on a constant batch on request.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ UNTIMED_STEPS = 2
 
 
 def measure_wait_policy(task: str, threads: int, *, repeats: int, steps: int) -> dict[str, Any]:
-    """Images per second of every policy, alone and beside one process that never rests; interleaved.
+    """Images per second of every policy, alone and beside one busy process; interleaved.
 
-    With ``steps`` 0, as many a stretch as take about ``STRETCH_S`` seconds alone.
+    With ``steps`` 0, as many steps per stretch as take about ``STRETCH_S`` seconds alone.
     """
     rates: dict[str, list[float]] = {f"{policy}_{load}": [] for load in ("alone", "beside") for policy in POLICIES}
     with ExitStack() as stack:
@@ -51,11 +51,12 @@ def _trainer(task: str, threads: int, policy: dict[str, str]) -> Any:
     env = {key: value for key, value in os.environ.items() if key not in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")}
     env.update(policy)
     args = ("-m", "benchmarks.wait_policy", task, str(threads))
-    return _told_to_end(python(*args, env=env, stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=1))
+    return _closing_stdin(python(*args, env=env, stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=1))
 
 
 @contextmanager
-def _told_to_end(context: Any) -> Iterator[subprocess.Popen[str]]:
+def _closing_stdin(context: Any) -> Iterator[subprocess.Popen[str]]:
+    """Closes the process's stdin at the end, upon which it exits."""
     with context as process:
         yield process
         process.stdin.close()
@@ -81,12 +82,12 @@ def _answer(trainer: subprocess.Popen[str]) -> str:
     assert trainer.stdout is not None
     line = trainer.stdout.readline()
     if not line:
-        raise RuntimeError(f"the training process ended with {trainer.wait()}; its words are above")
+        raise RuntimeError(f"the training process ended with exit code {trainer.wait()}; its messages are above")
     return line
 
 
 def main() -> None:
-    """Says the batch size, then the seconds of as many steps as each line of stdin names."""
+    """Prints the batch size, then for each line of stdin the seconds of that number of steps."""
     from benchmarks.contenders import Ceiling
     from benchmarks.setting import Setting, random_dataset
 

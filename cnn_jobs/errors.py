@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import errno
 
-# EX_TEMPFAIL of sysexits.h: call again.
+# EX_TEMPFAIL of sysexits.h: run the command again.
 CONTINUE = 75
 
 
@@ -102,7 +102,7 @@ class RendezvousError(CnnJobsError):
 
 
 class NotShippedError(CnnJobsError):
-    """The work is done, but MLflow lacks a part of it. ``kept``: that part outlives this process."""
+    """The work is done, but MLflow lacks records of it. ``kept``: they are on a disk that outlives this process."""
 
     def __init__(self, message: str, *, kept: bool) -> None:
         super().__init__(message)
@@ -150,7 +150,7 @@ class ThreadError(CnnJobsError):
     """A thread of this process died of an unexpected error."""
 
 
-# Last until somebody acts; any other (a failing disk, too many open files) may be gone at the next attempt.
+# Errors that last until the user acts; any other (a failing disk, too many open files) may be gone at the next attempt.
 _LASTING = (
     errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.ENOENT, errno.EEXIST,
     errno.ENAMETOOLONG, errno.ELOOP, errno.EINVAL,

@@ -49,14 +49,14 @@ class Task:
         return digest_of(self._content(recipe, weights_digest))
 
     def group_hash(self, recipe: Recipe, data_digest: str, weights_digest: str = "") -> str:
-        """SHA-256 that runs share when they differ in the seed alone: what a comparison averages over."""
+        """SHA-256 that runs share if they differ only in the seed: comparisons average over these runs."""
         content = self._content(recipe, weights_digest)
         del content["recipe"]["seed"]
         return digest_of({**content, "data_digest": data_digest})
 
     def _content(self, recipe: Recipe, weights_digest: str) -> dict[str, Any]:
         values = recipe.hashed()
-        # What the weights are counts, not where they are.
+        # The digest of the weights is hashed, not their source.
         source = values.pop("weights")
         if (source == NO_WEIGHTS) != (not weights_digest):
             raise ValueError(f"weights are '{source}', their digest is '{weights_digest}'")
@@ -94,8 +94,8 @@ _TASKS = (
         reference=Reference(
             val_loss=1.79,
             val_accuracy=0.737,
-            note="The report's loss was taken behind a softmax in front of the cross-entropy (its least possible "
-            "value is then 1.46): losses are not comparable, accuracies are.",
+            note="The report's loss has an additional softmax before the cross-entropy (its minimum is therefore "
+            "1.46): losses are not comparable, accuracies are.",
         ),
     ),
     Task(

@@ -78,7 +78,7 @@ def setup_in(directory: Path, interpreter: Path) -> "subprocess.CompletedProcess
     [
         (
             'case "$*" in *version_info*) exit 1;; *) echo Python 3.9.2;; esac',
-            "is Python 3.9.2, 3.11 or later is needed",
+            "is Python 3.9.2, but must be 3.11 or later",
         ),
         ('case "$*" in *ensurepip*) exit 1;; esac', "apt install python3-venv"),
     ],
@@ -182,7 +182,7 @@ def test_error_without_a_builder_names_what_to_install(tmp_path: Path) -> None:
         ran = make(target, "REGISTRY=registry.example", PATH=path)
         assert ran.returncode != 0
         first, *rest = ran.stderr.splitlines()
-        assert first.startswith("no docker whose daemon answers, no podman, no buildah: install one")
+        assert first.startswith("found no docker with a running daemon, no podman, no buildah: install one")
         assert all(line.startswith("make: ***") for line in rest)
 
 

@@ -25,7 +25,7 @@ COMMANDS = {
     "interpret": ("interpret", "Show filters, activations and where a network looks (tasks 4b, 4c)."),
     "runs": ("runs", "Compare the runs of an experiment in a table."),
     "report": ("report", "Compare runs: tables, intervals, tests and plots in one page."),
-    "replay": ("runs", "Send to MLflow what it lacks of a run."),
+    "replay": ("runs", "Send the records of a run that MLflow lacks."),
     "reap": ("runs", "Repair the status of runs whose process is gone."),
     "reproduce": ("runs", "Train again what a run recorded, and compare."),
     "doctor": ("doctor", "Check data, MLflow, credentials, device and disk; advise what to do."),

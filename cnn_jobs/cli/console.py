@@ -1,4 +1,4 @@
-"""What a training prints: its progress, its results as tables, and the command that comes next."""
+"""The output of a training: progress, tables of results, and the next command to call."""
 
 from __future__ import annotations
 
@@ -114,7 +114,7 @@ def _results_table(task: Task, results: Sequence[RunResult], *, synthetic: bool)
 
 
 def how_to_continue(error: CnnJobsError, options: RunOptions) -> list[str]:
-    """The command that continues an interrupted run, or sends what MLflow lacks; none for other errors."""
+    """The command that resumes an interrupted run, or sends the records that MLflow lacks; none for other errors."""
     if not error.run_key or not isinstance(error, NotShippedError | InterruptedRunError):
         return []
     if isinstance(error, NotShippedError):

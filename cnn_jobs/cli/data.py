@@ -58,7 +58,7 @@ def stage_command(cifar10: bool, cifar10_from: str, imagenet: bool, imagenet_fro
     wanted = [(stage_cifar10, cifar10_from)] * cifar10 + [(stage_imagenet, imagenet_from)] * imagenet
     for stage, source in wanted:
         staged = stage(source)
-        click.echo(f"{staged.path}  sha256 {staged.digest[:12]}  {'staged' if staged.fresh else 'was there'}")
+        click.echo(f"{staged.path}  sha256 {staged.digest[:12]}  {'staged' if staged.fresh else 'unchanged'}")
 
 
 @data.command("verify")

@@ -1,4 +1,4 @@
-"""``cnn-jobs status``, ``logs`` and ``cancel``: the Kubernetes Jobs of cnn-jobs, beside their MLflow runs."""
+"""``cnn-jobs status``, ``logs`` and ``cancel``: the Kubernetes Jobs of cnn-jobs with their MLflow runs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``cnn-jobs runs``, ``replay``, ``reap`` and ``reproduce``: what is done with runs that exist."""
+"""``cnn-jobs runs``, ``replay``, ``reap`` and ``reproduce``: commands on existing runs."""
 
 from __future__ import annotations
 
@@ -58,9 +58,9 @@ def runs(experiment: str, task: str) -> None:
     help="Seconds to keep trying while MLflow does not answer.",
 )
 def replay(folder: Path, ship_deadline: float) -> None:
-    """Send to MLflow what it lacks of the run in FOLDER (DIR/<run_key>); nothing is trained.
+    """Send the records of the run in FOLDER (DIR/<run_key>) that MLflow lacks; nothing is trained.
 
-    Repeat it as often as you like, also to another server (MLFLOW_TRACKING_URI): nothing is duplicated. Exit code 75
+    Repeat it as often as you like, also with another server (MLFLOW_TRACKING_URI): nothing is duplicated. Exit code 75
     means that MLflow does not answer, 1 that it refused something.
     """
     from cnn_jobs.tracking.connection import tracking_uri

@@ -58,7 +58,7 @@ DECIDED = {
 @cluster_options
 @option("dry_run", is_flag=True, default=False, help="Print the Job for 'kubectl create -f -' and contact no cluster.")
 def submit(context: str, *, dry_run: bool, **given: Any) -> None:
-    """Run TASK on a Kubernetes cluster, as a new Job with a name of its own.
+    """Run TASK on a Kubernetes cluster, as a new Job with a unique name.
 
     \b
     TASK is a task, or any other Job of 'cnn-jobs manifests': prepare-data,
@@ -112,7 +112,7 @@ def _request(
         pairs = [*pairs, f"seed={seed}"]
     options, values = pod_options(command_of(chosen.args), pairs)
     if chosen.indexes and "seed" in values:
-        raise UserError(f"--set seed: in '{task}' the seed is the pod's index; use the task alone and --seed")
+        raise UserError(f"--set seed: in '{task}' the seed is the pod's index; use '{chosen.task}' and --seed")
     planned = _planned(chosen.task, values, seeds, sweep) if chosen.trains else []
     labels = tuple(each.label for each in planned) if len(planned) > 1 else ()
     chosen = cluster_jobs.with_runs(chosen, options, seeds, sweep, planned)

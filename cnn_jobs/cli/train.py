@@ -153,7 +153,7 @@ def train(
     \b
     Exit codes: 0 when the run is finished and everything is in MLflow; 75 when
     the same command (with the --run-key that is printed) continues where it
-    stopped; 2 when it can never work as asked (a bad option, bad data, a
+    stopped; 2 when the command can never succeed (a bad option, bad data, a
     training that diverged); 1 for anything else.
     """
     # Before torch is imported: a signal in those seconds must end the run properly, too.
@@ -217,7 +217,7 @@ def train(
                 state_outlives_process=durable_state,
             )
             logs.capture_libraries()
-            # The monitor first: what the others print of a moment carries its step.
+            # The monitor first, so that lines of the other observers carry the present step.
             observer = fan_out(monitor, progress_observer())
             session = Session(entry, options, open_dataset(data), observer, stop, rendezvous)
             if world.rank:

@@ -1,4 +1,4 @@
-"""Submit a Job under a name of its own, or cancel one: in MLflow first, so that no other pod resumes its runs."""
+"""Submit a Job under a unique name, or cancel one: in MLflow first, so that no other pod resumes its runs."""
 
 from __future__ import annotations
 

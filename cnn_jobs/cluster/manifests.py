@@ -19,11 +19,11 @@ TTL_S = 86400
 RENDER = "'cnn-jobs manifests render' rewrites it"
 
 _NEVER = "2: the request can never work (bad option, missing or damaged data, diverged training)."
-_IGNORED = "75 asks for another pod, as in every Job."
+_IGNORED = "75 requests another pod, as in every Job."
 _CONTINUE_COMMENT = {
-    "training": "75: progress is saved, the next pod resumes. Not counted, however often: an attempt ends so only "
-    "after progress; activeDeadlineSeconds bounds all of them.",
-    "report": f"{_IGNORED} Records that MLflow did not take are lost with this pod, so it exits with 1 then, which "
+    "training": "75: progress is saved, the next pod resumes. Never counts, because an attempt exits so only after "
+    "progress; activeDeadlineSeconds limits all attempts together.",
+    "report": f"{_IGNORED} Records that MLflow did not accept are lost with this pod, so it exits with 1 then, which "
     "counts.",
 }
 _CONTINUE_COMMENT["interpret"] = _CONTINUE_COMMENT["report"]
@@ -81,8 +81,8 @@ def _job(plan: Plan, settings: Settings) -> Manifest:
         "spec": {
             **_counts(plan),
             "podReplacementPolicy": Commented(
-                "The next pod starts after the previous one has ended, never beside it: a run has one attempt at a "
-                "time. With a podFailurePolicy this is the only valid value.",
+                "The next pod starts only after the previous one has ended: a run has one attempt at a time. With a "
+                "podFailurePolicy this is the only valid value.",
                 "Failed",
             ),
             "podFailurePolicy": Commented(
@@ -130,14 +130,14 @@ def _counts(plan: Plan) -> Manifest:
     return {
         "completionMode": "Indexed",
         "completions": Commented(
-            "One index per seed: index 3 trains with seed 3, as a run of its own. For more seeds raise completions and "
+            "One index per seed: index 3 trains seed 3, as a separate run. For more seeds raise completions and "
             "parallelism together; for fewer at a time lower parallelism: both with 'kubectl patch', also while the "
             "Job runs.",
             plan.indexes,
         ),
         "parallelism": plan.indexes,
         "backoffLimitPerIndex": Commented(
-            "For each seed by itself. No backoffLimit and no maxFailedIndexes: no seed ends because others failed.",
+            "For each seed. No backoffLimit and no maxFailedIndexes: no seed ends because others failed.",
             plan.retries,
         ),
     }
@@ -150,7 +150,7 @@ def _failure_rules(plan: Plan) -> list[Commented]:
     if plan.indexes:
         action = "FailIndex"
         never = (
-            f"{_NEVER} FailIndex, not FailJob: if one seed diverges, the others continue; an error that all share ends "
+            f"{_NEVER} FailIndex, not FailJob: if one seed diverges, the others continue; an error in all seeds ends "
             "each at its first attempt."
         )
     else:

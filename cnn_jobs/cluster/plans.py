@@ -54,7 +54,7 @@ RESNET = Resources(
 )
 # docs/report-speed.md: 356 MB for 1,000 runs, 983 MB for 10,000.
 REPORT = Resources(memory_gib=2, why="A report on 10,000 runs took 1 GB (docs/report-speed.md).")
-# docs/performance.md: torch, MLflow and matplotlib alone take 825 MB; ResNet18 and one picture add little.
+# docs/performance.md: torch, MLflow and matplotlib take 825 MB; ResNet18 and one picture add little.
 INTERPRETATION = Resources(memory_gib=2, why="torch, MLflow and matplotlib take 0.8 GB (docs/performance.md).")
 # The archive, its pictures and the copy being written: three times the 185 MB of CIFAR-10, plus torch.
 STAGING = Resources(
@@ -63,7 +63,7 @@ STAGING = Resources(
 
 
 def resources_of(task: Task) -> Resources:
-    """Resources of a training, by its network, so that a new task has an answer, too."""
+    """Resources of a training, by the type of its network, so that new tasks have them, too."""
     return RESNET if isinstance(task.network, ResNet18) else SMALL_NETWORK
 
 
@@ -140,7 +140,7 @@ PREPARE_DATA = Plan(
 )
 DOCTOR = Plan(
     name="doctor",
-    title="What a training pod finds around it: data, weights, MLflow, GPU, disk",
+    title="Checks what a training pod needs: data, weights, MLflow, GPU, disk",
     component="doctor",
     # task4a needs the most: pretrained weights, too.
     args=("doctor", "--task", "task4a"),

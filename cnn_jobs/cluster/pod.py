@@ -17,7 +17,7 @@ METRICS_PORT = 9090
 RENDEZVOUS, RENDEZVOUS_PORT = "rendezvous", 29500
 # ConfigMap and Secret with a cluster's settings for all Jobs, from the stack or from the user.
 SHARED = "cnn-jobs"
-# Secret with logins for the sources of the data: for prepare-data alone.
+# Secret with logins for the sources of the data, for prepare-data only.
 SOURCES = "cnn-jobs-sources"
 DATA, STATE, SCRATCH = "/data", "/state", "/tmp"
 GPU = "nvidia.com/gpu"
@@ -26,8 +26,8 @@ INDEX_FIELD = "metadata.annotations['batch.kubernetes.io/job-completion-index']"
 
 _GRACE = "GKE Spot grants 15 s."
 _ARGS = {
-    "interpret": "The network is ResNet18 with ImageNet's weights, the picture a generated one. CNN_JOBS_RUN (id of a "
-    "run of cnn-jobs) and CNN_JOBS_IMAGE (a file on the data volume) in the ConfigMap choose others.",
+    "interpret": "The network is ResNet18 with ImageNet's weights, the picture is generated. CNN_JOBS_RUN (id of a "
+    "run of cnn-jobs) and CNN_JOBS_IMAGE (a file on the data volume) in the ConfigMap select others.",
     "report": "The experiment is CNN_JOBS_EXPERIMENT of the ConfigMap, as for trainings, else cnn-jobs.",
 }
 
@@ -97,12 +97,12 @@ def _container(plan: Plan, settings: Settings, mounts: list[Any]) -> Manifest:
         "name": plan.container,
         "image": settings.image,
         "imagePullPolicy": Commented(
-            "A version never changes; and an image that was loaded onto the nodes by hand is found.", "IfNotPresent"
+            "A version never changes, and an image that was loaded onto the nodes is used.", "IfNotPresent"
         ),
         "command": ["cnn-jobs"],
         "args": Commented(args_comment, [*plan.args, *device]),
         "envFrom": _env_from(plan),
-        "env": Commented("Set by this manifest; wins over envFrom.", _env(plan, settings)),
+        "env": Commented("Set by this manifest; overrides envFrom.", _env(plan, settings)),
         **({"ports": ports_field} if plan.trains else {}),
         "resources": _resources(plan, settings),
         "securityContext": {
@@ -119,8 +119,8 @@ def _container(plan: Plan, settings: Settings, mounts: list[Any]) -> Manifest:
 
 def _env_from(plan: Plan) -> Commented:
     comment = (
-        "What a cluster sets for all Jobs: MLFLOW_TRACKING_URI, CNN_JOBS_EXPERIMENT, CNN_JOBS_DATA, proxies. Without "
-        "them the program's defaults for pods hold: MLflow is http://mlflow:5000."
+        "A cluster's settings for all Jobs: MLFLOW_TRACKING_URI, CNN_JOBS_EXPERIMENT, CNN_JOBS_DATA, proxies. Without "
+        "them the program uses its defaults for pods: MLflow is http://mlflow:5000."
     )
     shared = {"name": SHARED, "optional": True}
     sources: list[Manifest] = [{"configMapRef": shared}, {"secretRef": shared}]

@@ -58,5 +58,5 @@ def _check_image(image: str) -> None:
     if found["tag"] in (None, "latest"):
         what = "names 'latest'" if found["tag"] else "has no tag, which means 'latest'"
         raise UserError(
-            f"--image is '{image}', which {what}: later nobody could find out what ran; name a version, as {_EXAMPLE}"
+            f"--image is '{image}', which {what}: that does not identify what ran; name a version, as {_EXAMPLE}"
         )

@@ -1,4 +1,4 @@
-"""Status of Jobs and their pods in a few words, beside their runs in MLflow."""
+"""Status of Jobs and their pods as short texts, and the keys of their runs in MLflow."""
 
 from __future__ import annotations
 

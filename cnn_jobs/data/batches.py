@@ -132,7 +132,7 @@ def place_on_device(
     device: torch.device,
     memory_format: torch.memory_format,
 ) -> Parts[ImageSet]:
-    """Copies a data set to ``device`` and splits it as the recipe says."""
+    """Copies a data set to ``device`` and splits it as the recipe specifies."""
     std = torch.tensor(transform.std).reshape(1, 3, 1, 1)
     mean = torch.tensor(transform.mean).reshape(1, 3, 1, 1)
     scale, shift = (1 / (255 * std)).to(device), (mean / std).to(device)

@@ -121,7 +121,7 @@ def _listing(names: Iterable[str], uri: str) -> dict[str, dict[str, list[str]]]:
             folders[split].setdefault(rest[0], [])
         if name.lower().endswith(SUFFIXES):
             if len(rest) != 2:
-                raise DataError(f"{uri}: {name} lies outside a class folder; the layout is {LAYOUT}")
+                raise DataError(f"{uri}: {name} is outside a class folder; the layout is {LAYOUT}")
             folders[split][rest[0]].append(name)
     for split, classes in folders.items():
         if not classes:

@@ -68,7 +68,7 @@ def read_prepared(path: Path, *, uri: str | None = None) -> Dataset:
 def check_digest(dataset: Dataset, expected: str, *, remedy: str) -> None:
     """Raises ``DataError`` with the first digits of both if the digest is not the expected one."""
     if dataset.digest != expected:
-        # Eight digits tell two data sets apart, but do not show a typing error in the ninth.
+        # Eight digits distinguish two data sets, but do not show a typing error in the ninth.
         shown = 8 if dataset.digest[:8] != expected[:8] else len(expected)
         raise DataError(f"{dataset.uri}: sha256 {dataset.digest[:shown]}, expected {expected[:shown]}; {remedy}")
 
@@ -98,7 +98,7 @@ def cached(file: Path, make: Callable[[], Dataset], *, name: str, uri: str) -> D
 def _read_arrays(path: Path, uri: str) -> dict[str, npt.NDArray[Any]]:
     names = (*_TENSORS, "classes", *_SCALARS)
     try:
-        # No pickles: a data set from somebody else must not be able to run code.
+        # No pickles: an untrusted data set must not be able to run code.
         with path.open("rb") as stream, np.load(stream, allow_pickle=False) as file:
             missing = [name for name in names if name not in file.files]
             if missing:

@@ -2,10 +2,10 @@
 
 Ten kinds of figures, 32x32 RGB, each at a random place, size, angle and colour, with two smaller figures as clutter,
 and noise. All is integer arithmetic on the raw bits of a generator: floating-point sines differ between machines, and
-numpy guarantees the raw stream of a bit generator, but not what its distributions make of it.
+numpy guarantees the raw stream of a bit generator, but not its distributions.
 
 Difficulty (torch 2.14.1, AMD EPYC, one thread, 10 epochs): task2 (SGD), best model, test accuracy 0.698 (mean of seeds
-0-2: 0.708, 0.694, 0.691). Last model, seed 0 alone, train / test accuracy: task3d-batchnorm 1.000 / 0.797, task3d-plain
+0-2: 0.708, 0.694, 0.691). Last model, only seed 0, train / test accuracy: task3d-batchnorm 1.000 / 0.797, task3d-plain
 0.928 / 0.800, task3-arch2 (BatchNorm and dropout) 0.975 / 0.805. After 5 epochs task3d-batchnorm is at 0.771. Training
 accuracies are of 2,000 images. The test set has 1,000: a standard error of 0.013 to 0.015.
 """

@@ -66,7 +66,7 @@ def open_dataset(uri: str, *, cache_dir: Path | None = None, download: bool | No
         raise DataError(f"{uri.partition('://')[0]}://...: not a data set; --data takes {VALID}")
     path = Path(uri).expanduser()
     if not uri or not path.exists():
-        raise DataError(f"{uri or 'the empty word'}: no such file or directory; --data takes {VALID}")
+        raise DataError(f"{uri or 'an empty name'}: no such file or directory; --data takes {VALID}")
     return _open_file(path, uri=uri, cache_dir=cache_dir)
 
 

@@ -1,1 +1,1 @@
-"""Several processes that train one run: who they are, how they find each other, and how all of them end."""
+"""Several processes that train one run: their ranks, their rendezvous, and their status."""

@@ -42,7 +42,7 @@ Facts = Mapping[str, str]
 
 
 class Rendezvous:
-    """The other processes of a run, as rank 0 sees them; as such, there are none.
+    """The other processes of a run, as rank 0 sees them; in this base class there are none.
 
     ``made_progress``: whether this attempt advanced the run, by what outlives it; set by rank 0's attempt.
     """
@@ -116,7 +116,7 @@ class DistributedRendezvous(Rendezvous):
         return entry.content.get(field) if entry else None
 
     def check(self) -> None:
-        """Raises what the others mean for this process: ``PeerLostError``, or the error that one of them ended with."""
+        """Raises ``PeerLostError`` for a lost process, or the error that another process ended with."""
         if self.world.rank:
             if result := self.result_of_root():
                 raise _error_of_root(result)
@@ -148,7 +148,7 @@ class DistributedRendezvous(Rendezvous):
     def end(self, code: int, text: str, *, diverged: bool = False) -> None:
         """Publishes how this process ended. Rank 0 waits a few seconds until the others know.
 
-        An error that can never work (exit code 2) also has to reach processes that have yet to come: that takes longer.
+        Exit code 2 also has to reach processes that have not connected yet, which takes longer.
         """
         final = code == UserError.exit_code
         limit = time.monotonic() + (EARLY_SHUTDOWN_TIMEOUT_S if final else SHUTDOWN_TIMEOUT_S)
@@ -185,8 +185,8 @@ class DistributedRendezvous(Rendezvous):
     def _wait(
         self, question: Callable[[], Answer], on_timeout: Callable[[], str] | None = None, *, grace_s: float = 0.0
     ) -> Answer:
-        """The first true answer. Raises as ``check``, ``grace_s`` after a signal, and with the text of
-        ``on_timeout``."""
+        """Polls ``question`` until its answer is true. Raises as ``check``, ``grace_s`` seconds after a signal, and
+        after the world's timeout with the text of ``on_timeout``."""
         while not (answer := question()):
             if not self._stop.signal_name or self._stop.seconds_left(grace_s) <= LEAST_S:
                 self._stop.check()

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 TICK_S = 0.5
 RETRY_S = 0.5
-# Of one attempt to reach rank 0: its name may lead to a pod that is gone.
+# Timeout of one connection to rank 0, whose name may still resolve to a pod that is gone.
 CONNECT_S = 3.0
 STORE_TIMEOUT = timedelta(seconds=10)
 
@@ -104,7 +104,7 @@ class StatusStore:
     # -- connecting ------------------------------------------------------------------------------------------------
 
     def _connect(self) -> Store | None:
-        """The store, as soon as it is there and this rank is free in it; ``None`` after ``close``."""
+        """The store, as soon as it can be reached and this rank is free in it; ``None`` after ``close``."""
         from torch.distributed import PrefixStore  # type: ignore[attr-defined]
 
         world = self._world
@@ -126,7 +126,7 @@ class StatusStore:
         from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
         listener = listen(self._world.address, self._world.port)
-        # By address: the own name may not resolve yet in a pod that has just started.
+        # By address: in a pod that has just started its own name may not resolve yet.
         return TCPStore(
             "127.0.0.1",
             self._world.port,

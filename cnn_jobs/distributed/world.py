@@ -1,4 +1,4 @@
-"""Which of how many processes this one is, by the variables of torchrun or a Kubernetes Job. Imports nothing heavy."""
+"""This process' rank among all, by the variables of torchrun or a Kubernetes Job. Imports nothing heavy."""
 
 from __future__ import annotations
 

@@ -226,7 +226,7 @@ class NoAnswerError(Exception):
 
 
 class BackgroundCall(Generic[Result]):
-    """One call in a daemon thread, which does not delay the process's exit; everybody who waits shares its result."""
+    """One call in a daemon thread, which does not delay the process's exit; all who wait for it share its result."""
 
     def __init__(self, function: Callable[[], Result]) -> None:
         """Starts with ``start``, or when the result is first needed."""

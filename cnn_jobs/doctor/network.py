@@ -94,7 +94,7 @@ def diagnose(error: BaseException, url: str) -> tuple[str, str]:
     if reset or (system is None and has(urllib3.ProtocolError)):
         return (
             f"{where} closes the connection without an answer",
-            "if it speaks TLS, use https:// in place of http://; else look at the server's log",
+            "if it uses TLS, use https:// in place of http://; else look at the server's log",
         )
     reason = (system.strerror or system) if system is not None else _innermost(chain)
     return f"{where} cannot be reached ({reason})", "check the address and the network"
@@ -108,7 +108,7 @@ def _tls(error: ssl.SSLError, where: str) -> tuple[str, str]:
             "name the file of your own certificate authority by MLFLOW_TRACKING_SERVER_CERT_PATH, for S3 by "
             "AWS_CA_BUNDLE; or correct the certificate",
         )
-    return f"{where} does not speak TLS ({why})", "use http:// in place of https://, or correct the port"
+    return f"{where} does not use TLS ({why})", "use http:// in place of https://, or correct the port"
 
 
 def _chain(error: BaseException) -> Iterator[BaseException]:

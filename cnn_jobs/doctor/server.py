@@ -60,7 +60,7 @@ class Contact:
 
     @property
     def is_mlflow(self) -> bool:
-        """Whether some answer is one that MLflow gives."""
+        """Whether at least one of the answers is from MLflow."""
         # If its workers hang or fail, only /health answers.
         no_search = self.search.status == 0 or self.search.status >= 500
         healthy = self.health.status == 200 and self.health.text.strip() == "OK"
@@ -160,7 +160,7 @@ def check_version(contact: Contact) -> Finding:
 
 
 def check_database(contact: Contact) -> Finding:
-    """A search is answered: /health alone would be "OK" without a database, too."""
+    """The server answers a search: /health is "OK" without a database, too."""
     search = contact.search
     advice = "look at the server's log, and whether its database (PostgreSQL, sqlite file) runs and has room"
     if not search.status:

@@ -1,1 +1,1 @@
-"""What others see of a process: log lines, metrics for Prometheus, the outcome for a Pushgateway."""
+"""What a process exposes: log lines, metrics for Prometheus, the outcome for a Pushgateway."""

@@ -24,7 +24,7 @@ from cnn_jobs.system.redaction import redact
 from cnn_jobs.tracking import names
 from cnn_jobs.training.observer import Phase
 
-if TYPE_CHECKING:  # the page must be there before torch is
+if TYPE_CHECKING:  # the page must be served before torch is imported
     from wsgiref.simple_server import WSGIServer
 
 
@@ -139,7 +139,7 @@ class Collector:
             records, seconds = live.backlog()
             text = "Records of the journal that MLflow has not acknowledged."
             yield self._gauge("cnn_jobs_journal_backlog_records", text, records)
-            text = "How long MLflow has lacked a record; 0 when it lacks none."
+            text = "How long records have waited for MLflow; 0 when none waits."
             yield self._gauge("cnn_jobs_journal_backlog_seconds", text, seconds)
         text = "Calls to MLflow that failed, by kind."
         yield self._counters("cnn_jobs_ship_errors", text, "kind", totals.upload_errors)
@@ -170,7 +170,7 @@ def _by_label(values: Mapping[str, float]) -> dict[tuple[str, ...], float]:
     return {(label,): value for label, value in values.items()}
 
 
-# After a scrape the answer still has to leave this machine.
+# After a scrape the response still has to be sent.
 ANSWER_S = 0.5
 
 
@@ -222,16 +222,16 @@ class Exporter:
 
 
 JOB = "cnn-jobs"
-# A Pushgateway that does not answer at once is not worth waiting for.
+# Short: it is not worth waiting for a Pushgateway that does not answer at once.
 TIMEOUT_S, TIMEOUT_AFTER_SIGNAL_S = 3.0, 1.0
 
 
 def push_outcome(
     url: str, task: str, exit_code: int, seconds: float, warn: Callable[[str], object], *, abort: bool = False
 ) -> bool:
-    """Pushes exit code, duration and time of the command to the Pushgateway at ``url``; returns whether it took them.
+    """Pushes exit code, duration and time of the command to the Pushgateway at ``url``; returns whether that succeeded.
 
-    One that is away costs at most ``TIMEOUT_S`` seconds and a warning.
+    An unreachable one costs at most ``TIMEOUT_S`` seconds and a warning.
     """
     trouble = ["it did not answer in time"]
     thread = threading.Thread(
@@ -272,13 +272,13 @@ def _push(url: str, task: str, exit_code: int, seconds: float, trouble: list[str
     gauge("cnn_jobs_last_exit_code", "Exit code of the task's last command.", exit_code)
     gauge("cnn_jobs_last_duration_seconds", "How long the task's last command took.", seconds)
     if exit_code == 0:
-        # The one of an earlier success stays where this one failed: the push adds, it does not replace the group.
+        # After a failure the time of an earlier success is kept: the push adds to the group, it does not replace it.
         gauge("cnn_jobs_last_success_timestamp_seconds", "When the task's last successful command ended.", now)
     try:
         address, handler = _with_login(url)
         key = {"task": task}
         pushadd_to_gateway(address, job=JOB, registry=registry, grouping_key=key, timeout=TIMEOUT_S, handler=handler)
-    except Exception as error:  # whatever a URL, a name server or a proxy can come up with
+    except Exception as error:  # URLs, name servers and proxies cause errors of many types
         trouble.append(str(error) or type(error).__name__)
     else:
         trouble.clear()

@@ -1,4 +1,4 @@
-"""What this process does now: kept by the training thread, read by the metrics page and the log."""
+"""The current state of this process: written by the training thread, read by the metrics page and the log."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class Totals:
     upload_errors: dict[str, int] = field(default_factory=lambda: dict.fromkeys(UPLOAD_ERRORS, 0))
 
     def plus(self, live: LiveAttempt) -> Totals:
-        """These and an attempt's, as it is now."""
+        """These totals and the present figures of an attempt."""
         costs, errors = live.costs(), live.upload_errors()
         wasted, wasted_s = costs[names.WASTED_STEPS], costs[names.WASTED_DEVICE_SECONDS]
         return Totals(
@@ -52,7 +52,7 @@ class Totals:
 
 
 class Monitor(Observer):
-    """An observer that remembers. Every attribute is replaced as a whole, so that readers need no lock."""
+    """An observer that keeps the latest figures. Attributes are replaced as a whole, so that readers need no lock."""
 
     def __init__(self, task: str) -> None:
         self.task = task
@@ -67,7 +67,7 @@ class Monitor(Observer):
     # -- as an observer ----------------------------------------------------------------------------------------------
 
     def attempt_opened(self, live: LiveAttempt) -> None:
-        """Its figures count from now on, beside those of the runs before."""
+        """Makes this the current attempt; adds the previous one to the totals."""
         if self.live:
             self._before = self._before.plus(self.live)
         self.live, self.step, self.latest = live, live.first_step, {}
@@ -112,11 +112,11 @@ class Monitor(Observer):
     # -- for readers -------------------------------------------------------------------------------------------------
 
     def totals(self) -> Totals:
-        """Of all runs of this process, the present one as it is now."""
+        """Totals of all runs of this process, including the current one."""
         return self._before.plus(self.live) if self.live else self._before
 
     def log_context(self) -> dict[str, object]:
-        """For every log line: the run, and how far it is."""
+        """Fields of every log line: the run and its step."""
         facts: dict[str, object] = {"task": self.task}
         if self.live:
             facts |= {"run_key": self.live.run_key, "attempt": self.live.number, "step": self.step}
@@ -131,9 +131,9 @@ def monitored(
     warn: Callable[[str], object],
     print_error: Callable[[CnnJobsError], object],
 ) -> Iterator[Monitor]:
-    """Metrics page, log context and pushed outcome of what is done within; its exit code stays the same.
+    """Provides the metrics page and log context within, and pushes the outcome at the end; keeps the exit code.
 
-    An error is printed at once and becomes a ``SystemExit``, so that nobody waits for it while the page lingers.
+    An error is printed at once and becomes a ``SystemExit``: it must not wait until the page is closed.
     """
     monitor, began = Monitor(task), time.monotonic()
     logs.add_context("run", monitor.log_context)

@@ -1,4 +1,4 @@
-"""The table of a network, by arithmetic alone: one row a layer, with its output shape, parameters and costs."""
+"""The table of a network, computed without torch: one row per layer, with its output shape, parameters and costs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the course report asks of the groups: planned comparisons, corrected for their number, and overfitting."""
+"""The analysis for the course report's questions: planned comparisons, corrected for their number, and overfitting."""
 
 from __future__ import annotations
 

@@ -70,7 +70,7 @@ def _digest(text: str) -> str:
 
 
 def markdown(document: Document) -> str:
-    """The page, for pictures in ``plots/`` beside it."""
+    """The page, which shows the pictures in the folder ``plots/``."""
     parts = [f"# {_escape(document.title)}", *(_words(each.words) for each in document.lead)]
     for chapter in document.chapters:
         parts.append(f"{'#' * chapter.level} {_escape(chapter.title)}")

@@ -1,4 +1,4 @@
-"""Groups of runs that differ in the seed alone, one for each recipe, in a section for each data set."""
+"""Groups of runs that differ only in the seed, one for each recipe, in a section for each data set."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ SHORT_HASH = 8
 
 @dataclass(frozen=True)
 class Group:
-    """Runs that differ in the seed alone, by seed; ``changed``: recipe fields that are not the task's own."""
+    """Runs that differ only in the seed, by seed; ``changed``: recipe fields that are not the task's own."""
 
     key: str
     task: str
@@ -29,7 +29,7 @@ class Group:
 
     @property
     def run_ids(self) -> tuple[str, ...]:
-        """Of its runs, in order."""
+        """Ids of its runs, in order."""
         return tuple(run.run_id for run in self.runs)
 
     def values(self, metric: str) -> dict[int, float]:

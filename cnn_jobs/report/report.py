@@ -67,7 +67,7 @@ def make_report(request: ReportRequest, progress: Progress) -> ReportResult:
         experiment=request.experiment,
         where=without_password(request.tracking_uri),
         made=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
-        asked=f"asked for: {', '.join(request.tasks) or 'all tasks'}, {since if request.since_ms else 'all times'}",
+        asked=f"selected: {', '.join(request.tasks) or 'all tasks'}, {since if request.since_ms else 'all times'}",
         others=found.others,
         version=__version__,
     )

@@ -104,7 +104,7 @@ def course_report(section: Section) -> Table | None:
     if not rows:
         return None
     columns = _left("Task", "Figure of the last model") + _right("Ours", "Course report", "Ours minus report")
-    caption = "Beside the course report; accuracies in percent, their differences in points"
+    caption = "Compared with the course report; accuracies in percent, their differences in points"
     return Table("course-report", caption, columns, rows, ("".join(notes),) if notes else ())
 
 

@@ -89,7 +89,7 @@ def write_artifacts(
     write_text(folder / names.CONFUSION, confusion_csv(matrix, classes))
     plot_mistakes(images, labels, logits, classes, folder / names.MISTAKES)
     _, height, width = images.shape[1:]
-    # MLflow does not overwrite the model that an attempt left which was killed here.
+    # MLflow does not overwrite a model, which a killed attempt may have left here.
     shutil.rmtree(folder / names.MODEL, ignore_errors=True)
     network = whole_network(state.backbone, best_model(state))
     save_mlflow_model(network, task.transform, (3, height, width), folder / names.MODEL)

@@ -15,7 +15,7 @@ from cnn_jobs.system.files import write_text
 from cnn_jobs.tracking import names
 from cnn_jobs.training.loop import DeviceTime
 
-# The file of costs is at most so old.
+# Maximum age of the file of costs.
 UNWRITTEN_S = 1.0
 # A tag holds 8,000 characters, an attempt takes about 90.
 MOST_ATTEMPTS = 80
@@ -100,8 +100,8 @@ def merged(attempts: Sequence[Mapping[str, Any]], *, most: int = MOST_ATTEMPTS) 
 def read_costs(*texts: str, steps_of_last: int = 0, last: int | None = None) -> list[AttemptCost]:
     """The attempts of the fullest of several texts (a file, a tag); none where no text can be read.
 
-    ``steps_of_last``: what the journal shows of attempt number ``last``. One that was killed could not write down its
-    last second; its device seconds of that are estimated from those of its earlier steps.
+    ``steps_of_last``: what the journal shows of attempt number ``last``. A killed one did not record
+    its last second, whose device seconds are estimated from those of its earlier steps.
     """
     costs = [_parse(text) for text in texts]
     fullest = max(costs, key=lambda attempts: sum(each.wall_seconds for each in attempts), default=[])

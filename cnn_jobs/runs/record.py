@@ -63,7 +63,7 @@ def record_attempt(run: Run, recorder: JournalRecorder, plan: FeaturePlan | None
 
 def record_start(run: Run, recorder: JournalRecorder, backbone: Backbone | None = None) -> None:
     """Params, data set, lineage, frozen weights and the network's table, before the first step of the run."""
-    # The weights by name: an attempt elsewhere may find them in another place, and a param cannot change.
+    # The weights by name: another attempt may find them elsewhere, and a param cannot change.
     weights = run.weights.name if run.weights else run.recipe.weights
     recorder.params({"task": run.task.name, **run.recipe.as_dict(), "weights": weights})
     dataset = run.dataset

@@ -1,4 +1,4 @@
-"""What decides that a run continues: who owns it, and from which checkpoint the training resumes."""
+"""Whether a run continues: which attempt owns it, and from which checkpoint it resumes."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from cnn_jobs.training.feature_cache import FeaturePlan
 from cnn_jobs.training.state import TrainState
 
 Warn = Callable[[str], object]
-# What a key must not be reused for.
+# What must not change between the attempts of a run key.
 CHECKED = ("task", "recipe_hash", "data_digest")
 
 

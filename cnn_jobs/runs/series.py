@@ -46,7 +46,7 @@ def train_series(session: Session, planned: Sequence[Planned], report_error: Cal
             try:
                 with stop.masked():
                     parent.start(stop.requested)
-                    # The same key may be called again with more runs than before.
+                    # The same key may be used again with more runs than before.
                     parent.tags({names.NOTE: header.tags[names.NOTE]})
                 results, errors = _train_all(below, key, planned, report_error)
                 with stop.masked():
@@ -84,8 +84,8 @@ def _train_all(session: Session, key: str, planned: Sequence[Planned], report_er
 
 
 def exit_code(errors: Sequence[CnnJobsError]) -> int:
-    """Of a series: 0 if no run failed; that of the signal which stopped it; else 1 if a failed run may work another
-    time, 75 if one only has to be called again, 2 if none of the failed ones can work."""
+    """Of a series: 0 if no run failed; that of the signal which stopped it; else 1 if a failed run may succeed another
+    time, 75 if one continues with the same command, 2 if no failed run can succeed."""
     codes = {error.exit_code for error in errors}
     if errors and isinstance(errors[-1], InterruptedRunError):
         return errors[-1].exit_code
@@ -108,7 +108,7 @@ def _is_finished(session: Session, header: RunHeader) -> bool:
 
 
 def _finish_parent(parent: JournalRecorder, session: Session, errors: list[CnnJobsError]) -> None:
-    """FINISHED where no run failed, KILLED after a signal, else FAILED; an error of its own joins ``errors``."""
+    """FINISHED where no run failed, KILLED after a signal, else FAILED; its own error is added to ``errors``."""
     options, stop = session.options, session.stop
     what, kept = "the series is complete", options.state_outlives_process
     second: CnnJobsError | None = None

@@ -224,9 +224,9 @@ class Run:
 
 
 def prepare(session: Session, recipe: Recipe) -> Run:
-    """Checks everything that can be refused, before anything is recorded: a mistake leaves no run behind.
+    """Checks everything that can be refused, before anything is recorded: a mistake creates no run.
 
-    Raises ``UserError`` of many kinds.
+    Raises ``UserError`` and its subclasses.
     """
     task, options, dataset, world = session.task, session.options, session.dataset, session.rendezvous.world
     task.check(recipe)

@@ -1,4 +1,4 @@
-"""One run, from its recipe to its result: the way of every training."""
+"""One run, from its recipe to its result."""
 
 from __future__ import annotations
 
@@ -99,7 +99,7 @@ class Attempt:
         run, recorder, stop = self._run, self._recorder, self._stop
         self._observer.attempt_opened(self)
         try:
-            # A signal in this moment waits: the run that was just created must not stay RUNNING for ever.
+            # Masked, because the run that is created here must not stay RUNNING.
             with stop.masked():
                 self._cost.write()
                 recorder.start(stop.requested)

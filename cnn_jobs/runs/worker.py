@@ -30,7 +30,7 @@ def train_worker(session: Session, recipe: Recipe) -> None:
             run.threads = threads
             _train(run)
         observer.phase_changed(Phase.SHIPPING, "waiting for rank 0 to finish the run")
-        with session.stop.masked():  # rank 0 handles a signal, which it learns of
+        with session.stop.masked():  # rank 0 learns of the signal, and handles it
             rendezvous.wait_for_end()
         session.stop.mask()
     except BaseException as error:

@@ -45,7 +45,7 @@ class RunLock:
                 "stop it"
             )
         self._descriptor = descriptor
-        # For people only: on a full disk the lock holds without it.
+        # Only for the message above; on a full disk the lock works without it.
         with contextlib.suppress(OSError):
             os.ftruncate(descriptor, 0)
             os.write(descriptor, str(os.getpid()).encode())

@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 
 from cnn_jobs.system.files import write_bytes
 
-# Okabe and Ito's palette (jfly.uni-koeln.de/color), which colour-blind readers can tell apart.
+# Okabe and Ito's palette (jfly.uni-koeln.de/color), which colour-blind readers can distinguish.
 BLACK, ORANGE, SKY_BLUE, GREEN = "#000000", "#E69F00", "#56B4E9", "#009E73"
 BLUE, VERMILION, PURPLE = "#0072B2", "#D55E00", "#CC79A7"
 # In place of its yellow, which is too light for a line.

@@ -12,13 +12,13 @@ import sys
 import time
 from pathlib import Path
 
-# Iterations of GNU OpenMP's waiting loop, some tens of microseconds. The default of 300,000 is slowest when another
-# program wants a core, sleeping at once (OMP_WAIT_POLICY=PASSIVE) when none does; this value lies between the two and
-# is as fast as the default on an idle machine (docs/performance.md).
+# Iterations of GNU OpenMP's waiting loop, some tens of microseconds. The default of 300,000 is slowest beside a busy
+# program, sleeping at once (OMP_WAIT_POLICY=PASSIVE) is slowest on an idle machine; this value is between the two, and
+# on an idle machine as fast as the default (docs/performance.md).
 SPIN_COUNT = "10000"
 
-# From glibc's malloc.h. Blocks above the mmap threshold are mapped anew at every allocation, and free memory at the top
-# of the heap beyond the trim threshold returns to the kernel, which then clears megabytes again at each step.
+# From glibc's malloc.h. Blocks above the mmap threshold are mapped at every allocation, and free memory at the top of
+# the heap beyond the trim threshold returns to the kernel, which then clears megabytes again at each step.
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 _LARGE = 1 << 30
 

@@ -80,15 +80,15 @@ class StopRequest:
             self._in_mask = before
 
     def mask(self) -> None:
-        """Masks signals until ``unmask``, whatever context ends: all is done, and what is left takes no time."""
+        """Masks signals until ``unmask``, also outside of ``masked``: the work is done, and the rest takes no time."""
         self._mask_set = True
 
     def unmask(self) -> None:
-        """Ends ``mask``: something new begins."""
+        """Ends ``mask``, before other work begins."""
         self._mask_set = False
 
     def seconds_left(self, total_s: float) -> float:
-        """Of ``total_s`` seconds after the signal, at least ``LEAST_S``; all of them before a signal."""
+        """What remains of ``total_s`` seconds after the signal, at least ``LEAST_S``; all of them without a signal."""
         spent = time.monotonic() - self._signalled_at if self.signal_name else 0.0
         return max(LEAST_S, total_s - spent)
 

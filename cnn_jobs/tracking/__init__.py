@@ -1,1 +1,1 @@
-"""All that talks to MLflow; the only importer of it."""
+"""All communication with MLflow; only this package imports it."""

@@ -41,14 +41,14 @@ class JobRuns:
         return list(first.values())
 
     def mark_cancelled(self, reason: str) -> list[RemoteRun]:
-        """Marks runs that are under way, or would be continued: attempts keep the mark, and none follows."""
+        """Marks runs that are running or would be resumed: attempts keep the mark, and no other attempt starts."""
         open_runs = [run for run in self.runs() if _is_open(run)]
         for run in open_runs:
             self._mark(run, reason)
         return open_runs
 
     def settle(self, reason: str) -> list[Settled]:
-        """Once the pods are gone: sets runs to KILLED whose process was killed before it could."""
+        """After the end of the pods: sets runs to KILLED whose process was killed before it could do so."""
         for run in self.runs():
             if run.status == "FINISHED":
                 if run.cancelled:  # it finished just as it was cancelled

@@ -64,7 +64,7 @@ class RemoteRun:
 
     @property
     def cancelled(self) -> bool:
-        """Whether somebody cancelled it; it may still be running, or have FINISHED before it noticed."""
+        """Whether a user cancelled it; it may still be running, or have FINISHED before it noticed."""
         return self.state == CANCELLED
 
     @property
@@ -98,7 +98,7 @@ class TrackingClient:
             return function(self._client)
         except TrackingError:
             raise
-        except Exception as error:  # MLflow passes on whatever the network, its client and its database raise
+        except Exception as error:  # MLflow passes on all errors of the network, its client and its database
             if classified := classify(error, self.uri):
                 raise classified from error
             raise

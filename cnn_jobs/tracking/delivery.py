@@ -21,7 +21,7 @@ from cnn_jobs.tracking.records import Identity, Metric
 class Cursor:
     """Numbers up to which every record is acknowledged: ``values`` (metrics, params, tags, data sets), ``artifacts``.
 
-    A cursor that lags behind, as after a SIGKILL, only has records sent again, which changes nothing.
+    If a cursor lags behind, as after a SIGKILL, records are sent again, which changes nothing.
     """
 
     run_id: str = ""
@@ -72,8 +72,8 @@ def _crc(cursors: object) -> str:
 class KnownRows:
     """The metric rows that a run already holds, by identity, so that none is sent twice.
 
-    A key's history is requested when its first row is about to be sent: over a bad connection each answer then counts,
-    while dozens of histories in one go would never arrive.
+    A key's history is requested when its first row is about to be sent: over a bad connection each answer is progress,
+    while dozens of histories at once would never arrive.
     """
 
     def __init__(self, client: TrackingClient, run: RemoteRun) -> None:

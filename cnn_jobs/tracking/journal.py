@@ -1,8 +1,7 @@
 """The append-only record of everything a run sends to MLflow: its format, its writer, and a reader that follows it.
 
-A record is one JSON line that ends with the CRC-32 of what precedes it. Marks that occur nowhere else in a record, not
-line ends, say where it begins and ends: a torn, flipped or overwritten record or newline does not damage its
-neighbours.
+A record is one JSON line that ends with the CRC-32 of what precedes it. Not newlines but marks that occur nowhere else
+in a record delimit it: a torn, flipped or overwritten record or newline does not damage its neighbours.
 """
 
 from __future__ import annotations
@@ -73,7 +72,7 @@ def scan(data: bytes, base_offset: int = 0) -> tuple[list[Entry], list[Damage]]:
     """Every intact record, in order, and the bytes between them; ``base_offset``: where ``data`` begins in the file.
 
     A newline belongs to the record before it and may be missing at the very end. Takes time linear in the size of
-    ``data``, whatever it holds.
+    ``data``, also if that is damaged.
     """
     entries: list[Entry] = []
     damage: list[Damage] = []

@@ -8,9 +8,9 @@ from __future__ import annotations
 # -- tags ------------------------------------------------------------------------------------------------------------
 
 PREFIX = "cnn_jobs."
-# What the run is of.
+# What the run is: its key, and what it trains on.
 RUN_KEY = "cnn_jobs.run_key"
-ROLE = "cnn_jobs.role"  # a training has none
+ROLE = "cnn_jobs.role"  # not set for a training
 PARENT, DOCUMENT = "parent", "document"  # roles: the parent of a series, a report or pictures
 TASK = "cnn_jobs.task"
 GROUP = "cnn_jobs.group"
@@ -21,7 +21,7 @@ DATA_DIGEST = "cnn_jobs.data_digest"
 SYNTHETIC_DATA = "cnn_jobs.synthetic_data"
 WEIGHTS = "cnn_jobs.weights"
 WEIGHTS_DIGEST = "cnn_jobs.weights_digest"
-# Which attempt owns it, and how that is.
+# The attempt that owns the run, and its state.
 ATTEMPT = "cnn_jobs.attempt"
 ATTEMPT_ID = "cnn_jobs.attempt_id"
 HEARTBEAT = "cnn_jobs.heartbeat"

@@ -1,4 +1,4 @@
-"""Artifacts waiting for upload, each a file of its own that later writes do not change."""
+"""Artifacts waiting for upload, each in a separate file that later writes do not change."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Outbox:
     def stage(self, source: Path, to: str, *, passing: bool = False) -> Iterator[dict[str, Any]]:
         """Stages a file, or every file of a folder, for upload to ``to``; yields a journal content for each.
 
-        ``passing``: a newer version will follow, so that nothing is lost where this one cannot be sent any more.
+        ``passing``: a newer version will follow, so that nothing is lost if this one can no longer be sent.
         """
         if source.is_dir():
             for path in sorted(path for path in source.rglob("*") if path.is_file()):
@@ -33,7 +33,7 @@ class Outbox:
             yield {**self._stage_file(source, to), "passing": passing}
 
     def _stage_file(self, source: Path, to: str) -> dict[str, Any]:
-        # In a folder of its own: MLflow names an artifact after its file.
+        # In a separate folder: MLflow names an artifact after its file.
         ticket = uuid.uuid4().hex[:12]
         staged = self._folder / ticket / Path(to).name
         try:

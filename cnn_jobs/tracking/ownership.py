@@ -13,13 +13,13 @@ from cnn_jobs.tracking.connection import OutageError, call_within
 from cnn_jobs.tracking.records import AttemptMark, RunHeader
 
 HEARTBEAT_INTERVAL_S = 10.0
-# A live attempt increments its counter at least once in this time, whatever its pauses between tries (at most 30 s).
+# A live attempt increments its counter at least once in this time; it pauses at most 30 s between tries.
 STILL_S = 60.0
 POLL_S = 2.0
 
 
 class DuplicateRunError(OutageError):
-    """The run that was joined does not count, or no longer: find the key's run again."""
+    """The attached run was deleted, or duplicates an older one: find the key's run again."""
 
 
 # -- finding the run -------------------------------------------------------------------------------------------------
@@ -42,19 +42,19 @@ def find_or_create(client: TrackingClient, header: RunHeader, mark: AttemptMark)
     runs = runs_of_key(client, header)
     if not runs:
         client.create(header, {**attempt_tags(mark), **parent_tag(client, header)})
-        # Another process may have created one at the same time: only what MLflow lists now counts.
+        # Another process may have created one at the same time: all use the oldest that MLflow lists.
         runs = runs_of_key(client, header)
     if not runs:
         raise OutageError(f"run {header.run_key} was created, but MLflow does not list it yet")
     for duplicate in runs[1:]:
-        # This attempt's own loses nothing: the journal has all of it.
+        # Deleting this attempt's own loses nothing: the journal has all of it.
         if duplicate.attempt_id == mark.id or (not duplicate.metrics and not duplicate.params):
             client.delete(duplicate.run_id)
     return runs[0]
 
 
 def parent_tag(client: TrackingClient, header: RunHeader) -> dict[str, str]:
-    """MLflow's tag for a run below another; empty where the parent does not exist, or not yet."""
+    """MLflow's tag for the run's parent; empty if the parent does not exist, or not yet."""
     if not header.parent_key:
         return {}
     parents = client.find(header.experiment, names.RUN_KEY, header.parent_key)
@@ -93,8 +93,8 @@ def wait_until_still(
     """Returns when the heartbeat of the attempt that owns ``run`` has not changed for ``still_s`` seconds.
 
     Compares counters, not clocks. Raises ``AnotherAttemptError`` as soon as the heartbeat changes. ``wait`` sleeps, and
-    may raise to give up. A reading that fails in an outage is repeated; the last one must succeed, and ``OutageError``
-    is raised where none does for as long again.
+    may raise to end the wait. A reading that fails in an outage is repeated; the last one must succeed, and
+    ``OutageError`` is raised if none does for another ``still_s`` seconds.
     """
     began = time.monotonic()
     still_s = STILL_S if still_s is None else still_s
@@ -120,7 +120,7 @@ def wait_until_still(
 def wait_for_owner(
     client: TrackingClient, header: RunHeader, run: RemoteRun, wait: Callable[[float], object] = time.sleep
 ) -> None:
-    """``wait_until_still`` for the present owner of ``run``."""
+    """``wait_until_still`` for the attempt that owns ``run`` now."""
 
     def read() -> RemoteRun:
         return next((each for each in runs_of_key(client, header) if each.run_id == run.run_id), run)

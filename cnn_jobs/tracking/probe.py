@@ -1,4 +1,4 @@
-"""Requests to MLflow that change nothing: what answers there, which database, whether artifacts can be read back."""
+"""Requests that leave MLflow unchanged: which server answers, which database, whether artifacts can be read back."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from cnn_jobs.tracking.connection import configure_client
 if TYPE_CHECKING:
     from mlflow.store.artifact.artifact_repo import ArtifactRepository
 
-# MLflow's timeouts for a whole call: a mere check need not wait longer.
+# MLflow's timeouts for a whole call, shorter than those of a training.
 SHORT_TIMEOUTS = {"MLFLOW_HTTP_REQUEST_TIMEOUT": "5", "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0"}
-# Of a response: an unknown server may send data without end.
+# Maximum length of a response: an unknown server may send data without end.
 MOST_CHARACTERS = 1 << 16
 FILE = "probe.txt"
 

@@ -31,14 +31,14 @@ from cnn_jobs.training.observer import Observer
 
 UPLOAD_INTERVAL_S = 1.0
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.5, 30.0
-# At the end somebody waits.
+# At the end of a run the user waits.
 LONGEST_LAST_PAUSE_S = 5.0
 SYNC_INTERVAL_S = 0.9
-# How long a start waits for a first answer of MLflow; without one the run starts all the same.
+# How long a start waits for a first answer of MLflow; the run also starts without one.
 CONTACT_S = 5.0
-# What MLflow gets after a signal: a pod has little more than ten seconds in all.
+# Time for the upload after a signal: a pod has little more than ten seconds in all.
 FLUSH_TIMEOUT_S = 5.0
-# For the reason of a failure, which is also in the journal.
+# Time for the upload of a failure's reason, which is also in the journal.
 FAILURE_DEADLINE_S = 60.0
 
 
@@ -65,8 +65,8 @@ class MetricRecorder(Observer):
 class JournalRecorder(MetricRecorder):
     """The recorder of one attempt. ``metrics``, ``params``, ``tags``, ``dataset`` and ``artifact`` open no socket.
 
-    They raise ``DiskFullError`` or ``StateDirError`` where the disk refuses. ``failure``: what ends the run from
-    another thread. ``outage``: the present outage of MLflow, which never ends a run. ``every_second`` runs in a thread.
+    They raise ``DiskFullError`` or ``StateDirError`` if the disk refuses. ``failure``: an error of another thread; it
+    ends the run. ``outage``: the present outage of MLflow, which never ends a run. ``every_second`` runs in a thread.
     """
 
     def __init__(
@@ -93,7 +93,7 @@ class JournalRecorder(MetricRecorder):
     def start(self, abort: Callable[[], bool] = lambda: False, contact_s: float = CONTACT_S) -> None:
         """Starts to upload; waits up to ``contact_s``, or until ``abort``, for a first answer of MLflow.
 
-        Raises what is in ``failure`` then: a refusal is reported before the training, not after it.
+        Then raises ``failure`` if there is one: a refusal is reported before the training, not after it.
         """
         self._ticker.start()
         self._thread.start()
@@ -123,7 +123,7 @@ class JournalRecorder(MetricRecorder):
 
     @property
     def progress(self) -> int:
-        """What this attempt added in MLflow: rows, params, files that earlier attempts left."""
+        """Number of rows, params and earlier attempts' files that this attempt added in MLflow."""
         return self._uploader.progress
 
     @property
@@ -177,9 +177,9 @@ class JournalRecorder(MetricRecorder):
     def deliver(
         self, what: str, deadline_s: float, stop: StopRequest | None = None, *, kept: Callable[[], bool]
     ) -> None:
-        """Finishes the run; ``what``: what is complete, for the error.
+        """Finishes the run. ``what``: the sentence with which the error begins, as in "run x is complete".
 
-        Raises ``NotShippedError`` where MLflow lacks a part after ``deadline_s`` seconds, or soon after a signal;
+        Raises ``NotShippedError`` if MLflow lacks records after ``deadline_s`` seconds, or soon after a signal;
         ``kept``: whether the rest outlives this process. Otherwise raises as ``finish``.
         """
         if self.finish(run_status.finished(), deadline_s, stop):
@@ -188,7 +188,7 @@ class JournalRecorder(MetricRecorder):
         raise self.unsent_error(what, why, kept=kept())
 
     def unsent_error(self, what: str, why: str, *, kept: bool) -> NotShippedError:
-        """The error for a run of which MLflow lacks a part."""
+        """The error for a run of which MLflow lacks records."""
         lost = "the rest is lost with this process: another attempt repeats it"
         rest = f"the rest is in {self._folder}" if kept else lost
         error = NotShippedError(f"{what}, but MLflow lacks a part of it ({why}); {rest}", kept=kept)
@@ -200,7 +200,7 @@ class JournalRecorder(MetricRecorder):
     ) -> CnnJobsError | None:
         """Records that ``error`` ended the run, with its reason; returns what prevented that, if anything.
 
-        After a signal little time is left, whatever the deadline.
+        After a signal the deadline is shorter.
         """
         if isinstance(error, NotShippedError):  # the journal has the end of the run already
             return None
@@ -220,8 +220,8 @@ class JournalRecorder(MetricRecorder):
     def finish(self, status: RunStatus, deadline_s: float, stop: StopRequest | None = None) -> bool:
         """Records the status, uploads the rest and, last of all, the status; returns whether MLflow has everything.
 
-        Gives up after ``deadline_s`` seconds, or soon after a signal. Raises what is in ``failure``, and
-        ``RejectedRecordsError`` where MLflow has everything but what it refused: the run is FAILED then.
+        Stops after ``deadline_s`` seconds, or soon after a signal. Raises ``failure`` if there is one, and
+        ``RejectedRecordsError`` if MLflow has all records except those that it refused: the run is FAILED then.
         """
         if self.failure and status.status == "FINISHED":
             raise self.failure
@@ -252,13 +252,13 @@ class JournalRecorder(MetricRecorder):
         return self.delivered
 
     def finish_later(self, status: RunStatus) -> None:
-        """Records the status and stops without uploading it: another process will."""
+        """Records the status and stops without uploading it: another process will do so."""
         self._journal.append("ending", status.as_dict())
         self._journal.sync()
         self.stop()
 
     def stop(self) -> None:
-        """Stops without recording anything: the run is another attempt's."""
+        """Stops without recording anything: another attempt owns the run."""
         self._over.set()
         if self._ticker.ident:  # it was started
             self._ticker.join()
@@ -267,7 +267,7 @@ class JournalRecorder(MetricRecorder):
 
     def _upload(self) -> None:
         backoff = Backoff(FIRST_PAUSE_S, LONGEST_PAUSE_S)
-        # Once the journal is closed the folder is released, and what is left in it is another attempt's to send.
+        # When the journal is closed the folder is released, and another attempt sends the rest.
         while not self._journal.closed:
             # Read before the round: what was recorded before the flag was set is then part of the round.
             closing, before = self._closing.is_set(), self._uploader.advance
@@ -292,20 +292,20 @@ class JournalRecorder(MetricRecorder):
                 self._report_failed_run()
                 with contextlib.suppress(OutageError):
                     self._sleep(backoff.next())
-            except BaseException as error:  # reported in the main thread, whatever it is
+            except BaseException as error:  # any error is reported in the main thread
                 self.failure = self.failure or _as_failure("uploader", error)
                 self._contact.set()
                 self._report_failed_run()
                 return
 
     def _report_failed_run(self) -> None:
-        """Sets a failed run's status even where the rest cannot be sent: there may be no later attempt to do so."""
+        """Sets a failed run's status even if the rest cannot be sent: there may be no later attempt to do so."""
         if self._status and self._status.status != "FINISHED":
             with contextlib.suppress(Exception):  # the outage, or the bug, that prevents the rest
                 self._uploader.close(self._status)
 
     def _sleep(self, seconds: float) -> None:
-        """Raises ``OutageError`` where the run ends meanwhile, so that what was waited for is asked once more."""
+        """Raises ``OutageError`` if the run ends meanwhile, so that the call is tried once more."""
         if self._closing.is_set():
             time.sleep(min(seconds, LONGEST_LAST_PAUSE_S))
         elif self._closing.wait(seconds):

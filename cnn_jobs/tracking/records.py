@@ -69,7 +69,7 @@ class AttemptMark:
     replaces_any: bool = False
     # May continue a FINISHED run: a series that gets more runs.
     reopens: bool = False
-    # May continue a cancelled run: the user asked for it.
+    # May continue a cancelled run, at the user's request.
     revives: bool = False
 
 

@@ -1,4 +1,4 @@
-"""Uploads what is left of a run in its folder."""
+"""Uploads the records in a run's folder that MLflow lacks."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def replay(path: Path, uri: str, deadline_s: float) -> Replayed:
     """Sends everything that the server at ``uri`` has not acknowledged, then the status; trains nothing.
 
     Raises ``UserError`` (exit 2) where ``path`` holds no journal, ``AnotherAttemptError`` where the run is in use or
-    was continued elsewhere, ``NotShippedError`` (exit 75) where the server stays away.
+    was continued elsewhere, ``NotShippedError`` (exit 75) where the server does not answer in time.
     """
     if not (path / JOURNAL).is_file():
         raise UserError(f"{path}: holds no {JOURNAL}; name the folder of a run, DIR/<run_key>")

@@ -1,4 +1,4 @@
-"""A run's folder in the state directory: locked, with its journal open, and what earlier attempts recorded there."""
+"""A run's folder in the state directory: its lock, its open journal, and the records of earlier attempts."""
 
 from __future__ import annotations
 
@@ -134,7 +134,7 @@ def summarize(entries: Sequence[Entry]) -> JournalSummary:
                 first = last = int(entry.content.get("from_step", 0))
             case "metrics" if names.TRAIN_LOSS in entry.content["values"]:
                 last = max(last, entry.content["step"])
-                status = finished = None  # trained anew
+                status = finished = None  # trained again
             case "ending":
                 status = finished or RunStatus(**entry.content)
                 finished = status if status.status == "FINISHED" else None

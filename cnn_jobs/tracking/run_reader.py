@@ -256,8 +256,8 @@ class RunReader:
             except (ValueError, KeyError, TypeError, csv.Error) as error:
                 lacking.append(f"{path} is damaged ({error})")
                 return None
-            except Exception:  # MLflow raises whatever its store raises for a missing file
-                # Is the file missing, or the server away? In the second case this raises.
+            except Exception:  # for a missing file MLflow passes on the error of its store
+                # Is the file missing, or the server unreachable? In the second case this raises.
                 there = self._call(lambda client: [each.path for each in client.list_artifacts(run_id)])
                 if path not in there:
                     lacking.append(f"it has no {path}")

@@ -43,8 +43,8 @@ def finished() -> RunStatus:
 
 
 def status_after(error: BaseException) -> RunStatus | None:
-    """KILLED after a signal, else FAILED, with the reason. ``None`` where the run's status is not this attempt's to
-    set: another attempt owns the run, or it was cancelled before."""
+    """KILLED after a signal, else FAILED, with the reason. ``None`` if this attempt must not set the run's status:
+    another attempt owns the run, or it was cancelled before."""
     if isinstance(error, AnotherAttemptError | CancelledRunError):
         return None
     reason = str(error) if isinstance(error, CnnJobsError | StoppedError) else f"{type(error).__name__}: {error}"

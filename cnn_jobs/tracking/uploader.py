@@ -1,4 +1,4 @@
-"""Uploads a journal to MLflow: every record once, in order, and forgotten only when acknowledged."""
+"""Uploads a journal to MLflow: every record once, in order; a record is done only when it is acknowledged."""
 
 from __future__ import annotations
 
@@ -40,8 +40,8 @@ class Uploader:
     ) -> None:
         self.run: RemoteRun | None = None
         self.mark = mark
-        # What this attempt added: rows and params new to the server, files that earlier attempts left. Repetitions do
-        # not count, or an attempt that repeats for ever would always show progress.
+        # Rows and params new to the server, and earlier attempts' files, that this attempt added. Repetitions do not
+        # count: otherwise an attempt that only repeats would always show progress.
         self.progress = 0
         self.checkpoints_sent = 0  # of this attempt
         self.rejected = RejectedRecords(folder, without_password(client.uri))
@@ -53,7 +53,7 @@ class Uploader:
         self._values: list[Entry] = []
         self._artifacts: dict[str, Entry] = {}
         self._checked_at = 0.0
-        self._joined = ""
+        self._attached_to = ""
         self._answers = 0
         self._own_from: int | None = None
         self._ended = False
@@ -61,15 +61,15 @@ class Uploader:
     def round(self) -> bool:
         """Sends what the journal holds now; returns whether nothing is left.
 
-        Raises ``OutageError`` (what was acknowledged stays so), ``RefusalError`` where no run can be had, and
-        ``AnotherAttemptError`` where another attempt owns the run.
+        Raises ``OutageError`` (what was acknowledged stays so), ``RefusalError`` if no run can be found or created, and
+        ``AnotherAttemptError`` if another attempt owns the run.
         """
         began = time.monotonic()
-        run = self.run or self._join()
+        run = self.run or self._attach()
         try:
             self._beat(run)
-            # What is recorded meanwhile belongs to the next round: a training with steps quicker than a call to the
-            # server would otherwise hold up its checkpoints until it ends.
+            # What is recorded meanwhile belongs to the next round: otherwise a training with steps shorter than a call
+            # to the server would delay its checkpoints until it ends.
             end = self._reader.size()
             while self._reader.offset < end and (entries := self._reader.read()):
                 self._sort(entries)
@@ -92,17 +92,17 @@ class Uploader:
     @property
     def advance(self) -> tuple[int, int]:
         """Changes with every answer that advanced the delivery, also within a round that failed."""
-        return self._answers, self._known.unread if self._joined else 0
+        return self._answers, self._known.unread if self._attached_to else 0
 
     def close(self, status: RunStatus) -> None:
         """Sets the run's final status, when ``round`` has nothing left to send, or when time is up."""
-        run = self.run or self._join()
+        run = self.run or self._attach()
         if self.rejected.count and status.status == "FINISHED":
             status = replace(status, status="FAILED", state=FAILED, reason=self.rejected.summary())
-        # Not where another attempt owns the run by now.
+        # Raises if another attempt owns the run by now.
         now = ownership.check_owner(self._client, self._header, run, self.mark)
         if self._replay and now.status == "FINISHED":
-            return  # whatever a later attempt, which found nothing to do, left in the journal
+            return  # the journal may have the status of a later attempt, which found nothing to do
         if now.cancelled and status.status == "KILLED":
             # It keeps the reason of its cancellation.
             why = now.tags.get(names.REASON, "")
@@ -118,9 +118,9 @@ class Uploader:
             self._client.set_status(run.run_id, status.status, status.time_ms)
         self._ended = True
 
-    # -- joining the run -----------------------------------------------------------------------------------------
+    # -- attaching to the run ------------------------------------------------------------------------------------
 
-    def _join(self) -> RemoteRun:
+    def _attach(self) -> RemoteRun:
         run = ownership.find_or_create(self._client, self._header, self.mark)
         if self._replay:
             run = ownership.attach(self._client, self._header, run, self.mark)
@@ -128,8 +128,8 @@ class Uploader:
             if not ownership.may_take_over(run, self.mark):
                 ownership.wait_for_owner(self._client, self._header, run, self._wait)
             run, self.mark = ownership.claim(self._client, self._header, run, self.mark)
-        if self._joined != run.run_id:  # otherwise the known rows stay known
-            self._joined, self._known = run.run_id, KnownRows(self._client, run)
+        if self._attached_to != run.run_id:  # otherwise keep the known rows
+            self._attached_to, self._known = run.run_id, KnownRows(self._client, run)
         self._params = dict(run.params)
         self._cursor = self._cursors.load(self._client.uri).of(run.run_id)
         self._reader = Reader(self._folder / JOURNAL)
@@ -157,7 +157,7 @@ class Uploader:
     # -- sending -------------------------------------------------------------------------------------------------
 
     def _sort(self, entries: Sequence[Entry]) -> None:
-        """Into values and artifacts: an artifact store that is away does not hold up the metrics."""
+        """Into values and artifacts: an unreachable artifact store does not delay the metrics."""
         for entry in entries:
             if entry.kind == "attempt" and entry.content["id"] == self.mark.id:
                 self._own_from = entry.seq
@@ -197,7 +197,7 @@ class Uploader:
         return count
 
     def _log_metrics(self, run: RemoteRun, points: Sequence[Metric]) -> None:
-        """One call; after a refusal, halves, until the rows to blame are alone."""
+        """Logs the points in one call; after a refusal halves them, until the refused ones are isolated."""
         if not points:
             return
         try:

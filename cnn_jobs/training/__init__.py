@@ -1,1 +1,1 @@
-"""The training loop and what it stands on. Knows neither click, nor MLflow, nor Kubernetes."""
+"""The training loop and its parts. Imports neither click, nor MLflow, nor Kubernetes."""

@@ -26,7 +26,7 @@ COMMENT_BYTES = len(COMMENT_START) + 64
 
 
 class Checkpointer:
-    """When the loop saves its state; as such, never."""
+    """Decides when the loop saves its state; this base class never saves."""
 
     def due(self) -> bool:
         """Whether to ``save`` now; asked after every step."""
@@ -49,7 +49,7 @@ def save_checkpoint(path: Path, content: dict[str, Any], *, keep: Path | None = 
     with atomic_file(path) as partial:
         _write_durably(partial, data)
         if partial.read_bytes() != data:
-            raise CnnJobsError(f"{path}: was written, but reads back as something else; check the disk under it")
+            raise CnnJobsError(f"{path}: was written, but reads back with another content; check the disk under it")
         if keep:
             _keep_undamaged(path, keep)
     try:

@@ -15,7 +15,7 @@ import torch
 
 # Images, labels, and the receiver of the loss.
 Step = Callable[[torch.Tensor, torch.Tensor, Callable[[torch.Tensor], object]], None]
-# On a side stream: libraries create their handles and choose their algorithms, which a capture must not see.
+# On a side stream: libraries create their handles and choose their algorithms, which must not be captured.
 WARM_UP_STEPS = 3
 
 

@@ -27,7 +27,7 @@ class Evaluation:
 
 
 def precision_context(precision: str, device: torch.device) -> AbstractContextManager[object]:
-    """Autocast to bfloat16 where the recipe asks for it."""
+    """Autocast to bfloat16 if the recipe's precision is ``bf16``."""
     return torch.autocast(device.type, torch.bfloat16) if precision == "bf16" else nullcontext()
 
 

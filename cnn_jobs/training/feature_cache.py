@@ -30,7 +30,7 @@ FEATURE_TYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 CHUNK = {"cpu": 50, "cuda": 500}
 # Shares of what is free that "auto" takes: the training, and others, need the rest.
 MEMORY_SHARE, DISK_SHARE = 0.5, 0.9
-# Beside the runs' folders, whose names begin with a letter or digit: runs of other seeds need the same features.
+# In the state directory, shared by runs with other seeds. Names of runs' folders begin with a letter or digit.
 FOLDER = "_features"
 PROGRESS_INTERVAL_S = 15.0
 COMPUTED_ONCE, COMPUTED_AT_EACH_STEP = "computed once", "computed at each step"
@@ -131,8 +131,8 @@ def fill(
 
 @dataclass(frozen=True)
 class FeaturePlan:
-    """Where the features of ``backbone`` are kept: ``memory``, ``disk`` or ``off``; ``why``: the reason, where the mode
-    was not asked for."""
+    """Where the features of ``backbone`` are kept: ``memory``, ``disk`` or ``off``; ``why``: the reason, if the mode
+    was not requested."""
 
     backbone: Backbone
     data: Parts[ImageSet]
@@ -207,7 +207,7 @@ class FeatureCache:
     ) -> TrainingData | None:
         """The data as inputs of the trained layers; ``None`` where ``should_stop`` was true before all was computed.
 
-        ``resumed``: the training resumes from a checkpoint, so that an earlier attempt had the features. Raises
+        ``resumed``: the training resumes from a checkpoint, so an earlier attempt had the features. Raises
         ``DiskFullError`` or ``StateDirError``.
         """
         if plan.why:
@@ -225,7 +225,7 @@ class FeatureCache:
                 store = DiskFeatures(plan.key, self._folder)
                 if not store.check(should_stop):
                     return None
-                if not resumed:  # otherwise the checkpoint's own account includes them
+                if not resumed:  # otherwise the checkpoint's costs include them
                     spent.found_seconds = store.seconds.get(run_key, 0.0)
                 if not self._fill(plan, store, observer, spent, should_stop, run_key, resumed):
                     return None

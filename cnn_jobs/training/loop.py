@@ -70,7 +70,7 @@ def train(
     should_stop: Callable[[], bool] = lambda: False,
     graph: bool = True,
 ) -> LoopResult:
-    """Trains from where ``state`` stands to the end of the recipe, or until ``should_stop``.
+    """Trains from the step of ``state`` to the end of the recipe, or until ``should_stop``.
 
     ``should_stop`` is asked before every step and validation, and between the batches of a validation, which is then
     repeated on resume. The ``checkpointer`` sees all that is recorded so far, and its time does not count as training

@@ -1,4 +1,4 @@
-"""Who sees a run's progress: one base class whose methods do nothing, and a fan-out. Imports no torch."""
+"""Observers of a run's progress: a base class whose methods do nothing, and a fan-out. Imports no torch."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class Phase(StrEnum):
 
 
 class LiveAttempt(Protocol):
-    """An attempt under way, as other threads may read it at any time: nothing here locks or waits."""
+    """A running attempt, as other threads may read it at any time: nothing here locks or waits."""
 
     run_key: str
     device_type: str  # "cpu" or "cuda"
@@ -53,7 +53,7 @@ class LiveAttempt(Protocol):
 
 
 class Observer:
-    """Sees a run's progress; override what is of interest.
+    """Is notified of a run's progress; subclasses override the methods that they need.
 
     The training thread calls it: a method must return at once and never touch the network.
     """
@@ -74,7 +74,7 @@ class Observer:
         """Figures on the validation set after ``step`` steps; loss in nats, accuracy in [0, 1]."""
 
     def phase_changed(self, phase: Phase, text: str) -> None:
-        """The run enters a phase, or got further in it; ``text`` describes it in a few words."""
+        """The run enters a phase, or makes progress in it; ``text`` is a short description."""
 
     def warn(self, text: str) -> None:
         """Something the user should know; the run continues."""

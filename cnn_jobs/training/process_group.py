@@ -1,4 +1,4 @@
-"""What the processes of one training share at each step: gradients, the loss and the request to stop.
+"""The data that the processes of a training exchange at each step: gradients, the loss and the request to stop.
 
 Not torch's ``DistributedDataParallel``: it rebuilds its buckets after the first step, so that a training resumed from a
 checkpoint sums in another order than one that never stopped, and it renames the parameters. Here all gradients, the
@@ -28,7 +28,7 @@ from cnn_jobs.training.state import TrainState
 
 # How long a wait for the others lasts before checking whether they are still there.
 POLL = timedelta(seconds=0.5)
-# Of a collective: other means watch its processes, and one that writes a checkpoint may take its time.
+# Of a collective: long, because ``check`` watches the processes, and one that writes a checkpoint may take minutes.
 COLLECTIVE_TIMEOUT = timedelta(hours=2)
 # After a broken connection: how long its cause may take to arrive.
 REASON_S = 5.0
@@ -37,8 +37,8 @@ STUCK_S = 25.0
 
 
 class ProcessGroup:
-    """The processes of a training; as such, a single process. Every process calls the same methods in the same
-    order."""
+    """The processes of a training; this base class is a single process. Every process calls the same methods in the
+    same order."""
 
     size = 1
     rank = 0
@@ -47,7 +47,7 @@ class ProcessGroup:
         """Before the first step: gives every process the state of rank 0."""
 
     def close(self, state: TrainState) -> None:
-        """After the last step: makes the model one that a process can use alone."""
+        """After the last step: makes the model usable by a single process."""
 
     def part(self, batch: torch.Tensor) -> torch.Tensor:
         """This process' share of a global batch, along its first dimension."""
@@ -60,9 +60,9 @@ class ProcessGroup:
     def begin_step(self, seed: int, step: int) -> None:
         """Called before each step, so that dropout draws other numbers in each process."""
 
-    def agree_to_stop(self, wish: bool) -> bool:
-        """Whether all processes stop now, because one of them wishes to."""
-        return wish
+    def agree_to_stop(self, requested: bool) -> bool:
+        """Whether all processes stop now, because the stop of one of them was ``requested``."""
+        return requested
 
     def reduce(self, model: nn.Module, loss: torch.Tensor) -> torch.Tensor:
         """Averages gradients and loss over the global batch; returns the loss.
@@ -77,15 +77,15 @@ class ProcessGroup:
 
 
 class DistributedGroup(ProcessGroup):
-    """Process ``rank`` of ``size``, on NCCL for CUDA, else gloo. ``check`` raises what happened to the other processes.
+    """Process ``rank`` of ``size``, on NCCL for CUDA, else gloo. ``check`` raises the error of another process.
 
-    Never waits in a call that cannot be left: what a dead process owes never arrives.
+    Never waits in a call that cannot be interrupted, because the data of a dead process never arrives.
     """
 
     def __init__(self, rank: int, size: int, store: Store, device: torch.device, check: Callable[[], object]) -> None:
         self.rank, self.size, self._device, self._check = rank, size, device, check
         self._agreed: bool | None = None
-        self._wish = False
+        self._stop_requested = False
         self._closed = threading.Event()
         self.backend = backend_of(device)
         if device.type == "cuda":
@@ -149,17 +149,17 @@ class DistributedGroup(ProcessGroup):
         """Seeds torch by the position in the training: no checkpoint has to keep the generators of all processes."""
         torch.manual_seed(derived_seed("dropout", seed, step, self.rank))
 
-    def agree_to_stop(self, wish: bool) -> bool:
-        """The wish travels with the gradients of the next step; at the first call, by itself."""
-        self._wish = wish
+    def agree_to_stop(self, requested: bool) -> bool:
+        """The request is sent with the gradients of the next step; at the first call, by itself."""
+        self._stop_requested = requested
         if self._agreed is None:
-            self._agreed = bool(self._sum(torch.tensor([float(wish)], device=self._device)))
+            self._agreed = bool(self._sum(torch.tensor([float(requested)], device=self._device)))
         return self._agreed
 
     def reduce(self, model: nn.Module, loss: torch.Tensor) -> torch.Tensor:
         """One all-reduce for all of it. It ends before the weights change: all processes do a step, or none does."""
         gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
-        own = [loss.reshape(1).float(), torch.tensor([float(self._wish)], device=self._device)]
+        own = [loss.reshape(1).float(), torch.tensor([float(self._stop_requested)], device=self._device)]
         flat = self._sum(torch.cat([*(each.reshape(-1) for each in gradients), *own]))
         self._agreed = bool(flat[-1])
         flat /= self.size
@@ -204,7 +204,7 @@ class DistributedGroup(ProcessGroup):
             self._raise_lost(error)
 
     def _wait_on_cuda(self, work: Any) -> None:
-        """Polls: a blocking wait for what never arrives could not be left."""
+        """Polls: a blocking wait for data that never arrives could not be interrupted."""
         work.wait()  # of the stream, not of this thread
         event, asked = torch.cuda.Event(), time.monotonic()  # type: ignore[no-untyped-call]
         event.record()
@@ -216,7 +216,7 @@ class DistributedGroup(ProcessGroup):
         self._check()
 
     def _raise_lost(self, error: RuntimeError) -> None:
-        """Raises the cause of a broken connection: what the lost process reported, where it still could."""
+        """Raises the cause of a broken connection: the error that the lost process reported, if it could."""
         limit = time.monotonic() + REASON_S
         while time.monotonic() < limit:
             self._check()
@@ -244,7 +244,7 @@ class DistributedGroup(ProcessGroup):
             raise failure
 
     def _guard(self) -> None:
-        """On CUDA even a forward pass waits for others, in the driver: gets the main thread out of that."""
+        """On CUDA even a forward pass waits for others, in the driver: this thread ends that wait after a loss."""
         while not self._closed.wait(1.0):
             try:
                 self._check()

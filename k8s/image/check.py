@@ -1,6 +1,6 @@
-"""The last step of the image's build: is everything in it, and does it start as the user who will run it?
+"""Checks the image at the end of its build: its packages, their versions, and that they can be imported.
 
-``python check.py VERSION VARIANT`` ends with one line and exit code 1 where something is not as it has to be.
+``python check.py VERSION VARIANT`` prints each problem on a line and exits with 1 if there is any.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from packaging.requirements import Requirement
 
 
 def unmet(distribution: metadata.Distribution) -> list[str]:
-    """Requirements of an installed package that are not there, or not in a version it takes."""
+    """Requirements of an installed package that are missing, or installed in a version that it does not accept."""
     found = []
     for text in distribution.requires or []:
         wanted = Requirement(text)
@@ -23,44 +23,44 @@ def unmet(distribution: metadata.Distribution) -> list[str]:
             continue
         try:
             if not wanted.specifier.contains(metadata.version(wanted.name), prereleases=True):
-                found.append(f"{distribution.name} wants {text}, found {metadata.version(wanted.name)}")
+                found.append(f"{distribution.name} requires {text}, found {metadata.version(wanted.name)}")
         except metadata.PackageNotFoundError:
-            found.append(f"{distribution.name} wants {text}, not found")
+            found.append(f"{distribution.name} requires {text}, not found")
     return found
 
 
 def stale(module: str) -> bool:
-    """Whether Python would compile this module anew at each start, for it could not keep what it made."""
+    """Whether the module's bytecode is missing or out of date: Python would compile it at every start."""
     source = Path(importlib.import_module(module).__file__ or "")
     compiled = Path(importlib.util.cache_from_source(str(source)))
     if not compiled.is_file():
         return True
     head = compiled.read_bytes()[:16]
-    # https://peps.python.org/pep-0552/: flags 0 means time and size of the source.
+    # https://peps.python.org/pep-0552/: flags 0, then time and size of the source.
     made_of = int.from_bytes(head[8:12], "little"), int.from_bytes(head[12:16], "little")
     state = source.stat()
     return head[4:8] != bytes(4) or made_of != (int(state.st_mtime) & 0xFFFFFFFF, state.st_size & 0xFFFFFFFF)
 
 
 def check(version: str, variant: str) -> list[str]:
-    """What is wrong, a line each."""
-    # Without the package, the name would be that of any folder called mlflow.
+    """The problems, one line each."""
+    # Without the package, any folder named mlflow could be imported.
     import mlflow
     import torch
     import torchvision
 
     found = [line for each in metadata.distributions() for line in unmet(each)]
     found += [
-        f"{each} has no bytecode that fits"
+        f"{each} has no up-to-date bytecode"
         for each in ("cnn_jobs.runs.train", "mlflow", "torch", "numpy")
         if stale(each)
     ]
     if metadata.version("cnn-jobs") != version:
-        found.append(f"cnn-jobs is {metadata.version('cnn-jobs')}, the label would say {version}")
+        found.append(f"cnn-jobs is {metadata.version('cnn-jobs')}, but the label would be {version}")
     if (torch.version.cuda is not None) != (variant == "cuda"):
         found.append(f"torch {torch.__version__} has CUDA {torch.version.cuda}, the variant is {variant}")
     if mlflow.__version__ != metadata.version("mlflow"):
-        found.append(f"mlflow says {mlflow.__version__}")
+        found.append(f"mlflow is {mlflow.__version__}, but its package is {metadata.version('mlflow')}")
     if not torchvision.ops.nms(torch.zeros(1, 4), torch.zeros(1), 0.5).numel():
         found.append("torchvision's own operators do not work")
     return found

@@ -1,7 +1,7 @@
-"""Writes the locks of the two images: each package in one version, with the digests of its files.
+"""Writes the locks of the two images: one version of each package, with the digests of its files.
 
-``make lock`` asks the package index that uv is set to, PyPI if nothing is said. ``make lock-cpu`` asks PyTorch's own
-index for its builds without CUDA, which PyPI does not have for Linux.
+``make lock`` uses the package index that uv is configured for, PyPI by default. ``make lock-cpu`` uses PyTorch's own
+index, which has the builds without CUDA that PyPI does not have for Linux.
 """
 
 from __future__ import annotations
@@ -18,22 +18,26 @@ FOLDER = ROOT / "k8s/image"
 MORE = FOLDER / "packages.in"
 PACKAGES, CUDA, CPU = FOLDER / "packages.txt", FOLDER / "torch-cuda.txt", FOLDER / "torch-cpu.txt"
 SERVER_WANTS, SERVER = ROOT / "mlflow/requirements.in", ROOT / "mlflow/requirements.txt"
-# What comes with torch's CUDA build and with nothing else: a layer of its own, large and seldom new.
+# The packages of torch's CUDA build only: they are a layer of their own, large and rarely changed.
 OF_TORCH = re.compile(r"(torch|torchvision|triton|nvidia-.+|cuda-.+)==")
 PLATFORMS = ("x86_64-manylinux_2_28", "aarch64-manylinux_2_28")
 HEAD = "# Written by 'make {target}' from {source}: do not edit.\n"
 
 
 def compile_(wanted: tuple[Path, ...], platform: str, *options: str) -> list[str]:
-    """What uv makes of lists of requirements: one text a package, version and digests. Raises if uv fails."""
-    words = [sys.executable, "-m", "uv", "pip", "compile", "--quiet", "--no-config", "--generate-hashes"]
-    words += ["--no-header", "--no-annotate", "--python-version", "3.11", "--python-platform", platform]
-    ran = subprocess.run([*words, *options, *map(str, wanted)], cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True)
+    """The packages that uv resolves from files of requirements: one text each, version and digests.
+
+    Raises ``CalledProcessError`` if uv fails.
+    """
+    command = [sys.executable, "-m", "uv", "pip", "compile", "--quiet", "--no-config", "--generate-hashes"]
+    command += ["--no-header", "--no-annotate", "--python-version", "3.11", "--python-platform", platform]
+    command += [*options, *map(str, wanted)]
+    ran = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True)
     return re.findall(r"^\S.*(?:\n .*)*\n", ran.stdout, flags=re.MULTILINE)
 
 
 def one_for_all(*wanted: Path, options: tuple[str, ...] = ()) -> list[str]:
-    """The same lock for every platform of ``PLATFORMS``. Raises ``ValueError`` where they differ."""
+    """The lock that all ``PLATFORMS`` share. Raises ``ValueError`` if theirs differ."""
     locks = [compile_(wanted, platform, *options) for platform in PLATFORMS]
     for lock in locks[1:]:
         if lock != locks[0]:
@@ -43,13 +47,13 @@ def one_for_all(*wanted: Path, options: tuple[str, ...] = ()) -> list[str]:
 
 
 def write(path: Path, texts: list[str], source: str, target: str = "lock") -> None:
-    """Replaces a lock as a whole."""
+    """Replaces a lock."""
     path.write_text(HEAD.format(target=target, source=source) + "".join(texts))
     print(f"{path.relative_to(ROOT)}: {len(texts)} packages")
 
 
 def lock() -> None:
-    """Both images. The server has the versions of the jobs wherever both have a package."""
+    """Locks both images. Packages that both have are in the same version."""
     texts = one_for_all(ROOT / "setup.cfg", MORE)
     write(CUDA, [text for text in texts if OF_TORCH.match(text)], "setup.cfg")
     write(PACKAGES, [text for text in texts if not OF_TORCH.match(text)], "setup.cfg and packages.in")
@@ -57,7 +61,7 @@ def lock() -> None:
 
 
 def lock_cpu(index: str) -> None:
-    """torch and torchvision without CUDA, in the versions of ``torch-cuda.txt``; what they need is in ``PACKAGES``."""
+    """Locks torch and torchvision without CUDA, in the versions of ``CUDA``; ``PACKAGES`` has their requirements."""
     wanted = re.findall(r"^(torch|torchvision)==(\S+)", CUDA.read_text(), flags=re.MULTILINE)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "torch.in"
@@ -67,7 +71,7 @@ def lock_cpu(index: str) -> None:
 
 
 def main() -> None:
-    """Exit code 1 and one line where there is no lock."""
+    """Exits with 1 and one line if no lock was written."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--cpu", metavar="INDEX", help="only torch-cpu.txt, from this index")
     index = parser.parse_args().cpu
@@ -77,7 +81,7 @@ def main() -> None:
         else:
             lock()
     except subprocess.CalledProcessError as error:
-        # uv has said why.
+        # uv has printed the reason.
         sys.exit(f"no lock written: uv ended with exit code {error.returncode}")
     except ValueError as error:
         sys.exit(f"no lock written: {error}")

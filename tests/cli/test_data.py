@@ -60,7 +60,7 @@ def test_stage_prints_each_file_and_whether_it_is_new(
         f"{tmp_path / 'hub/checkpoints' / weights.IMAGENET_FILE}  sha256 {digest[:12]}  staged",
     ]
     only = CliRunner().invoke(data, [*options, "--no-imagenet"], catch_exceptions=False)
-    assert only.output.splitlines() == [f"{cifar10}  was there"]
+    assert only.output.splitlines() == [f"{cifar10}  unchanged"]
 
 
 def test_errors_are_left_to_the_main_program(tmp_path: Path) -> None:

@@ -97,7 +97,7 @@ def deep_png() -> bytes:
             for content in (b"", b"no image", b"\x89PNG\r\n\x1a\n", b"GIF89a", png(5, 4, 0)[:40], png(5, 4, 0)[:80])
         ),
         ("test/emu/0.png", png(5, 4, 0), "same class folders; only one has emu"),
-        ("train/0.png", png(5, 4, 0), "train/0.png lies outside a class folder"),
+        ("train/0.png", png(5, 4, 0), "train/0.png is outside a class folder"),
     ],
 )
 def test_an_image_of_another_form_is_rejected_by_its_name(
@@ -108,7 +108,7 @@ def test_an_image_of_another_form_is_rejected_by_its_name(
 
 def test_an_image_below_a_class_folder_is_rejected(write_zip: WriteZip, images: Images) -> None:
     archive = write_zip({**images, "train/cat/deep/0.png": png(5, 4, 0)})
-    rejected(archive, r"train/cat/deep/0\.png lies outside a class folder")
+    rejected(archive, r"train/cat/deep/0\.png is outside a class folder")
 
 
 @pytest.mark.parametrize("as_zip", [True, False])

@@ -66,7 +66,7 @@ def test_a_certificate_of_an_unknown_authority(tmp_path: Path) -> None:
 def test_https_to_an_http_server() -> None:
     with servers.speaking(servers.like_mlflow()) as url:
         found, advice = diagnosis(url.replace("http://", "https://"))
-    assert "does not speak TLS (" in found
+    assert "does not use TLS (" in found
     assert "http:// in place of https://" in advice
 
 

@@ -38,8 +38,8 @@ def installed(folder: Path, name: str, *requires: str) -> metadata.Distribution:
         ("click>=8.1", []),
         ("no-such-package; sys_platform == 'win32'", []),
         ("no-such-package; extra == 'more'", []),
-        ("no-such-package>=2", ["thing wants no-such-package>=2, not found"]),
-        ("click<1", [f"thing wants click<1, found {metadata.version('click')}"]),
+        ("no-such-package>=2", ["thing requires no-such-package>=2, not found"]),
+        ("click<1", [f"thing requires click<1, found {metadata.version('click')}"]),
     ],
 )
 def test_unmet_requirements(check: ModuleType, tmp_path: Path, requires: str, found: list[str]) -> None:
@@ -67,6 +67,6 @@ def test_a_wrong_version_or_variant(check: ModuleType) -> None:
     # Other findings depend on the packages of this machine.
     others = set(check.check(__version__, variant))
     assert set(check.check("9.9", other)) - others == {
-        f"cnn-jobs is {__version__}, the label would say 9.9",
+        f"cnn-jobs is {__version__}, but the label would be 9.9",
         f"torch {torch.__version__} has CUDA {torch.version.cuda}, the variant is {other}",
     }

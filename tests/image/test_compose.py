@@ -48,7 +48,7 @@ def test_it_is_valid(tmp_path: Path) -> None:
 
 def test_without_passwords_the_error_names_the_command(generated: dict[str, str]) -> None:
     for name in generated:
-        with pytest.raises(KeyError, match=f"{name}: draw the passwords first, make mlflow/.env"):
+        with pytest.raises(KeyError, match=f"{name}: generate the passwords first with make mlflow/.env"):
             interpolate(FILE.read_text(), {**generated, name: ""})
     # No password has a default.
     assert re.findall(r"\$\{(\w+):-", FILE.read_text()) == ["MLFLOW_HOST_PORT"]

@@ -47,7 +47,7 @@ needs_postgres = pytest.mark.skipif(not has_postgres(), reason="PostgreSQL or ps
 
 
 def test_the_bucket_is_created_once(bucket: list[str]) -> None:
-    assert bucket == ["bucket cnn-jobs-of-the-stack made\n", "bucket cnn-jobs-of-the-stack is there\n"]
+    assert bucket == ["bucket cnn-jobs-of-the-stack created\n", "bucket cnn-jobs-of-the-stack exists\n"]
 
 
 def test_the_init_container_waits_for_the_store(secret: dict[str, str], tmp_path: Path) -> None:
@@ -62,7 +62,7 @@ def test_the_init_container_waits_for_the_store(secret: dict[str, str], tmp_path
         given = {**secret, "MLFLOW_S3_ENDPOINT_URL": f"http://127.0.0.1:{port}"}
         given["MLFLOW_ARTIFACTS_DESTINATION"] = "s3://of-a-late-store/mlflow"
         began = time.monotonic()
-        assert run_container(first, given, tmp_path) == "bucket of-a-late-store made\n"
+        assert run_container(first, given, tmp_path) == "bucket of-a-late-store created\n"
         assert time.monotonic() - began > 3
     finally:
         starts.join()

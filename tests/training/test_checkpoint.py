@@ -184,7 +184,7 @@ def test_file_that_reads_back_differently_does_not_replace_the_old_one(
     path, keep = tmp_path / "last.pt", tmp_path / "previous.pt"
     save_checkpoint(path, {"step": 1})
     change_reads(monkeypatch, ".partial", change)
-    with pytest.raises(CnnJobsError, match=r"last\.pt: was written, but reads back as something else") as caught:
+    with pytest.raises(CnnJobsError, match=r"last\.pt: was written, but reads back with another content") as caught:
         save_checkpoint(path, {"step": 2}, keep=keep)
     assert caught.value.exit_code == 1
     assert load_checkpoint(path) == {"step": 1}
