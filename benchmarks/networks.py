@@ -1,4 +1,4 @@
-"""A task's network as one usually writes it, and the proof that it computes what ours computes."""
+"""A task's network as it is usually written, and a check that it computes the same function as ours."""
 
 from __future__ import annotations
 
@@ -8,23 +8,19 @@ from collections import OrderedDict
 import torch
 from torch import nn
 
-from cnn_jobs.models.cpu_kernels.winograd import WinogradConv2d
-from cnn_jobs.models.pooling import LateBiasConv2d
 from cnn_jobs.networks.spec import ConvNet
 
 
-def usual_network(spec: ConvNet, like: nn.Module, *, own_convolutions: bool = False) -> nn.Sequential:
+def usual_network(spec: ConvNet, like: nn.Module) -> nn.Sequential:
     """``spec`` in the order of the report's table, ReLU *before* the pooling, with a copy of the weights of ``like``.
 
-    Default memory format; the modules have the names that ``cnn_jobs.models.build`` gives them. Convolutions are
-    torch's, or with ``own_convolutions`` those of ``like``.
+    Default memory format and torch's convolutions; the modules have the names of ``cnn_jobs.models.build``.
     """
     weights = like.state_dict()
     modules: OrderedDict[str, nn.Module] = OrderedDict()
     channels = weights["conv1.weight"].shape[1]
     for number, block in enumerate(spec.blocks, start=1):
-        convolution = type(like.get_submodule(f"conv{number}")) if own_convolutions else nn.Conv2d
-        modules[f"conv{number}"] = convolution(channels, block.filters, block.kernel, block.stride, block.padding)
+        modules[f"conv{number}"] = nn.Conv2d(channels, block.filters, block.kernel, block.stride, block.padding)
         modules[f"relu{number}"] = nn.ReLU()
         pool = nn.MaxPool2d if block.pool.kind == "max" else nn.AvgPool2d
         modules[f"pool{number}"] = pool(block.pool.kernel, block.pool.stride)
@@ -47,26 +43,10 @@ def usual_network(spec: ConvNet, like: nn.Module, *, own_convolutions: bool = Fa
     return network
 
 
-def with_early_bias(model: nn.Module) -> nn.Module:
-    """``model`` itself, every bias added by the convolution that it belongs to."""
-    for module in model.modules():
-        if isinstance(module, LateBiasConv2d):
-            module.bias_is_late = False
-    return model
-
-
-def with_plain_convolutions(model: nn.Module) -> nn.Module:
-    """``model`` itself, its convolutions by tiles turned into torch's."""
-    for module in model.modules():
-        if isinstance(module, WinogradConv2d):
-            module.__class__ = nn.Conv2d
-    return model
-
-
 def assert_same_function(ours: nn.Module, usual: nn.Module, pixels: torch.Tensor) -> None:
-    """Raises ``AssertionError`` where the two give other logits for ``pixels`` (N, 3, H, W).
+    """Raises ``AssertionError`` if their logits of ``pixels`` (N, 3, H, W) differ.
 
-    In training mode, so that BatchNorm takes the batch's own statistics; but without dropout, which would draw.
+    In training mode, in which BatchNorm uses the statistics of the batch, but without dropout, which is random.
     Neither model is changed.
     """
     logits = []

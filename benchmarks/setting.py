@@ -50,9 +50,10 @@ class Setting:
         data = place_on_device(dataset, recipe, task.transform, placement.device, placement.memory_format)
         return cls(task, recipe, data, placement, threads)
 
-    def new_state(self, placement: Placement | None = None) -> TrainState:
+    def new_state(self, placement: Placement | None = None, *, fast_convolutions: bool = True) -> TrainState:
         """The shipped network and optimiser before the first step; always the same weights."""
-        return new_state(self.task.network, self.recipe, IMAGE, CLASSES, placement or self.placement)
+        place = placement or self.placement
+        return new_state(self.task.network, self.recipe, IMAGE, CLASSES, place, fast_convolutions=fast_convolutions)
 
     def configure(self, *, shipped: bool) -> None:
         """Sets the threads for the next stretch, and our deterministic algorithms or torch's default ones."""

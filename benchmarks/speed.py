@@ -1,4 +1,4 @@
-"""Our loop against its ceiling, the usual loop and Lightning; and what each choice of ours is worth."""
+"""Our loop against its ceiling, the usual loop and Lightning; and the gain of each of our choices."""
 
 from __future__ import annotations
 
@@ -10,10 +10,11 @@ import torch
 
 from benchmarks.contenders import Ceiling, Contender, OurLoop
 from benchmarks.lightning_loop import LightningLoop
-from benchmarks.networks import assert_same_function, usual_network, with_early_bias, with_plain_convolutions
+from benchmarks.networks import assert_same_function, usual_network
 from benchmarks.rounds import CALIBRATION_STEPS, STRETCH_S, UNTIMED_STEPS, calibrated_steps, closing_all, measure_rounds
 from benchmarks.setting import Setting
 from benchmarks.usual import PictureDataset, UsualLoop
+from cnn_jobs.models.cpu_kernels.winograd import use_fast_convolutions
 from cnn_jobs.training.device import Placement
 from cnn_jobs.training.state import build_optimizer
 
@@ -23,7 +24,7 @@ WORKERS = (0, 2)
 def measure_speed(setting: Setting, folder: Path, *, repeats: int, steps: int) -> dict[str, Any]:
     """All contenders on one task; with ``steps`` 0, as many a stretch as our loop does in ``STRETCH_S`` seconds.
 
-    Raises ``AssertionError`` where the usual network does not compute what ours does.
+    Raises ``AssertionError`` if the usual network does not compute the same function as ours.
     """
     pictures = PictureDataset(setting)
     ours = OurLoop(setting, folder)
@@ -39,7 +40,7 @@ def measure_speed(setting: Setting, folder: Path, *, repeats: int, steps: int) -
 
 
 def _better_lightning(setting: Setting, pictures: PictureDataset) -> tuple[LightningLoop, int]:
-    """Lightning with the number of workers that suits it better, and that number: the best of two short tries each."""
+    """Lightning with the faster number of workers, by the best of two short tries each; and that number."""
     loops = {workers: LightningLoop(setting, pictures, workers) for workers in WORKERS}
     tries = [(loop.run(UNTIMED_STEPS, CALIBRATION_STEPS), workers) for _ in range(2) for workers, loop in loops.items()]
     _, best = min(tries)
@@ -58,9 +59,10 @@ def measure_ablations(setting: Setting, *, repeats: int, steps: int) -> dict[str
 
 
 def _ablations(setting: Setting) -> Mapping[str, Contender]:
-    def usual_model(memory_format: torch.memory_format, *, own_convolutions: bool) -> torch.nn.Module:
-        like = setting.new_state().model
-        network = usual_network(setting.task.network, like, own_convolutions=own_convolutions)
+    def usual_model(memory_format: torch.memory_format, *, fast_convolutions: bool) -> torch.nn.Module:
+        network = usual_network(setting.task.network, setting.new_state().model)
+        if fast_convolutions:
+            use_fast_convolutions(network)
         return network.to(memory_format=memory_format)
 
     def optimized(model: torch.nn.Module, memory_format: torch.memory_format) -> Ceiling:
@@ -72,14 +74,13 @@ def _ablations(setting: Setting) -> Mapping[str, Contender]:
     plain = setting.usual_optimizer(state.model.parameters())
     return {
         "shipped": Ceiling(setting),
-        "relu_before_pool": optimized(usual_model(last, own_convolutions=True), last),
-        "bias_before_pool": optimized(with_early_bias(setting.new_state().model), last),
-        "plain_convolution": optimized(with_plain_convolutions(setting.new_state().model), last),
+        "relu_before_pool": optimized(usual_model(last, fast_convolutions=True), last),
+        "plain_convolution": optimized(setting.new_state(fast_convolutions=False).model, last),
         "contiguous": optimized(setting.new_state(Placement(setting.placement.device, contiguous)).model, contiguous),
         "plain_optimizer": Ceiling(setting, model=state.model, optimizer=plain),
         "all_undone": Ceiling(
             setting,
-            model=(undone := usual_model(contiguous, own_convolutions=False)),
+            model=(undone := usual_model(contiguous, fast_convolutions=False)),
             optimizer=setting.usual_optimizer(undone.parameters()),
             memory_format=contiguous,
         ),

@@ -10,8 +10,6 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from cnn_jobs.models.cpu_kernels.winograd import WinogradConv2d, use_tiles
-from cnn_jobs.models.pooling import add_bias_late
 from cnn_jobs.networks.spec import ConvBlock, ConvNet, InputTransform, Network, ResNet18
 from cnn_jobs.networks.table import describe
 
@@ -73,14 +71,7 @@ def build_model(network: ConvNet, image: tuple[int, int, int], classes: int, see
     features = next(layer for layer in layers if layer.kind == "Flatten").output[0]
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = use_tiles(nn.Sequential(_modules(network, image[0], features, classes)))
-    for number, block in enumerate(network.blocks, start=1):
-        convolution, pool = model.get_submodule(f"conv{number}"), model.get_submodule(f"pool{number}")
-        if isinstance(convolution, WinogradConv2d):  # a bias costs next to nothing there
-            convolution.pooling = (block.pool.kernel, block.pool.stride)
-        elif isinstance(convolution, nn.Conv2d) and isinstance(pool, nn.MaxPool2d):
-            add_bias_late(convolution, pool)
-    return model
+        return nn.Sequential(_modules(network, image[0], features, classes))
 
 
 def _modules(network: ConvNet, channels: int, features: int, classes: int) -> OrderedDict[str, nn.Module]:
@@ -91,11 +82,11 @@ def _modules(network: ConvNet, channels: int, features: int, classes: int) -> Or
     modules["flatten"] = nn.Flatten()
     number = len(network.blocks) + 1
     if network.dropout:
-        modules[f"dropout{number}"] = UniformDropout(network.dropout)
+        modules[f"dropout{number}"] = nn.Dropout(network.dropout)
     modules[f"linear{number}"] = nn.Linear(features, network.hidden)
     modules[f"relu{number}"] = nn.ReLU(inplace=True)
     if network.dropout:
-        modules[f"dropout{number + 1}"] = UniformDropout(network.dropout)
+        modules[f"dropout{number + 1}"] = nn.Dropout(network.dropout)
     modules[f"linear{number + 1}"] = nn.Linear(network.hidden, classes)
     return modules
 
@@ -115,18 +106,6 @@ def _add_block(modules: OrderedDict[str, nn.Module], number: int, block: ConvBlo
         modules[f"pool{number}"] = nn.AvgPool2d(pool.kernel, pool.stride)
     if block.batch_norm:
         modules[f"norm{number}"] = nn.BatchNorm2d(block.filters)
-
-
-class UniformDropout(nn.Dropout):
-    """``nn.Dropout`` that draws uniform numbers on a CPU: torch's Bernoulli numbers took four times as long, 3 % of a
-    step of task3e."""
-
-    def forward(self, values: torch.Tensor) -> torch.Tensor:
-        """Each value is dropped with probability p (a multiple of 2**-24), the others are divided by 1 - p."""
-        if not self.training or values.device.type != "cpu":
-            return super().forward(values)
-        kept = torch.rand(values.shape) >= self.p
-        return values * kept.to(values.dtype).mul_(1 / (1 - self.p))
 
 
 # -- ResNet18 --------------------------------------------------------------------------------------------------------
@@ -158,7 +137,7 @@ def build_resnet18(
     backbone, head = (
         nn.Sequential(OrderedDict((name, getattr(network, name)) for name in part)) for part in (BACKBONE, HEAD)
     )
-    return Backbone(backbone, side), use_tiles(head)
+    return Backbone(backbone, side), head
 
 
 class Backbone(nn.Module):

@@ -27,6 +27,7 @@ from cnn_jobs.training.device import device_name
 from cnn_jobs.training.feature_cache import FeaturePlan
 from cnn_jobs.training.state import TrainState
 
+TORCH_CONVOLUTIONS = "torch's own"
 POD_TAGS = {names.JOB_UID: "job_uid", names.COMPLETION_INDEX: "completion_index", names.POD: "pod", names.NODE: "node"}
 
 
@@ -82,6 +83,7 @@ def record_start(run: Run, recorder: JournalRecorder, backbone: Backbone | None 
         "data": {"uri": uri, "digest": dataset.digest, **profile},
         "weights": {"uri": absolute_uri(run.recipe.weights), "digest": run.weights_digest},
         **lineage(device_name(run.placement.device), run.threads),
+        "convolutions": machine(run).get("convolutions", TORCH_CONVOLUTIONS),
     }
     folder = make_folder(run.folder / "artifacts")
     path = write_text(folder / names.LINEAGE, json.dumps(content, indent=2) + "\n")
@@ -116,15 +118,24 @@ def record_costs(cost: RunCost, step: int, recorder: JournalRecorder) -> None:
 
 
 def machine(run: Run, plan: FeaturePlan | None = None) -> dict[str, Any]:
-    """What has to be the same for a resumed run to be bit-identical."""
+    """What has to be the same for a resumed run to be bit-identical; ``with_defaults`` completes an older one."""
+    convolutions = "fast" if run.options.fast_convolutions else TORCH_CONVOLUTIONS
     return {
         **({"features": plan.computed} if plan else {}),
+        **({"convolutions": convolutions} if run.placement.device.type == "cpu" else {}),
         "cpu": cpu_name(),
         "device": device_name(run.placement.device),
         "torch": version_of("torch"),
         "threads": run.threads,
         "processes": run.processes,
     }
+
+
+def with_defaults(recorded: Mapping[str, Any]) -> dict[str, Any]:
+    """``machine`` of a checkpoint, with the values of keys that are newer than it."""
+    # Their convolutions added the bias behind the pooling, and dropout drew other numbers.
+    on_cpu = {"convolutions": "fast, of an earlier version"} if recorded["device"].startswith("cpu") else {}
+    return {"processes": 1, **on_cpu, **recorded}
 
 
 def note(task: Task, recipe: Recipe, dataset: Dataset, metrics: Mapping[str, float] | None = None) -> str:

@@ -17,7 +17,7 @@ from cnn_jobs.data.sources import open_dataset
 from cnn_jobs.errors import CnnJobsError, InterruptedRunError, ReproductionError, UserError
 from cnn_jobs.models.weights import Weights, open_weights
 from cnn_jobs.recipe import Recipe, introduced_values
-from cnn_jobs.runs import artifacts
+from cnn_jobs.runs import artifacts, record
 from cnn_jobs.runs.setup import Run, RunOptions, Session, prepare
 from cnn_jobs.system.environment import lineage
 from cnn_jobs.system.signals import StopRequest
@@ -87,9 +87,10 @@ def reproduce(uri: str, run_id: str, data: str, observer: Observer, stop: StopRe
             device="cpu" if str(recorded.facts["device"]).startswith("cpu") else "cuda",
             threads=threads,
             trunk_cache="auto" if kept else "off",
+            fast_convolutions=recorded.last["machine"].get("convolutions") != record.TORCH_CONVOLUTIONS,
         )
         run = prepare(Session(recorded.task, options, recorded.dataset, observer, stop), recorded.recipe)
-        _check_machine(recorded, lineage(device_name(run.placement.device), threads))
+        _check_machine(recorded, run)
         state = run.new_state()
         if torch.get_num_threads() != threads:
             actual = torch.get_num_threads()
@@ -173,14 +174,21 @@ def _recipe(params: Mapping[str, str]) -> Recipe:
     return Recipe(**{**introduced_values(), **given})
 
 
-def _check_machine(recorded: Recorded, here: Mapping[str, Any]) -> None:
+def _check_machine(recorded: Recorded, run: Run) -> None:
     tags, facts = recorded.run.tags, recorded.facts
+    here = lineage(device_name(run.placement.device), run.threads)
     reasons = [
         f"{name} was {facts[name]}, here it is {here[name]}" for name in ("cpu", "device") if facts[name] != here[name]
     ]
     for package in ("torch", "numpy"):
         if facts["packages"][package] != here["packages"][package]:
             reasons.append(f"{package} was {facts['packages'][package]}, here it is {here['packages'][package]}")
+    before, now = (
+        each.get("convolutions") for each in (record.with_defaults(recorded.last["machine"]), record.machine(run))
+    )
+    if before != now:
+        commit = tags.get(names.GIT_COMMIT) or "that it was trained with"
+        reasons.append(f"its convolutions were {before}, here they are {now} (install the code of commit {commit})")
     if tags.get(names.DETERMINISTIC) != "True":
         reasons.append("it was trained with --fast, which does not repeat bit for bit")
     if text := tags.get(names.CONTINUED_ELSEWHERE):

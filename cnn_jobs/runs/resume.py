@@ -235,10 +235,9 @@ def record_beginning(
     known = folder.entries[-1].seq if folder.entries else 0
     if start.fetched or folder.journal.damage or saved["journal_seq"] > known:
         record.record_history(state, recorder)
-    # A checkpoint without a number of processes is of one.
-    before, now = {"processes": 1, **saved["machine"]}, record.machine(run, plan)
-    changed = [f"{name} {before[name]} -> {now[name]}" for name in now if before.get(name) != now[name]]
+    before, now = record.with_defaults(saved["machine"]), record.machine(run, plan)
+    changed = [f"{name} {before.get(name)} -> {now[name]}" for name in now if before.get(name) != now[name]]
     if changed:
         text = f"attempt {start.mark.number} continued at step {state.step} with other {', '.join(changed)}"
-        warn(f"{text}: the result may differ in its last bits")
+        warn(f"{text}: the result may differ")
         recorder.tags({names.CONTINUED_ELSEWHERE: text})

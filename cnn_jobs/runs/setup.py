@@ -58,6 +58,7 @@ class RunOptions:
     checkpoint_every_s: float = 60.0
     trunk_cache: str = "auto"
     graph: bool = True  # on CUDA
+    fast_convolutions: bool = True  # on a CPU
     state_outlives_process: bool = True
 
 
@@ -187,6 +188,7 @@ class Run:
             **identity,
             "device": self.placement.device.type,
             "fast": str(self.options.fast),
+            "fast_convolutions": str(self.options.fast_convolutions),
             **{name: version_of(name) for name in ("cnn-jobs", "torch", "torchvision", "numpy")},
             "python": platform.python_version(),
             "processes": str(self.processes),
@@ -204,7 +206,10 @@ class Run:
         configure_arithmetic(self.threads, fast=self.options.fast)
         weights = self.weights.tensors if self.weights else None
         classes = len(self.dataset.classes)
-        return new_state(self.task.network, self.recipe, self.image, classes, self.placement, weights)
+        fast = self.options.fast_convolutions
+        return new_state(
+            self.task.network, self.recipe, self.image, classes, self.placement, weights, fast_convolutions=fast
+        )
 
     def plan_features(self, state: TrainState) -> FeaturePlan | None:
         """Where the features of the frozen backbone are kept; ``None`` without one. Raises ``UserError``."""

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from cnn_jobs.models.build import Backbone, build_network
+from cnn_jobs.models.cpu_kernels.winograd import use_fast_convolutions
 from cnn_jobs.networks.spec import Network
 from cnn_jobs.recipe import Recipe, derived_seed
 from cnn_jobs.training.device import Placement
@@ -115,12 +116,16 @@ def new_state(
     classes: int,
     placement: Placement,
     weights: Mapping[str, torch.Tensor] | None = None,
+    *,
+    fast_convolutions: bool = True,
 ) -> TrainState:
-    """The state before the first step, with pretrained ``weights`` where given.
+    """The state before the first step, with pretrained ``weights`` where given; on a CPU with ``fast_convolutions``.
 
     Seeds torch's generators, so that runs in one process do not depend on their order.
     """
     backbone, model = build_network(network, image, classes, derived_seed("weights", recipe.seed), weights)
+    if fast_convolutions and placement.device.type == "cpu":
+        use_fast_convolutions(model)
     model = model.to(placement.device).to(memory_format=placement.memory_format)
     backbone = backbone and backbone.to(placement.device).to(memory_format=placement.memory_format)
     torch.manual_seed(derived_seed("dropout", recipe.seed))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -19,7 +20,7 @@ from tests.helpers.calls import Called
 from tests.helpers.calls import call as call_with
 from tests.helpers.datasets import striped_dataset
 from tests.helpers.servers import answering, unused_url
-from tests.helpers.tracking import client, only_run, runs_in
+from tests.helpers.tracking import client, fetch, only_run, runs_in
 
 # MLflow and torch.export warn when a model is saved.
 pytestmark = [pytest.mark.filterwarnings("default"), pytest.mark.usefixtures("small_file")]
@@ -67,6 +68,13 @@ def test_command_line_overrides_the_environment(
     assert call("train", "task2", "--epochs", 1, "--threads", 1).code == 0
     params = only_run(mlflow_uri).data.params
     assert (params["epochs"], params["batch_size"]) == ("1", "8")
+
+
+@pytest.mark.usefixtures("_cheap_outputs")
+def test_torchs_own_convolutions(call: Call, mlflow_uri: str, tmp_path: Path) -> None:
+    assert call(*SHORT, "--no-fast-convolutions").code == 0
+    artifacts = fetch(mlflow_uri, only_run(mlflow_uri).info.run_id, tmp_path / "artifacts")
+    assert json.loads((artifacts / "lineage.json").read_text())["convolutions"] == "torch's own"
 
 
 @pytest.mark.usefixtures("_cheap_outputs")

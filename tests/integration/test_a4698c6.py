@@ -1,4 +1,4 @@
-"""Runs of cnn-jobs at commit a4698c6 (``a4698c6/make.py``) are continued, replayed, reported and reproduced."""
+"""Runs of cnn-jobs at commit a4698c6 (``a4698c6/make.py``) are continued, replayed and reported."""
 
 from __future__ import annotations
 
@@ -88,8 +88,11 @@ def test_killed_run_continues_from_its_state_directory(old: OldRuns) -> None:
     assert set(before) < set(old.rows("killed"))
     assert old.losses("killed") == pytest.approx(old.losses("finished"), rel=1e-4)
     assert len(old.losses("killed")) == STEPS
-    assert old.tags("killed")["cnn_jobs.attempt"] == "2"
-    costs = json.loads(old.tags("killed")["cnn_jobs.ledger"])
+    tags = old.tags("killed")
+    assert tags["cnn_jobs.attempt"] == "2"
+    # Its convolutions added the bias behind the pooling.
+    assert "convolutions fast, of an earlier version -> fast" in tags["cnn_jobs.continued_elsewhere"]
+    costs = json.loads(tags["cnn_jobs.ledger"])
     assert [each["steps"] for each in costs["attempts"]] == [15, STEPS - CHECKPOINT_STEP]
 
 
@@ -148,11 +151,9 @@ def test_report_includes_the_finished_run(old: OldRuns) -> None:
     assert listed.stdout.count("task2-seed0") == 3
 
 
-def test_finished_run_is_reproduced_or_refused_with_a_reason(old: OldRuns) -> None:
+def test_reproduction_is_refused_with_the_commit_to_install(old: OldRuns) -> None:
     shutil.copy(old.folder / "data.npz", old.folder / "moved.npz")
     done = old.run("reproduce", old.run_id("finished"), "--data", old.folder / "moved.npz")
-    if done.code:  # another machine
-        assert done.code == 2, done.stderr
-        assert "cannot be reproduced here" in done.stderr
-    else:
-        assert "identical" in done.stdout
+    assert done.code == 2, done.stderr
+    assert "its convolutions were fast, of an earlier version, here they are fast" in done.stderr
+    assert "install the code of commit a4698c6" in done.stderr

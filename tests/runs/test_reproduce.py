@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -10,13 +11,13 @@ import torch
 
 from cnn_jobs.data.prepared import read_prepared, write_prepared
 from cnn_jobs.errors import DataError, ReproductionError, UserError
-from cnn_jobs.runs import setup
+from cnn_jobs.runs import record, setup
 from cnn_jobs.runs.reproduce import Comparison, reproduce
 from cnn_jobs.system import environment
 from cnn_jobs.system.signals import StopRequest
 from tests.helpers.datasets import striped_dataset
 from tests.helpers.runs import RecordingObserver, cheap_outputs, options, train_run
-from tests.helpers.tracking import client, runs_in
+from tests.helpers.tracking import client, fetch, runs_in
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -48,8 +49,8 @@ def test_differences_are_named(mlflow_uri: str, run_id: str, monkeypatch: pytest
     client(mlflow_uri).log_metric(run_id, "train/loss", 9.0, step=99)
     real = setup.new_state
 
-    def changed(*args: Any) -> Any:
-        state = real(*args)
+    def changed(*args: Any, **settings: Any) -> Any:
+        state = real(*args, **settings)
         with torch.no_grad():
             next(state.model.parameters())[0, 0, 0, 0] += 1e-6
         return state
@@ -60,6 +61,26 @@ def test_differences_are_named(mlflow_uri: str, run_id: str, monkeypatch: pytest
     assert weights.differences
     assert optimizer.differences
     assert best.differences
+
+
+def test_torchs_convolutions_are_reproduced(
+    mlflow_uri: str, tmp_path: Path, small_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cheap_outputs(monkeypatch)
+    own = options(mlflow_uri, tmp_path, fast_convolutions=False)
+    run_id = train_run(own, read_prepared(small_file, uri=str(small_file))).run_id
+    artifacts = fetch(mlflow_uri, run_id, tmp_path / "artifacts")
+    assert json.loads((artifacts / "lineage.json").read_text())["convolutions"] == "torch's own"
+    assert not [each for each in again(mlflow_uri, run_id) if each.differences]
+
+
+def test_convolutions_of_an_earlier_version_are_refused(
+    mlflow_uri: str, run_id: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = record.machine
+    monkeypatch.setattr(record, "machine", lambda run: {**real(run), "convolutions": "of a later version"})
+    with pytest.raises(ReproductionError, match=r"convolutions were fast, here they are of a later .*install the code"):
+        again(mlflow_uri, run_id)
 
 
 def test_other_data_is_refused(mlflow_uri: str, run_id: str, tmp_path: Path, small_file: Path) -> None:

@@ -10,6 +10,7 @@ import pytest
 
 from cnn_jobs.data.dataset import Dataset
 from cnn_jobs.errors import CheckpointMismatchError, InterruptedRunError
+from cnn_jobs.runs.record import with_defaults
 from cnn_jobs.training.checkpoint import load_checkpoint
 from tests.helpers.datasets import striped_dataset
 from tests.helpers.runs import RECIPE, RecordingObserver, cheap_outputs, options, train_run
@@ -42,6 +43,31 @@ def test_interrupted_run_resumes_to_the_same_bits(
     assert differences(*({name: state[name] for name in STATE} for state in states)) == []
     run = client(mlflow_uri).get_run(resumed.run_id)
     assert (run.info.status, run.data.tags["cnn_jobs.attempt"]) == ("FINISHED", "2")
+
+
+def test_run_that_continues_with_other_convolutions_is_tagged(
+    mlflow_uri: str, tmp_path: Path, tiny_dataset: Dataset
+) -> None:
+    with pytest.raises(InterruptedRunError):
+        train_run(options(mlflow_uri, tmp_path, run_key="key"), tiny_dataset, observer=RecordingObserver(stop_after=3))
+    observer = RecordingObserver()
+    train_run(options(mlflow_uri, tmp_path, run_key="key", fast_convolutions=False), tiny_dataset, observer=observer)
+    text = "attempt 2 continued at step 3 with other convolutions fast -> torch's own"
+    assert f"{text}: the result may differ" in observer.warnings
+    assert only_run(mlflow_uri).data.tags["cnn_jobs.continued_elsewhere"] == text
+
+
+@pytest.mark.parametrize(
+    ("device", "expected"),
+    [
+        ("cpu: AMD", {"processes": 1, "convolutions": "fast, of an earlier version"}),
+        ("cuda: NVIDIA H200", {"processes": 1}),
+    ],
+)
+def test_old_checkpoints_get_the_values_of_their_version(device: str, expected: dict[str, object]) -> None:
+    assert with_defaults({"device": device}) == {"device": device, **expected}
+    newer = {"device": device, "processes": 2, "convolutions": "fast"}
+    assert with_defaults(newer) == newer
 
 
 def test_key_of_another_recipe_or_data_set_is_refused(mlflow_uri: str, tmp_path: Path, tiny_dataset: Dataset) -> None:

@@ -8,12 +8,13 @@ import pytest
 import torch
 from torch import nn
 
+from cnn_jobs.models.cpu_kernels.winograd import WinogradConv2d
 from cnn_jobs.recipe import Recipe
 from cnn_jobs.tasks import TASKS
 from cnn_jobs.training.device import Placement
 from cnn_jobs.training.loop import train
 from cnn_jobs.training.state import TrainState, Validation, build_optimizer, copy_weights, new_state
-from tests.helpers.training import RECIPE, Experiment, differences, snapshot
+from tests.helpers.training import CPU, RECIPE, Experiment, differences, snapshot
 
 
 def test_new_state_is_before_the_first_step(experiment: Experiment) -> None:
@@ -22,6 +23,20 @@ def test_new_state_is_before_the_first_step(experiment: Experiment) -> None:
     assert (state.train_losses, state.validations, state.best) == ([], [], None)
     assert not state.is_validated
     assert state.model.conv1.weight.is_contiguous(memory_format=torch.channels_last)
+
+
+def test_convolutions_are_replaced_on_request() -> None:
+    def state(fast: bool) -> TrainState:
+        task = TASKS["task3e"]
+        return new_state(task.network, RECIPE, (3, 32, 32), 10, CPU, fast_convolutions=fast)
+
+    def kinds(model: nn.Module) -> list[type[nn.Module]]:
+        return [type(layer) for layer in model.modules() if isinstance(layer, nn.Conv2d)]
+
+    fast, plain = state(fast=True), state(fast=False)
+    assert kinds(fast.model) == [nn.Conv2d, WinogradConv2d, WinogradConv2d]
+    assert kinds(plain.model) == [nn.Conv2d] * 3
+    assert differences(copy_weights(fast.model), copy_weights(plain.model)) == []
 
 
 def test_new_state_does_not_depend_on_earlier_trainings(experiment: Experiment) -> None:
