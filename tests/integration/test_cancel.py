@@ -15,7 +15,7 @@ from tests.helpers.forkserver import Child
 from tests.helpers.job_files import DOCUMENTS
 from tests.helpers.kubernetes_api import FakeApi, fake_api
 from tests.helpers.survival import Lab
-from tests.helpers.tracking import client
+from tests.helpers.tracking import client, rows
 from tests.helpers.waiting import until
 
 pytestmark = [pytest.mark.integration, pytest.mark.slow, pytest.mark.timeout(300)]
@@ -78,9 +78,10 @@ def test_cancelled_training_is_killed_and_not_resumed(
         assert f"error: run {node.key} was cancelled; use another --run-key" in again.stderr
         assert node.run().data.tags == run.data.tags
         assert node.run().info.status == "KILLED"
+    before = len(rows(lab.uri, run.info.run_id))
     child = node.start("--epochs", 5000, "--resume", "must")
-    until(lambda: node.run().info.status == "RUNNING")
-    assert node.run().data.tags["cnn_jobs.state"] == "running"
+    until(lambda: len(rows(lab.uri, run.info.run_id)) > before)  # without progress the exit code is 1
+    assert (node.run().info.status, node.run().data.tags["cnn_jobs.state"]) == ("RUNNING", "running")
     os.kill(child.pid, signal.SIGTERM)
     assert child.wait().code == 75
     assert node.run().data.tags["cnn_jobs.state"] == "interrupted"
