@@ -134,6 +134,10 @@ class CheckpointMismatchError(UserError):
     """A checkpoint is of another recipe or data set, or a required one is missing."""
 
 
+class RunMismatchError(CheckpointMismatchError):
+    """The run with this key is another one: of another task, recipe, data set or role."""
+
+
 class ReproductionError(UserError):
     """A run cannot be reproduced here."""
 

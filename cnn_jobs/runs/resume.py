@@ -20,15 +20,13 @@ from cnn_jobs.tracking.client import RemoteRun, TrackingClient
 from cnn_jobs.tracking.connection import OutageError, call_within
 from cnn_jobs.tracking.ownership import check_cancelled, find_run, may_take_over, wait_for_owner
 from cnn_jobs.tracking.recorder import JournalRecorder
-from cnn_jobs.tracking.records import AttemptMark, RunHeader, now_ms
-from cnn_jobs.tracking.run_folder import COST_FILE, RunFolder, check_role
+from cnn_jobs.tracking.records import IDENTITY_TAGS, AttemptMark, RunHeader, now_ms
+from cnn_jobs.tracking.run_folder import COST_FILE, RunFolder
 from cnn_jobs.training.checkpoint import load_checkpoint, newest_checkpoint
 from cnn_jobs.training.feature_cache import FeaturePlan
 from cnn_jobs.training.state import TrainState
 
 Warn = Callable[[str], object]
-# What must not change between the attempts of a run key.
-CHECKED = ("task", "recipe_hash", "data_digest")
 
 
 @dataclass
@@ -81,7 +79,6 @@ def find_start(run: Run, folder: RunFolder, warn: Warn) -> StartingPoint:
         warn(f"{folder.journal.path}: {damage}; the rest is kept, and the checkpoint's history is recorded again")
     header = RunHeader(options.experiment, run.key, run.name, now_ms(), record.first_tags(run), options.parent_key)
     header = folder.continued_header(header)
-    _check_identity(run, header.tags, str(folder.path))
     client = TrackingClient(options.tracking_uri)
     found, answered = None, True
     if options.run_key:
@@ -98,9 +95,7 @@ def find_start(run: Run, folder: RunFolder, warn: Warn) -> StartingPoint:
     )
     start = StartingPoint(folder, client, header, mark, found)
     if found:
-        where = f"run {found.run_id} in MLflow"
-        check_role(run.key, found.tags, "", where)
-        _check_identity(run, found.tags, where)
+        header.check_same(found.tags, f"run {found.run_id} in MLflow")
         if start.finished:
             return start
         check_cancelled(run.key, found, mark)
@@ -118,18 +113,6 @@ def find_start(run: Run, folder: RunFolder, warn: Warn) -> StartingPoint:
         )
     folder.begin_attempt(header, start.mark, start.step)
     return start
-
-
-def _check_identity(run: Run, tags: Mapping[str, Any], where: str) -> None:
-    """Raises ``CheckpointMismatchError`` where the key was used for another recipe or data set."""
-    identity = run.identity()
-    for name in CHECKED:
-        theirs = tags.get(names.PREFIX + name, "")
-        if theirs and theirs != identity[name]:
-            raise CheckpointMismatchError(
-                f"run {run.key}: {where} has the {name} {theirs[:12]}, this command {identity[name][:12]}; "
-                "use another --run-key, or the options and data with which it was started"
-            )
 
 
 # -- checkpoints -----------------------------------------------------------------------------------------------------
@@ -152,7 +135,8 @@ def _find_checkpoint(run: Run, start: StartingPoint, warn: Warn) -> bool:
             if content is None or each["step"] > content["step"]:
                 content, start.checkpoint_is_local = each, False
     if content is not None:
-        _check_identity(run, {names.PREFIX + name: content[name] for name in CHECKED}, "its checkpoint")
+        identity = {tag: content[tag.removeprefix(names.PREFIX)] for tag in IDENTITY_TAGS}
+        start.header.check_same(identity, "its checkpoint")
     start.checkpoint = content
     return answered
 

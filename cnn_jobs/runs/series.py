@@ -19,7 +19,7 @@ from cnn_jobs.tracking.document_run import open_recorder
 from cnn_jobs.tracking.ownership import find_run
 from cnn_jobs.tracking.recorder import JournalRecorder
 from cnn_jobs.tracking.records import RunHeader, now_ms
-from cnn_jobs.tracking.run_folder import RunFolder, check_role
+from cnn_jobs.tracking.run_folder import RunFolder
 
 Outcome = tuple[list[RunResult], list[CnnJobsError]]
 
@@ -95,7 +95,7 @@ def exit_code(errors: Sequence[CnnJobsError]) -> int:
 def _is_finished(session: Session, header: RunHeader) -> bool:
     """Whether MLflow has the parent, FINISHED with exactly the planned runs.
 
-    Raises ``CheckpointMismatchError`` where the key is that of something else.
+    Raises ``RunMismatchError`` where the key is that of another run.
     """
     try:
         found = find_run(TrackingClient(session.options.tracking_uri), header, look_up_timeout_s())
@@ -103,7 +103,7 @@ def _is_finished(session: Session, header: RunHeader) -> bool:
         return False
     if found is None:
         return False
-    check_role(header.run_key, found.tags, names.PARENT, f"run {found.run_id} in MLflow")
+    header.check_same(found.tags, f"run {found.run_id} in MLflow")
     return found.status == "FINISHED" and found.tags.get(names.NOTE) == header.tags[names.NOTE]
 
 

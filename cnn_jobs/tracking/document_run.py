@@ -21,7 +21,7 @@ DEADLINE_S = 60.0
 def open_recorder(folder: RunFolder, tracking_uri: str, header: RunHeader, **permissions: bool) -> JournalRecorder:
     """A recorder for a run without training, look-up and checkpoints; ``permissions`` as in ``AttemptMark``.
 
-    Raises ``CheckpointMismatchError`` where the folder belongs to something else.
+    Raises ``RunMismatchError`` where the folder belongs to another run.
     """
     client = TrackingClient(tracking_uri)
     header, mark = folder.continued_header(header), folder.next_mark(**permissions)

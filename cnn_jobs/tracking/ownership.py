@@ -38,7 +38,10 @@ def find_run(client: TrackingClient, header: RunHeader, timeout_s: float) -> Rem
 
 
 def find_or_create(client: TrackingClient, header: RunHeader, mark: AttemptMark) -> RemoteRun:
-    """The key's run, the oldest of duplicates; empty duplicates are deleted. Raises ``OutageError``."""
+    """The key's run, the oldest of duplicates; empty duplicates are deleted.
+
+    Raises ``OutageError``, and ``RunMismatchError`` before anything is written if the key's run is another one.
+    """
     runs = runs_of_key(client, header)
     if not runs:
         client.create(header, {**attempt_tags(mark), **parent_tag(client, header)})
@@ -46,6 +49,7 @@ def find_or_create(client: TrackingClient, header: RunHeader, mark: AttemptMark)
         runs = runs_of_key(client, header)
     if not runs:
         raise OutageError(f"run {header.run_key} was created, but MLflow does not list it yet")
+    header.check_same(runs[0].tags, f"run {runs[0].run_id} in MLflow")
     for duplicate in runs[1:]:
         # Deleting this attempt's own loses nothing: the journal has all of it.
         if duplicate.attempt_id == mark.id or (not duplicate.metrics and not duplicate.params):

@@ -9,10 +9,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from cnn_jobs.errors import RunMismatchError
 from cnn_jobs.tracking import names
 
 LARGEST = sys.float_info.max
 Identity = tuple[str, int, float | str | None]
+ROLES = {"": "a single run", names.PARENT: "a series of runs", names.DOCUMENT: "a document"}
+# What must not change between the attempts of a run key.
+IDENTITY_TAGS = (names.TASK, names.RECIPE_HASH, names.DATA_DIGEST)
 
 
 @dataclass(frozen=True)
@@ -56,6 +60,23 @@ class RunHeader:
     start_ms: int
     tags: Mapping[str, str]
     parent_key: str = ""
+
+    def check_same(self, tags: Mapping[str, str], where: str) -> None:
+        """Raises ``RunMismatchError`` (exit 2) if ``tags``, found in ``where``, are of another task, recipe, data set
+        or role. A tag that one of them lacks is not compared."""
+        found, own = tags.get(names.ROLE, ""), self.tags.get(names.ROLE, "")
+        if found != own:
+            raise RunMismatchError(
+                f"run {self.run_key}: {where} is {ROLES.get(found, found)}, but this command is for {ROLES[own]}; "
+                "use another --run-key"
+            )
+        for tag in IDENTITY_TAGS:
+            theirs, ours = tags.get(tag, ""), self.tags.get(tag, "")
+            if theirs and ours and theirs != ours:
+                raise RunMismatchError(
+                    f"run {self.run_key}: {where} has the {tag.removeprefix(names.PREFIX)} {theirs[:12]}, this command "
+                    f"{ours[:12]}; use another --run-key, or the options and data with which it was started"
+                )
 
 
 @dataclass(frozen=True)

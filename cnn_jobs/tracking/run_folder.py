@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Self
 
-from cnn_jobs.errors import CheckpointMismatchError
 from cnn_jobs.system.lock import RunLock
 from cnn_jobs.tracking import names
 from cnn_jobs.tracking.delivery import CursorFile
@@ -21,7 +20,6 @@ from cnn_jobs.tracking.run_status import RunStatus
 JOURNAL, COST_FILE = "journal.jsonl", "ledger.json"
 # The last record before the first step: where it is, all of those are.
 START_COMPLETE = names.NETWORK
-ROLES = {"": "a single run", names.PARENT: "a series of runs", names.DOCUMENT: "a document"}
 
 
 class RunFolder:
@@ -44,11 +42,11 @@ class RunFolder:
     def continued_header(self, header: RunHeader) -> RunHeader:
         """The header of the run's earlier attempts, with the present experiment; ``header`` itself for a new run.
 
-        Raises ``CheckpointMismatchError`` where the folder belongs to something else.
+        Raises ``RunMismatchError`` where the folder belongs to another run.
         """
         if self.summary.header is None:
             return header
-        check_role(header.run_key, self.summary.header.tags, header.tags.get(names.ROLE, ""), str(self.path))
+        header.check_same(self.summary.header.tags, str(self.path))
         return replace(self.summary.header, experiment=header.experiment)
 
     def next_mark(self, *, after: int = 0, **permissions: bool) -> AttemptMark:
@@ -69,17 +67,6 @@ class RunFolder:
 
     def __exit__(self, *exc: object) -> None:
         self.close()
-
-
-def check_role(key: str, tags: Mapping[str, str], role: str, where: str) -> None:
-    """Raises ``CheckpointMismatchError`` where the key is that of something else: a series, a single run, a
-    document."""
-    found = tags.get(names.ROLE, "")
-    if found != role:
-        raise CheckpointMismatchError(
-            f"run {key}: {where} is {ROLES.get(found, found)}, but this command is for {ROLES[role]}; "
-            "use another --run-key"
-        )
 
 
 def attempt_record(header: RunHeader, mark: AttemptMark, from_step: int = 0) -> dict[str, Any]:

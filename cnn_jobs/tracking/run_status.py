@@ -12,6 +12,7 @@ from cnn_jobs.errors import (
     DivergedError,
     InterruptedRunError,
     NotShippedError,
+    RunMismatchError,
     StoppedError,
 )
 from cnn_jobs.tracking.records import now_ms
@@ -44,8 +45,8 @@ def finished() -> RunStatus:
 
 def status_after(error: BaseException) -> RunStatus | None:
     """KILLED after a signal, else FAILED, with the reason. ``None`` if this attempt must not set the run's status:
-    another attempt owns the run, or it was cancelled before."""
-    if isinstance(error, AnotherAttemptError | CancelledRunError):
+    another attempt owns the run, it was cancelled before, or the key's run is another one."""
+    if isinstance(error, AnotherAttemptError | CancelledRunError | RunMismatchError):
         return None
     reason = str(error) if isinstance(error, CnnJobsError | StoppedError) else f"{type(error).__name__}: {error}"
     if isinstance(error, InterruptedRunError | StoppedError | KeyboardInterrupt):

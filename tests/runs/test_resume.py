@@ -9,8 +9,10 @@ from pathlib import Path
 import pytest
 
 from cnn_jobs.data.dataset import Dataset
-from cnn_jobs.errors import CheckpointMismatchError, InterruptedRunError
+from cnn_jobs.errors import CheckpointMismatchError, InterruptedRunError, RunMismatchError
+from cnn_jobs.runs import resume
 from cnn_jobs.runs.record import with_defaults
+from cnn_jobs.tracking.connection import OutageError
 from cnn_jobs.training.checkpoint import load_checkpoint
 from tests.helpers.datasets import striped_dataset
 from tests.helpers.runs import RECIPE, RecordingObserver, cheap_outputs, options, train_run
@@ -68,6 +70,36 @@ def test_old_checkpoints_get_the_values_of_their_version(device: str, expected: 
     assert with_defaults({"device": device}) == {"device": device, **expected}
     newer = {"device": device, "processes": 2, "convolutions": "fast"}
     assert with_defaults(newer) == newer
+
+
+@pytest.mark.parametrize("change", ["data", "recipe", "role"])
+def test_run_of_another_kind_is_not_continued_after_an_outage(
+    mlflow_uri: str, tmp_path: Path, tiny_dataset: Dataset, monkeypatch: pytest.MonkeyPatch, change: str
+) -> None:
+    """MLflow did not answer at the start: the comparison comes later, before anything is written."""
+    with pytest.raises(InterruptedRunError):
+        train_run(options(mlflow_uri, tmp_path, run_key="key"), tiny_dataset, observer=RecordingObserver(stop_after=3))
+    run_id = only_run(mlflow_uri).info.run_id
+    if change == "role":
+        client(mlflow_uri).set_tag(run_id, "cnn_jobs.role", "parent")
+    before = only_run(mlflow_uri)
+
+    def unreachable(*arguments: object) -> None:
+        raise OutageError("MLflow does not answer")
+
+    monkeypatch.setattr(resume, "find_run", unreachable)
+    own = options(mlflow_uri, tmp_path / "elsewhere", run_key="key")
+    dataset = striped_dataset(seed=1) if change == "data" else tiny_dataset
+    recipe = replace(RECIPE, lr=0.5) if change == "recipe" else RECIPE
+    observer = RecordingObserver()
+    with pytest.raises(RunMismatchError, match=f"run {run_id} in MLflow .* use another --run-key") as caught:
+        train_run(own, dataset, recipe=recipe, observer=observer)
+    assert caught.value.exit_code == 2
+    after = only_run(mlflow_uri)
+    assert (after.info.status, after.data.tags, after.data.metrics) == ("KILLED", before.data.tags, before.data.metrics)
+    assert after.data.params == before.data.params
+    assert len(rows(mlflow_uri, run_id, "train/loss")) == 3
+    assert observer.ended == ["superseded"]
 
 
 def test_key_of_another_recipe_or_data_set_is_refused(mlflow_uri: str, tmp_path: Path, tiny_dataset: Dataset) -> None:
