@@ -33,6 +33,17 @@ _CLIENT_SETTINGS = {
     # The command prints the run's page once, at the end.
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
 }
+# Settings that change what a call means, or what is stored: here the user's do not count.
+_PINNED_SETTINGS = {
+    # Otherwise a call returns before the server has answered, and a refusal is lost.
+    "MLFLOW_ENABLE_ASYNC_LOGGING": "false",
+    "MLFLOW_TRUNCATE_LONG_VALUES": "true",
+    # The exported model states its own requirements; MLflow must neither resolve others nor store files of the
+    # present folder.
+    "MLFLOW_LOCK_MODEL_DEPENDENCIES": "false",
+    "MLFLOW_UV_AUTO_DETECT": "false",
+    "MLFLOW_LOG_UV_FILES": "false",
+}
 _SERVER_SCHEMES = ("http", "https")
 _DATABASE_SCHEMES = ("sqlite", "postgresql", "mysql", "mssql")
 Result = TypeVar("Result")
@@ -42,9 +53,13 @@ Result = TypeVar("Result")
 
 
 def configure_client() -> None:
-    """Sets MLflow's environment variables where the user has not. Call it before MLflow is imported."""
+    """Sets MLflow's environment variables: time limits and the like where the user has not, others always.
+
+    Call it before MLflow is imported.
+    """
     for name, value in _CLIENT_SETTINGS.items():
         os.environ.setdefault(name, value)
+    os.environ.update(_PINNED_SETTINGS)
 
 
 def tracking_uri() -> str:
