@@ -50,6 +50,10 @@ class TrackingUriError(UserError):
     """``MLFLOW_TRACKING_URI`` is not a URI that MLflow supports."""
 
 
+class ArtifactLocationError(UserError):
+    """The experiment's artifacts belong into a folder that the MLflow server does not share with this machine."""
+
+
 class DivergedError(UserError):
     """The training loss was not finite: the recipe diverges, and would do so again."""
 

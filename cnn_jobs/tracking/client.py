@@ -11,10 +11,18 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any, TypeVar
+from urllib.parse import urlsplit
 
-from cnn_jobs.errors import TrackingError
+from cnn_jobs.errors import ArtifactLocationError, TrackingError
 from cnn_jobs.tracking import names
-from cnn_jobs.tracking.connection import OutageError, RefusalError, check_uri, classify, configure_client
+from cnn_jobs.tracking.connection import (
+    OutageError,
+    RefusalError,
+    check_uri,
+    classify,
+    configure_client,
+    is_server,
+)
 from cnn_jobs.tracking.records import DatasetInput, Metric, RunHeader
 from cnn_jobs.tracking.run_status import CANCELLED
 
@@ -81,6 +89,7 @@ class TrackingClient:
         """Raises ``TrackingUriError`` for a URI that MLflow does not understand; does not connect yet."""
         self.uri = check_uri(uri)
         self._client: MlflowClient | None = None
+        self._in_folder: dict[str, bool] = {}  # by run id
 
     def load(self) -> None:
         """Imports MLflow, which takes seconds, before a time limit begins. Opens no connection."""
@@ -193,10 +202,40 @@ class TrackingClient:
         folder = str(PurePosixPath(to).parent)
         folder = "" if folder == "." else folder
         self.call(lambda client: client.log_artifact(run_id, str(path), folder or None))
+        if self._is_in_folder(run_id):
+            self._check_server_sees(run_id, to, folder)
         listed = self.call(lambda client: client.list_artifacts(run_id, folder or None))
         arrived = next((each.file_size for each in listed if each.path == to), None)
         if arrived != path.stat().st_size:
             raise OutageError(f"{to}: MLflow has {arrived} of {path.stat().st_size} bytes")
+
+    def _is_in_folder(self, run_id: str) -> bool:
+        """Whether a server's run has its artifacts in a folder: MLflow's client then writes to a disk of this machine,
+        and lists what is there."""
+        if run_id not in self._in_folder:
+            uri = self.call(lambda client: client.get_run(run_id)).info.artifact_uri
+            self._in_folder[run_id] = is_server(self.uri) and urlsplit(uri).scheme in ("", "file")
+        return self._in_folder[run_id]
+
+    def _check_server_sees(self, run_id: str, to: str, folder: str) -> None:
+        """Raises ``ArtifactLocationError`` if the server does not find the artifact ``to``, which was just written."""
+
+        def listed(client: MlflowClient) -> list[dict[str, Any]]:
+            from mlflow.utils.rest_utils import http_request, verify_rest_response
+
+            where = {"run_id": run_id, **({"path": folder} if folder else {})}
+            credentials = client._tracking_client.store.get_host_creds()
+            endpoint = "/api/2.0/mlflow/artifacts/list"
+            answer = http_request(credentials, endpoint, "GET", params=where)  # type: ignore[no-untyped-call]
+            found: list[dict[str, Any]] = verify_rest_response(answer, endpoint).json().get("files", [])
+            return found
+
+        if not any(each["path"] == to for each in self.call(listed)):
+            uri = self.call(lambda client: client.get_run(run_id)).info.artifact_uri
+            raise ArtifactLocationError(
+                f"artifacts belong into {uri}, a folder of the MLflow server, which does not see what this machine "
+                "writes there; use a new --experiment, which gets a location behind the server"
+            )
 
     def download(self, run_id: str, artifact: str, folder: Path) -> Path:
         """Downloads an artifact into ``folder``, under its own path; returns where it is."""
