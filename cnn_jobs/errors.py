@@ -134,6 +134,10 @@ class CancelledRunError(UserError):
     """The run was cancelled; it is not resumed by accident."""
 
 
+class DeletedExperimentError(CancelledRunError):
+    """A user deleted the experiment, and with it all of its runs."""
+
+
 class CheckpointMismatchError(UserError):
     """A checkpoint is of another recipe or data set, or a required one is missing."""
 

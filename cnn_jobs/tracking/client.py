@@ -13,7 +13,7 @@ from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import urlsplit
 
-from cnn_jobs.errors import ArtifactLocationError, TrackingError
+from cnn_jobs.errors import ArtifactLocationError, CnnJobsError, DeletedExperimentError
 from cnn_jobs.tracking import names
 from cnn_jobs.tracking.connection import (
     OutageError,
@@ -90,6 +90,7 @@ class TrackingClient:
         self.uri = check_uri(uri)
         self._client: MlflowClient | None = None
         self._in_folder: dict[str, bool] = {}  # by run id
+        self._experiment_ids: dict[str, str] = {}  # by the name that was looked up
 
     def load(self) -> None:
         """Imports MLflow, which takes seconds, before a time limit begins. Opens no connection."""
@@ -105,7 +106,7 @@ class TrackingClient:
 
                 self._client = MlflowClient(self.uri)
             return function(self._client)
-        except TrackingError:
+        except CnnJobsError:
             raise
         except Exception as error:  # MLflow passes on all errors of the network, its client and its database
             if classified := classify(error, self.uri):
@@ -118,8 +119,9 @@ class TrackingClient:
         return sorted(runs, key=lambda run: (run.start_ms, run.run_id))
 
     def has_experiment(self, name: str) -> bool:
-        """Whether an experiment of this name exists."""
-        return self.call(lambda client: client.get_experiment_by_name(name)) is not None
+        """Whether an experiment of this name exists and is not deleted."""
+        found = self.call(lambda client: client.get_experiment_by_name(name))
+        return found is not None and found.lifecycle_stage == "active"
 
     def running(self, experiment: str) -> list[RemoteRun]:
         """Active runs of an experiment whose status is RUNNING."""
@@ -139,7 +141,9 @@ class TrackingClient:
 
         def create(client: MlflowClient) -> None:
             own = {names.USER: _user(), **header.tags, names.RUN_KEY: header.run_key, **tags}
-            experiment_id = _experiment_id(client, header.experiment)
+            experiment_id = self._experiment_id(client, header.experiment) or self._new_experiment(
+                client, header.experiment
+            )
             client.create_run(experiment_id, start_time=header.start_ms, tags=own, run_name=header.name)
 
         self.call(create)
@@ -277,10 +281,45 @@ class TrackingClient:
 
     def _search(self, experiment: str, condition: str) -> list[RemoteRun]:
         def search(client: MlflowClient) -> list[RemoteRun]:
-            found = client.get_experiment_by_name(experiment)
-            return _all_runs(client, [found.experiment_id], condition) if found else []
+            experiment_id = self._experiment_id(client, experiment)
+            return _all_runs(client, [experiment_id], condition) if experiment_id else []
 
         return self.call(search)
+
+    def _experiment_id(self, client: MlflowClient, name: str) -> str:
+        """Id of the experiment that had this name when it was first looked up, "" if there is none: a user who renames
+        it does not split a run. Raises ``DeletedExperimentError`` for a deleted one."""
+        from mlflow.exceptions import MlflowException
+
+        known = self._experiment_ids.get(name)
+        try:
+            found = client.get_experiment(known) if known else client.get_experiment_by_name(name)
+        except MlflowException as error:
+            if not known or error.error_code != "RESOURCE_DOES_NOT_EXIST":
+                raise
+            raise DeletedExperimentError(
+                f"experiment '{name}' was deleted for good; use another --experiment"
+            ) from error
+        if found is None:
+            return ""
+        if found.lifecycle_stage == "deleted":
+            raise DeletedExperimentError(
+                f"experiment '{name}' is deleted in MLflow; use another --experiment, or restore it: "
+                f"mlflow experiments restore --experiment-id {found.experiment_id}"
+            )
+        self._experiment_ids[name] = str(found.experiment_id)
+        return self._experiment_ids[name]
+
+    def _new_experiment(self, client: MlflowClient, name: str) -> str:
+        from mlflow.exceptions import MlflowException
+
+        try:
+            return str(client.create_experiment(name, tags=EXPERIMENT_TAGS))
+        except MlflowException:
+            # Another process may have created it meanwhile; otherwise this is the error to report.
+            if there := self._experiment_id(client, name):
+                return there
+            raise
 
 
 def _all_runs(client: MlflowClient, experiment_ids: list[str], condition: str) -> list[RemoteRun]:
@@ -314,20 +353,3 @@ def _user() -> str:
         return getpass.getuser()
     except (OSError, KeyError):  # a container's numeric user has no name
         return str(os.getuid()) if hasattr(os, "getuid") else ""
-
-
-def _experiment_id(client: MlflowClient, name: str) -> str:
-    from mlflow.exceptions import MlflowException
-
-    found = client.get_experiment_by_name(name)
-    if found is None:
-        try:
-            return str(client.create_experiment(name, tags=EXPERIMENT_TAGS))
-        except MlflowException:
-            # Another process may have created it meanwhile; otherwise this is the error to report.
-            found = client.get_experiment_by_name(name)
-            if found is None:
-                raise
-    if found.lifecycle_stage == "deleted":
-        client.restore_experiment(found.experiment_id)
-    return str(found.experiment_id)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from cnn_jobs.errors import AnotherAttemptError, DiskFullError, RejectedRecordsError
+from cnn_jobs.errors import AnotherAttemptError, DeletedExperimentError, DiskFullError, RejectedRecordsError
 from cnn_jobs.tracking import ownership
 from cnn_jobs.tracking import recorder as recorder_module
 from cnn_jobs.tracking.connection import OutageError, RefusalError
@@ -34,14 +34,45 @@ def test_child_names_its_parent_even_if_that_is_younger(mlflow_uri: str, tmp_pat
         assert client(mlflow_uri).get_run(each.run_id).data.tags["mlflow.parentRunId"] == parent.run_id
 
 
-def test_deleted_experiment_is_restored(mlflow_uri: str, tmp_path: Path) -> None:
+def experiment_id(uri: str) -> str:
+    return str(client(uri).get_experiment_by_name("tests").experiment_id)
+
+
+def test_experiment_that_is_deleted_during_a_run_cancels_it(mlflow_uri: str, tmp_path: Path) -> None:
+    """Neither the run nor the experiment is created again: that would restore runs of others, too."""
+    with recording(mlflow_uri, tmp_path) as recorder:
+        run_id = until(lambda: recorder.run_id)
+        client(mlflow_uri).delete_experiment(experiment_id(mlflow_uri))
+        recorder.metrics({"train/loss": 1.0}, 1)
+        with pytest.raises(DeletedExperimentError, match="experiment 'tests' is deleted") as caught:
+            finish(recorder)
+    assert caught.value.exit_code == 2
+    assert client(mlflow_uri).get_experiment_by_name("tests").lifecycle_stage == "deleted"
+    assert client(mlflow_uri).get_run(run_id).info.lifecycle_stage == "deleted"
+
+
+def test_run_in_a_deleted_experiment_is_refused(mlflow_uri: str, tmp_path: Path) -> None:
     with recording(mlflow_uri, tmp_path, "first") as first:
         assert finish(first)
-    experiment = client(mlflow_uri).get_experiment_by_name("tests")
-    client(mlflow_uri).delete_experiment(experiment.experiment_id)
-    with recording(mlflow_uri, tmp_path, "second") as second:
-        assert finish(second)
-    assert client(mlflow_uri).get_run(second.run_id).info.experiment_id == experiment.experiment_id
+    deleted = experiment_id(mlflow_uri)
+    client(mlflow_uri).delete_experiment(deleted)
+    with (
+        pytest.raises(DeletedExperimentError, match=f"mlflow experiments restore --experiment-id {deleted}"),
+        recording(mlflow_uri, tmp_path, "second") as second,
+    ):
+        finish(second)
+
+
+def test_experiment_that_is_renamed_during_a_run_keeps_it(mlflow_uri: str, tmp_path: Path) -> None:
+    with recording(mlflow_uri, tmp_path) as recorder:
+        run_id = until(lambda: recorder.run_id)
+        client(mlflow_uri).rename_experiment(experiment_id(mlflow_uri), "renamed")
+        recorder.metrics({"train/loss": 1.0}, 1)
+        assert finish(recorder)
+    assert recorder.run_id == run_id
+    assert status_of(mlflow_uri, run_id)[0] == "FINISHED"
+    assert rows(mlflow_uri, run_id) == [(1, 1.0)]
+    assert client(mlflow_uri).get_experiment_by_name("tests") is None
 
 
 def test_run_deleted_by_its_user_is_created_again(mlflow_uri: str, tmp_path: Path) -> None:
