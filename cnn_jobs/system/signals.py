@@ -1,4 +1,4 @@
-"""SIGTERM and SIGINT as requests to stop, honoured where nothing is lost.
+"""SIGTERM, SIGHUP and SIGINT as requests to stop, honoured where nothing is lost.
 
 Imports nothing heavy: the handler must be installed before torch is imported.
 """
@@ -21,22 +21,29 @@ LIMIT_S = 8.0
 LEAST_S = 0.5
 
 
+def _terminating() -> list[signal.Signals]:
+    """SIGTERM, and SIGHUP of a terminal or connection that closes, unless ``nohup`` made this process ignore it."""
+    return [signal.SIGTERM, *([signal.SIGHUP] if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN else [])]
+
+
 def exit_on_sigterm(limit_s: float = LIMIT_S) -> None:
-    """Makes SIGTERM raise ``StoppedError`` in the main thread and end the process with exit code 1 within ``limit_s``
-    seconds, whatever it still waits for. Call it in the main thread.
+    """Makes SIGTERM and SIGHUP raise ``StoppedError`` in the main thread and end the process with exit code 1 within
+    ``limit_s`` seconds, whatever it still waits for. Call it in the main thread.
 
     For commands that start over when they are called again. Process 1 of a container ignores a SIGTERM without a
     handler and would be killed at the end of the grace period. ``StopRequest.install`` replaces this handler.
     """
 
     def stop(number: int, frame: FrameType | None) -> None:
-        signal.signal(signal.SIGTERM, lambda number, frame: None)  # a second signal must not interrupt the first
+        for each in _terminating():
+            signal.signal(each, lambda number, frame: None)  # a second signal must not interrupt the first
         timer = threading.Timer(limit_s, os._exit, (CnnJobsError.exit_code,))
         timer.daemon = True
         timer.start()
-        raise StoppedError("stopped by SIGTERM")
+        raise StoppedError(f"stopped by {signal.Signals(number).name}")
 
-    signal.signal(signal.SIGTERM, stop)
+    for number in _terminating():
+        signal.signal(number, stop)
 
 
 class StopRequest:
@@ -54,8 +61,8 @@ class StopRequest:
         self._previous_hook = threading.excepthook
 
     def install(self) -> None:
-        """Handles SIGTERM, SIGINT and uncaught errors of threads from now on; call it in the main thread."""
-        for number in (signal.SIGTERM, signal.SIGINT):
+        """Handles these signals and uncaught errors of threads from now on; call it in the main thread."""
+        for number in (*_terminating(), signal.SIGINT):
             signal.signal(number, self._on_signal)
         self._previous_hook, threading.excepthook = threading.excepthook, self._on_thread_error
 

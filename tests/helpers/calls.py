@@ -51,7 +51,10 @@ def _restored_handlers() -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    handlers, hook = {each: signal.getsignal(each) for each in (signal.SIGTERM, signal.SIGINT)}, threading.excepthook
+    handlers, hook = (
+        {each: signal.getsignal(each) for each in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT)},
+        threading.excepthook,
+    )
     try:
         yield
     finally:

@@ -15,7 +15,7 @@ import pytest
 from cnn_jobs.errors import InterruptedRunError
 from cnn_jobs.system.signals import StopRequest
 
-SIGNALS = [signal.SIGTERM, signal.SIGINT]
+SIGNALS = [signal.SIGTERM, signal.SIGHUP, signal.SIGINT]
 PROLOGUE = """
 import os, signal, sys, time
 from cnn_jobs.errors import InterruptedRunError
@@ -209,7 +209,8 @@ def test_check_raises_only_after_a_signal() -> None:
 # -- exit_on_sigterm ---------------------------------------------------------------------------------------------------
 
 
-def test_sigterm_is_not_caught_as_an_error_and_runs_cleanup() -> None:
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_signal_is_not_caught_as_an_error_and_runs_cleanup(number: signal.Signals) -> None:
     """Also where a second one follows at once."""
     body = """
     exit_on_sigterm()
@@ -224,8 +225,20 @@ def test_sigterm_is_not_caught_as_an_error_and_runs_cleanup() -> None:
         report("cleaned up")
     """
     with running(body, setup="") as program:
-        program.send()
+        program.send(number)
         assert program.rest() == (["cleaned up"], 1)
+
+
+@pytest.mark.parametrize("handle", ["exit_on_sigterm()", "StopRequest().install()"])
+def test_nohup_ignores_a_closed_terminal(handle: str) -> None:
+    body = f"""
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)  # what nohup does
+    {handle}
+    os.kill(os.getpid(), signal.SIGHUP)
+    report("continues")
+    """
+    with running(body, setup="") as program:
+        assert program.rest() == (["continues"], 0)
 
 
 def test_process_that_hangs_after_sigterm_is_ended() -> None:
