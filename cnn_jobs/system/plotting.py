@@ -5,9 +5,12 @@ from __future__ import annotations
 import io
 from pathlib import Path
 
+import matplotlib
 from matplotlib.figure import Figure
 
 from cnn_jobs.system.files import write_bytes
+
+matplotlib.rcdefaults()  # a user's matplotlibrc would change every plot
 
 # Okabe and Ito's palette (jfly.uni-koeln.de/color), which colour-blind readers can distinguish.
 BLACK, ORANGE, SKY_BLUE, GREEN = "#000000", "#E69F00", "#56B4E9", "#009E73"

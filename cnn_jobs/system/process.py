@@ -37,6 +37,12 @@ def keep_freed_memory() -> bool:
     return False
 
 
+def draw_files_only() -> None:
+    """Sets matplotlib's backend for files: that of a notebook, which sets ``MPLBACKEND`` for its children, would end
+    the process at the import. Call it before matplotlib is imported."""
+    os.environ["MPLBACKEND"] = "agg"
+
+
 def start_of_process() -> float:
     """When this process started, on the clock of ``time.monotonic``; now, where the system does not know."""
     try:
