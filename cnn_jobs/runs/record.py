@@ -17,6 +17,7 @@ from cnn_jobs.runs.cost import RunCost
 from cnn_jobs.runs.setup import Run
 from cnn_jobs.system.environment import cpu_name, git_facts, lineage, pod_facts, version_of
 from cnn_jobs.system.files import make_folder, write_text
+from cnn_jobs.system.redaction import redact, redact_all
 from cnn_jobs.tasks import Task
 from cnn_jobs.tracking import names
 from cnn_jobs.tracking.recorder import JournalRecorder
@@ -40,7 +41,7 @@ def first_tags(run: Run) -> dict[str, str]:
         names.SYNTHETIC_DATA: str(run.dataset.synthetic).lower(),
         names.SOURCE_NAME: "cnn-jobs",
         names.SOURCE_TYPE: "LOCAL",
-        names.NOTE: note(run.task, run.recipe, run.dataset),
+        names.NOTE: redact(note(run.task, run.recipe, run.dataset)),
     }
 
 
@@ -86,7 +87,7 @@ def record_start(run: Run, recorder: JournalRecorder, backbone: Backbone | None 
         "convolutions": machine(run).get("convolutions", TORCH_CONVOLUTIONS),
     }
     folder = make_folder(run.folder / "artifacts")
-    path = write_text(folder / names.LINEAGE, json.dumps(content, indent=2) + "\n")
+    path = write_text(folder / names.LINEAGE, json.dumps(redact_all(content), indent=2) + "\n")
     recorder.artifact(path, names.LINEAGE)
     if backbone:
         # Once, and not in every checkpoint: its weights never change.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Mapping
-from urllib.parse import urlsplit, urlunsplit
+from typing import Any
 
 STARS = "***"
 # Shorter values occur in ordinary words by chance.
@@ -15,8 +15,8 @@ _SECRET_NAME = re.compile(r"SECRET|PASSW|TOKEN|CREDENTIAL|AUTHORIZATION|(API|ACC
 _PLACE_NAME = re.compile(r"_(FILE|PATH|DIR|URI|URL|ENDPOINT)$", re.IGNORECASE)
 _KEY = r"[\w.-]*(?:secret|passw(?:or)?d|token|api_?key|access_?key|private_?key|x-amz-signature)[\w-]*"
 _RULES = (
-    # https://user:password@host, also if the password contains an @.
-    (re.compile(r"(\b[a-z][a-z0-9+.-]*://[^\s/:@'\"]*):[^\s/'\"]*@", re.IGNORECASE), rf"\1:{STARS}@"),
+    # https://user:password@host, up to the last @: a password may hold any character. Not a port: http://host:80/@x.
+    (re.compile(r"(\b[a-z][a-z0-9+.-]*://[^\s/:@'\"]*):(?!\d{1,5}/)[^\s'\"]*@", re.IGNORECASE), rf"\1:{STARS}@"),
     # Ids of AWS keys: https://docs.aws.amazon.com/IAM/latest/UserGuide/reference_identifiers.html
     (re.compile(r"\b(?:AKIA|ASIA)[A-Z0-9]{16}\b"), STARS),
     (re.compile(r"(\bauthorization['\"]?\s*[=:]\s*['\"]?)(?:\w+[ ]+)?[^\s'\",;*]+", re.IGNORECASE), rf"\1{STARS}"),
@@ -37,13 +37,20 @@ def redact(text: str, environment: Mapping[str, str] = os.environ) -> str:
     return text
 
 
+def redact_all(content: Any) -> Any:
+    """JSON-ready ``content`` with every text redacted."""
+    if isinstance(content, str):
+        return redact(content)
+    if isinstance(content, Mapping):
+        return {name: redact_all(value) for name, value in content.items()}
+    return [redact_all(each) for each in content] if isinstance(content, list | tuple) else content
+
+
 def without_password(uri: str) -> str:
     """``uri`` with stars for the password, of any characters; ``redact`` finds a URI in a text."""
-    try:
-        parts = urlsplit(uri)
-    except ValueError:
-        return redact(uri)
-    user_info, at, host = parts.netloc.rpartition("@")
-    if ":" not in user_info:
+    scheme, separator, rest = uri.partition("://")
+    user_info, at, host = rest.rpartition("@")
+    user, colon, password = user_info.partition(":")
+    if not (separator and at and colon) or re.match(r"\d{1,5}/", password):  # that is a port and a path
         return uri
-    return urlunsplit(parts._replace(netloc=f"{user_info.split(':')[0]}:{STARS}{at}{host}"))
+    return f"{scheme}://{user}:{STARS}@{host}"

@@ -18,6 +18,7 @@ from cnn_jobs.errors import (
     ThreadError,
     TrackingError,
 )
+from cnn_jobs.system.redaction import redact
 from cnn_jobs.system.signals import StopRequest
 from cnn_jobs.tracking import names, run_status
 from cnn_jobs.tracking.client import TrackingClient
@@ -149,12 +150,12 @@ class JournalRecorder(MetricRecorder):
         self._journal.append("metrics", {"step": step, "time_ms": now_ms(), "values": values})
 
     def params(self, values: Mapping[str, object]) -> None:
-        """Records params by name, as text."""
-        self._journal.append("params", {"values": {key: str(value) for key, value in values.items()}})
+        """Records params by name, as text without secrets."""
+        self._journal.append("params", {"values": {key: redact(str(value)) for key, value in values.items()}})
 
     def tags(self, values: Mapping[str, object]) -> None:
-        """Records tags by name, as text."""
-        self._journal.append("tags", {"values": {key: str(value) for key, value in values.items()}})
+        """Records tags by name, as text without secrets."""
+        self._journal.append("tags", {"values": {key: redact(str(value)) for key, value in values.items()}})
 
     def artifact(self, path: Path, to: str, *, passing: bool = False) -> None:
         """Records a file, or all files of a folder, as they are now; ``to`` is the path among the run's artifacts.

@@ -71,6 +71,19 @@ def test_command_line_overrides_the_environment(
 
 
 @pytest.mark.usefixtures("_cheap_outputs")
+def test_no_password_of_an_argument_is_recorded(call: Call, mlflow_uri: str, tmp_path: Path) -> None:
+    url = "http://ann:hun/t@er2@127.0.0.1:9"
+    assert call(*SHORT, "--pushgateway", url, "--state-dir", tmp_path / "state").code == 0
+    run = only_run(mlflow_uri)
+    artifacts = fetch(mlflow_uri, run.info.run_id, tmp_path / "artifacts")
+    assert "http://ann:***@127.0.0.1:9" in json.loads((artifacts / "lineage.json").read_text())["command"]
+    files = [path for folder in (artifacts, tmp_path / "state") for path in folder.rglob("*") if path.is_file()]
+    assert len(files) > 10
+    assert [path for path in files if b"er2" in path.read_bytes()] == []
+    assert "er2" not in str(run.to_dictionary())
+
+
+@pytest.mark.usefixtures("_cheap_outputs")
 def test_torchs_own_convolutions(call: Call, mlflow_uri: str, tmp_path: Path) -> None:
     assert call(*SHORT, "--no-fast-convolutions").code == 0
     artifacts = fetch(mlflow_uri, only_run(mlflow_uri).info.run_id, tmp_path / "artifacts")
