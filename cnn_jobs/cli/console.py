@@ -16,10 +16,11 @@ from rich import box
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Table
+from rich.text import Text
 
 from cnn_jobs.errors import CnnJobsError, InterruptedRunError, NotShippedError
 from cnn_jobs.monitoring import logs
-from cnn_jobs.system.redaction import without_password
+from cnn_jobs.system.redaction import printable, without_password
 from cnn_jobs.tasks import Task
 from cnn_jobs.tracking import names
 from cnn_jobs.training.observer import Observer, Phase
@@ -35,10 +36,21 @@ _log = logging.getLogger("cnn_jobs.train")
 # -- tables ----------------------------------------------------------------------------------------------------------
 
 
-def console() -> Console:
-    """Standard output, as wide as the terminal or a log, without highlighted numbers."""
-    width = None if sys.stdout.isatty() else LOG_WIDTH
-    return Console(width=width, highlight=False, soft_wrap=False)
+class PlainConsole(Console):
+    """A console that shows texts as they are: names of runs come from others, and may hold rich's markup or control
+    characters."""
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(markup=False, emoji=False, highlight=False, **settings)
+
+    def render_str(self, text: str, **settings: Any) -> Text:
+        """For cells of tables, too."""
+        return super().render_str(printable(text), **settings)
+
+
+def console() -> PlainConsole:
+    """Standard output, as wide as the terminal or a log."""
+    return PlainConsole(width=None if sys.stdout.isatty() else LOG_WIDTH)
 
 
 def table(*left: str, right: tuple[str, ...] = (), title: str = "", unbroken: int = 0) -> Table:
@@ -157,14 +169,14 @@ class BarProgress(Observer):
         """Draws the bar."""
         self._fields = {"loss": "-", "accuracy": "-", "speed": "-"}
         self._progress = Progress(
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(bar_width=24),
             MofNCompleteColumn(),
             TextColumn("loss {task.fields[loss]}  val acc. {task.fields[accuracy]}  {task.fields[speed]} images/s"),
             TimeRemainingColumn(compact=True),
-            console=Console(stderr=True),
+            console=PlainConsole(stderr=True),
         )
-        self._task = self._progress.add_task(name, total=steps, **self._fields)
+        self._task = self._progress.add_task(printable(name), total=steps, **self._fields)
         self._progress.start()
 
     def step_finished(self, step: int, loss: float) -> None:
@@ -190,11 +202,13 @@ class BarProgress(Observer):
     def phase_changed(self, phase: Phase, text: str) -> None:
         """Shows the text in place of the run's name."""
         if self._progress:
-            self._progress.update(self._task, description=text)
+            self._progress.update(self._task, description=printable(text))
 
     def warn(self, text: str) -> None:
         """Prints a line above the bar."""
-        (self._progress.console if self._progress else Console(stderr=True)).print(f"warning: {text}", soft_wrap=True)
+        (self._progress.console if self._progress else PlainConsole(stderr=True)).print(
+            f"warning: {text}", soft_wrap=True
+        )
 
     def attempt_ended(self, state: str) -> None:
         """Draws the bar's last state and releases the terminal."""

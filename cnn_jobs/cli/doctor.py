@@ -84,13 +84,12 @@ def show(findings: Sequence[Finding], out: TextIO) -> None:
 
 
 def _draw_table(findings: Sequence[Finding], out: TextIO) -> None:
-    from rich.console import Console
     from rich.text import Text
 
-    from cnn_jobs.cli.console import table
+    from cnn_jobs.cli.console import PlainConsole, table
 
     listing = table("Result", "Check", "Found", unbroken=2)
     listing.columns[2].overflow = "fold"  # long paths are wrapped, not cut off
     for each in findings:
         listing.add_row(Text(each.status, style=COLOURS[each.status]), each.check, Text(each.found))
-    Console(file=out, highlight=False).print(listing)
+    PlainConsole(file=out).print(listing)

@@ -11,7 +11,7 @@ from typing import Any
 
 import click
 
-from cnn_jobs.cli.console import console, table
+from cnn_jobs.cli.console import PlainConsole, console, table
 from cnn_jobs.cli.options import env_name, option, state_dir_option
 from cnn_jobs.errors import UserError
 from cnn_jobs.report.formats import FORMATS
@@ -120,9 +120,8 @@ def progress_on_stderr() -> Iterator[Callable[[str, int, int], None]]:
         yield print_line
         return
 
-    from rich.console import Console
     from rich.progress import Progress
 
-    with Progress(console=Console(stderr=True), transient=True) as bar:
+    with Progress(console=PlainConsole(stderr=True), transient=True) as bar:
         task = bar.add_task("")
         yield lambda what, done, total: bar.update(task, description=what, completed=done, total=total)

@@ -20,7 +20,7 @@ from types import TracebackType
 from typing import Any, TextIO
 
 from cnn_jobs.system.environment import in_pod
-from cnn_jobs.system.redaction import redact
+from cnn_jobs.system.redaction import printable, redact
 
 TEXT, JSON, AUTO = "text", "json", "auto"
 FORMATS = (AUTO, TEXT, JSON)
@@ -221,13 +221,14 @@ class _JsonStream(io.TextIOBase):
 
 
 class _RedactingStream:
-    """A text stream that writes no secrets; in all else it is ``original``."""
+    """A text stream that writes no secrets and, but for a terminal's colours, no control characters; in all else it is
+    ``original``."""
 
     def __init__(self, original: TextIO) -> None:
-        self.original = original
+        self.original, self._colours = original, original.isatty()
 
     def write(self, text: str) -> int:
-        self.original.write(redact(text))
+        self.original.write(redact(printable(text, colours=self._colours)))
         return len(text)
 
     def __getattr__(self, name: str) -> Any:

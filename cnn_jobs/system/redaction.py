@@ -1,4 +1,4 @@
-"""Redaction: texts and URIs without the secrets in them."""
+"""Texts that are safe to show: without secrets, and without characters that control a terminal."""
 
 from __future__ import annotations
 
@@ -24,6 +24,18 @@ _RULES = (
     # password=..., "secret_key": "...", --token=..., ?X-Amz-Signature=...
     (re.compile(rf"(\b{_KEY}['\"]?\s*[=:]\s*['\"]?)(?!\*\*\*)[^\s'\"&,;)}}]+", re.IGNORECASE), rf"\1{STARS}"),
 )
+
+
+# All but newline, tab and carriage return; and those that change the direction of a text.
+_CONTROL = r"[\x00-\x08\x0b\x0c\x0e-\x1a\x1c-\x1f\x7f-\x9f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]"
+_UNPRINTABLE = re.compile(rf"\x1b|{_CONTROL}")
+_UNPRINTABLE_BESIDE_COLOURS = re.compile(rf"\x1b(?!\[[0-9;?]*[A-Za-z])|{_CONTROL}")
+
+
+def printable(text: str, *, colours: bool = False) -> str:
+    """``text`` without control characters: those in the name of a run could rename a terminal's window, or hide what
+    follows. ``colours``: keeps the escape sequences of colours and of the cursor."""
+    return (_UNPRINTABLE_BESIDE_COLOURS if colours else _UNPRINTABLE).sub("", text)
 
 
 def redact(text: str, environment: Mapping[str, str] = os.environ) -> str:

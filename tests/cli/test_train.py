@@ -71,6 +71,24 @@ def test_command_line_overrides_the_environment(
 
 
 @pytest.mark.usefixtures("_cheap_outputs")
+def test_name_of_a_run_is_only_text(call: Call, tmp_path: Path) -> None:
+    """Neither markup of rich nor sequences that control a terminal."""
+    name = "lr[/b]=[red]1\x1b]0;title\x07 \u202egnp :smile:"
+    done = call(*SHORT, "--run-name", name)
+    assert done.code == 0, done.stderr
+    shown = "lr[/b]=[red]1]0;title gnp :smile:"
+    assert shown in done.stdout
+    listed = call("runs", "--experiment", "cnn-jobs")
+    assert (listed.code, listed.stderr) == (0, "")
+    assert "lr[/b]=[red]1]0;title" in listed.stdout
+    report = call("report", "--out", tmp_path / "report", "--no-log")
+    assert report.code == 0, report.stderr
+    texts = [done.stdout, listed.stdout, report.stdout]
+    texts += [path.read_text() for path in (tmp_path / "report").glob("*.md")]
+    assert [text for text in texts if "\x1b" in text or "\u202e" in text] == []
+
+
+@pytest.mark.usefixtures("_cheap_outputs")
 def test_no_password_of_an_argument_is_recorded(call: Call, mlflow_uri: str, tmp_path: Path) -> None:
     url = "http://ann:hun/t@er2@127.0.0.1:9"
     assert call(*SHORT, "--pushgateway", url, "--state-dir", tmp_path / "state").code == 0

@@ -56,7 +56,9 @@ def train(tmp_path: Path, data: Path, crash: str, form: str) -> subprocess.Compl
         "CNN_JOBS_LOG_FORMAT": form,
         **SECRETS,
     }
-    return run([sys.executable, "-c", code, "train", "task2", "--data", data, *SMALL], environment)
+    return run(
+        [sys.executable, "-c", code, "train", "task2", "--data", data, *SMALL, "--run-name", "a\x1b]0;b"], environment
+    )
 
 
 def run(command: list[object], environment: dict[str, str]) -> subprocess.CompletedProcess[str]:

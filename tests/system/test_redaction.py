@@ -2,12 +2,13 @@ from __future__ import annotations
 
 import re
 import string
+import unicodedata
 
 import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from cnn_jobs.system.redaction import redact, without_password
+from cnn_jobs.system.redaction import printable, redact, without_password
 
 KEY_ID, KEY = "AKIAIOSFODNN7EXAMPLE", "wJalrXUtnFEMI/K7MDENG/bPxRfiCYEXAMPLEKEY"
 PASSWORDS = st.text(string.ascii_letters + string.digits + "!$%^&*()_+=~@#?.,;-/", min_size=1, max_size=30)
@@ -80,3 +81,17 @@ def test_a_uri_is_shown_without_its_password() -> None:
     assert without_password("http://me:pa/s@s@[x") == "http://me:***@[x"
     for uri in ("http://host:5000/a", "http://host:5000/@scope", "sqlite:////tmp/a@b:c.db", "/tmp/a:b@c"):
         assert without_password(uri) == uri
+
+
+@given(st.text())
+def test_printable_text_has_no_control_characters(text: str) -> None:
+    shown = printable(text)
+    assert not [each for each in shown if unicodedata.category(each) == "Cc" and each not in "\n\t\r"]
+    assert [each for each in text if each.isalnum()] == [each for each in shown if each.isalnum()]
+    assert printable(shown) == shown
+
+
+def test_colours_are_kept_where_a_terminal_shows_them() -> None:
+    text = "\x1b[1;31mred\x1b[0m \x1b]0;title\x07\x1b[2K"
+    assert printable(text, colours=True) == "\x1b[1;31mred\x1b[0m ]0;title\x1b[2K"
+    assert printable(text) == "[1;31mred[0m ]0;title[2K"
