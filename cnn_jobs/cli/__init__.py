@@ -13,7 +13,7 @@ from cnn_jobs.errors import CnnJobsError, StoppedError
 
 # Not as 'logs': this package has a command of that name.
 from cnn_jobs.monitoring import logs as log_format
-from cnn_jobs.system.process import draw_files_only, dump_stacks_on_signal
+from cnn_jobs.system.process import draw_files_only, dump_stacks_on_signal, open_closed_streams
 from cnn_jobs.system.signals import exit_on_sigterm
 
 # Command to its module in this package, and its line in 'cnn-jobs --help'.
@@ -83,6 +83,7 @@ def print_error(error: CnnJobsError | StoppedError, print_line: Callable[[str], 
 
 def main() -> None:
     """Runs the command line; a known error is one line on stderr and its own exit code."""
+    open_closed_streams()
     log_format.configure(log_format.format_of_environment())
     dump_stacks_on_signal()
     draw_files_only()

@@ -166,6 +166,7 @@ def train(
     # Before torch is imported: a signal in those seconds must end the run properly, too.
     stop = StopRequest()
     stop.install()
+    logs.ignore_lost_output()
     limit_spinning()
     keep_freed_memory()
     entry = get_task(task)

@@ -14,7 +14,7 @@ import threading
 import time
 import traceback
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from datetime import UTC, datetime
 from types import TracebackType
 from typing import Any, TextIO
@@ -31,6 +31,7 @@ _LEVELS = {"error": logging.ERROR, "warning": logging.WARNING}
 Context = Callable[[], Mapping[str, object]]
 _sources: dict[str, Context] = {}
 _format = TEXT
+_output_may_be_lost = False
 
 
 def configure(wanted: str = AUTO) -> str:
@@ -68,6 +69,12 @@ def format_of_environment() -> str:
     """The format in ``CNN_JOBS_LOG_FORMAT``; ``auto`` for an unknown one, which ``--log-format`` rejects later."""
     wanted = os.environ.get("CNN_JOBS_LOG_FORMAT", AUTO)
     return wanted if wanted in FORMATS else AUTO
+
+
+def ignore_lost_output() -> None:
+    """From now on output that cannot be written, to a full disk or a closed terminal, is lost and no error."""
+    global _output_may_be_lost
+    _output_may_be_lost = True
 
 
 def is_json() -> bool:
@@ -220,6 +227,15 @@ class _JsonStream(io.TextIOBase):
         self._handler.handle(logging.makeLogRecord(record))
 
 
+@contextlib.contextmanager
+def _lost_output() -> Iterator[None]:
+    try:
+        yield
+    except OSError:
+        if not _output_may_be_lost:
+            raise
+
+
 class _RedactingStream:
     """A text stream that writes no secrets and, but for a terminal's colours, no control characters; in all else it is
     ``original``."""
@@ -228,8 +244,13 @@ class _RedactingStream:
         self.original, self._colours = original, original.isatty()
 
     def write(self, text: str) -> int:
-        self.original.write(redact(printable(text, colours=self._colours)))
+        with _lost_output():
+            self.original.write(redact(printable(text, colours=self._colours)))
         return len(text)
+
+    def flush(self) -> None:
+        with _lost_output():
+            self.original.flush()
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.original, name)

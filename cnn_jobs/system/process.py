@@ -37,6 +37,18 @@ def keep_freed_memory() -> bool:
     return False
 
 
+def open_closed_streams() -> None:
+    """Opens the null device as standard input, output or error where the caller closed it (``>&-``): otherwise the next
+    file that is opened, such as a database, would get that number, and what is printed."""
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # gets the lowest free number: this one
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(number, "w" if number else "r", closefd=False))  # noqa: SIM115
+
+
 def draw_files_only() -> None:
     """Sets matplotlib's backend for files: that of a notebook, which sets ``MPLBACKEND`` for its children, would end
     the process at the import. Call it before matplotlib is imported."""

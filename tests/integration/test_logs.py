@@ -14,6 +14,7 @@ from tests.helpers.endings import ENDINGS, Ending
 from tests.helpers.log_lines import strict_json
 from tests.helpers.servers import unused
 from tests.helpers.survival import SMALL, Lab
+from tests.helpers.tracking import MLFLOW_WARNING, only_run
 
 pytestmark = [pytest.mark.integration, pytest.mark.slow, pytest.mark.timeout(300)]
 
@@ -112,6 +113,31 @@ def test_text_has_neither_secrets_nor_terminal_codes(tmp_path: Path, small_file:
     assert "\x1b" not in text
     assert "step 4/12: train loss" not in done.stderr  # the crash precedes that validation
     assert "step 2/12: train loss" in done.stderr
+
+
+@pytest.mark.filterwarnings(MLFLOW_WARNING)
+@pytest.mark.parametrize(
+    ("output", "form"),
+    [
+        (">&-", "text"),
+        (">/dev/full", "text"),
+        ("2>/dev/full", "text"),
+        ("<&- >&- 2>&-", "text"),
+        (">/dev/full 2>&1", "json"),
+        (">&- 2>&-", "json"),
+    ],
+)
+def test_lost_output_does_not_change_how_a_run_ends(output: str, form: str, tmp_path: Path, small_file: Path) -> None:
+    command = [sys.executable, "-m", "cnn_jobs", "train", "task2", "--data", small_file, *SMALL]
+    environment = {"MLFLOW_TRACKING_URI": f"sqlite:///{tmp_path}/mlflow.db", "CNN_JOBS_STATE_DIR": str(tmp_path)}
+    done = run(["bash", "-c", f'exec "$@" {output}', "train", *command], {**environment, "CNN_JOBS_LOG_FORMAT": form})
+    assert done.returncode == 0, done.stderr
+    assert only_run(environment["MLFLOW_TRACKING_URI"]).info.status == "FINISHED"
+
+
+def test_lost_output_of_other_commands_is_an_error() -> None:
+    done = run(["bash", "-c", 'exec "$@" >/dev/full', "tasks", sys.executable, "-m", "cnn_jobs", "tasks"], {})
+    assert done.returncode != 0
 
 
 @pytest.mark.parametrize(
