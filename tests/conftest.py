@@ -16,7 +16,8 @@ from hypothesis import settings
 
 from cnn_jobs.data.dataset import Dataset
 from cnn_jobs.data.prepared import write_prepared
-from tests.helpers.datasets import striped_dataset
+from cnn_jobs.data.sources import default_cache_dir
+from tests.helpers.datasets import cifar10_archive, striped_dataset
 from tests.helpers.disks import mounted_disk
 from tests.helpers.tracking import MLFLOW_WARNING
 
@@ -26,10 +27,12 @@ settings.load_profile("cnn-jobs")
 
 
 def pytest_configure() -> None:
-    """A process that a shell starts in the background (``make test &``) ignores SIGINT, and its children inherit that:
-    restores the default, for the tests that send one."""
+    """A process that a shell starts in the background (``make test &``) ignores SIGINT, one below ``nohup`` SIGHUP, and
+    their children inherit that: restores the defaults, for the tests that send one."""
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
+    if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -152,3 +155,15 @@ def bucket(moto_server: str, aws: None, monkeypatch: pytest.MonkeyPatch) -> str:
     name = f"bucket-{uuid.uuid4().hex[:8]}"
     boto3.client("s3").create_bucket(Bucket=name)
     return name
+
+
+@pytest.fixture
+def cache_dir() -> Path:
+    """The cache of this test."""
+    return default_cache_dir()
+
+
+@pytest.fixture
+def archive(cache_dir: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """CIFAR-10's archive in the cache."""
+    return cifar10_archive(cache_dir, monkeypatch)

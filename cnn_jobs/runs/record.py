@@ -17,7 +17,7 @@ from cnn_jobs.runs.cost import RunCost
 from cnn_jobs.runs.setup import Run
 from cnn_jobs.system.environment import cpu_name, git_facts, lineage, pod_facts, version_of
 from cnn_jobs.system.files import make_folder, write_text
-from cnn_jobs.system.redaction import redact, redact_all
+from cnn_jobs.system.redaction import redact_all
 from cnn_jobs.tasks import Task
 from cnn_jobs.tracking import names
 from cnn_jobs.tracking.recorder import JournalRecorder
@@ -41,7 +41,7 @@ def first_tags(run: Run) -> dict[str, str]:
         names.SYNTHETIC_DATA: str(run.dataset.synthetic).lower(),
         names.SOURCE_NAME: "cnn-jobs",
         names.SOURCE_TYPE: "LOCAL",
-        names.NOTE: redact(note(run.task, run.recipe, run.dataset)),
+        names.NOTE: note(run.task, run.recipe, run.dataset),
     }
 
 

@@ -14,9 +14,11 @@ _SECRET_NAME = re.compile(r"SECRET|PASSW|TOKEN|CREDENTIAL|AUTHORIZATION|(API|ACC
 # Variables that name the place of a secret.
 _PLACE_NAME = re.compile(r"_(FILE|PATH|DIR|URI|URL|ENDPOINT)$", re.IGNORECASE)
 _KEY = r"[\w.-]*(?:secret|passw(?:or)?d|token|api_?key|access_?key|private_?key|x-amz-signature)[\w-]*"
+# What follows a colon in http://host:80/@x, and is no password.
+_PORT = r"\d{1,5}/"
 _RULES = (
-    # https://user:password@host, up to the last @: a password may hold any character. Not a port: http://host:80/@x.
-    (re.compile(r"(\b[a-z][a-z0-9+.-]*://[^\s/:@'\"]*):(?!\d{1,5}/)[^\s'\"]*@", re.IGNORECASE), rf"\1:{STARS}@"),
+    # https://user:password@host, up to the last @: a password may hold any character.
+    (re.compile(rf"(\b[a-z][a-z0-9+.-]*://[^\s/:@'\"]*):(?!{_PORT})[^\s'\"]*@", re.IGNORECASE), rf"\1:{STARS}@"),
     # Ids of AWS keys: https://docs.aws.amazon.com/IAM/latest/UserGuide/reference_identifiers.html
     (re.compile(r"\b(?:AKIA|ASIA)[A-Z0-9]{16}\b"), STARS),
     (re.compile(r"(\bauthorization['\"]?\s*[=:]\s*['\"]?)(?:\w+[ ]+)?[^\s'\",;*]+", re.IGNORECASE), rf"\1{STARS}"),
@@ -63,6 +65,6 @@ def without_password(uri: str) -> str:
     scheme, separator, rest = uri.partition("://")
     user_info, at, host = rest.rpartition("@")
     user, colon, password = user_info.partition(":")
-    if not (separator and at and colon) or re.match(r"\d{1,5}/", password):  # that is a port and a path
+    if not (separator and at and colon) or re.match(_PORT, password):
         return uri
     return f"{scheme}://{user}:{STARS}@{host}"

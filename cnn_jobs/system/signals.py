@@ -61,7 +61,7 @@ class StopRequest:
         self._previous_hook = threading.excepthook
 
     def install(self) -> None:
-        """Handles these signals and uncaught errors of threads from now on; call it in the main thread."""
+        """Handles SIGTERM, SIGHUP, SIGINT and uncaught errors of threads from now on; call it in the main thread."""
         for number in (*_terminating(), signal.SIGINT):
             signal.signal(number, self._on_signal)
         self._previous_hook, threading.excepthook = threading.excepthook, self._on_thread_error

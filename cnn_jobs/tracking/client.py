@@ -89,7 +89,7 @@ class TrackingClient:
         """Raises ``TrackingUriError`` for a URI that MLflow does not understand; does not connect yet."""
         self.uri = check_uri(uri)
         self._client: MlflowClient | None = None
-        self._in_folder: dict[str, bool] = {}  # by run id
+        self._server_folders: dict[str, str] = {}  # by run id
         self._experiment_ids: dict[str, str] = {}  # by the name that was looked up
 
     def load(self) -> None:
@@ -206,20 +206,20 @@ class TrackingClient:
         folder = str(PurePosixPath(to).parent)
         folder = "" if folder == "." else folder
         self.call(lambda client: client.log_artifact(run_id, str(path), folder or None))
-        if self._is_in_folder(run_id):
+        if self._server_folder(run_id):
             self._check_server_sees(run_id, to, folder)
         listed = self.call(lambda client: client.list_artifacts(run_id, folder or None))
         arrived = next((each.file_size for each in listed if each.path == to), None)
         if arrived != path.stat().st_size:
             raise OutageError(f"{to}: MLflow has {arrived} of {path.stat().st_size} bytes")
 
-    def _is_in_folder(self, run_id: str) -> bool:
-        """Whether a server's run has its artifacts in a folder: MLflow's client then writes to a disk of this machine,
-        and lists what is there."""
-        if run_id not in self._in_folder:
+    def _server_folder(self, run_id: str) -> str:
+        """URI of the artifacts of a server's run if it is a folder, else "": MLflow's client then writes to a disk of
+        this machine, and lists what is there."""
+        if run_id not in self._server_folders:
             uri = self.call(lambda client: client.get_run(run_id)).info.artifact_uri
-            self._in_folder[run_id] = is_server(self.uri) and urlsplit(uri).scheme in ("", "file")
-        return self._in_folder[run_id]
+            self._server_folders[run_id] = uri if is_server(self.uri) and urlsplit(uri).scheme in ("", "file") else ""
+        return self._server_folders[run_id]
 
     def _check_server_sees(self, run_id: str, to: str, folder: str) -> None:
         """Raises ``ArtifactLocationError`` if the server does not find the artifact ``to``, which was just written."""
@@ -235,10 +235,9 @@ class TrackingClient:
             return found
 
         if not any(each["path"] == to for each in self.call(listed)):
-            uri = self.call(lambda client: client.get_run(run_id)).info.artifact_uri
             raise ArtifactLocationError(
-                f"artifacts belong into {uri}, a folder of the MLflow server, which does not see what this machine "
-                "writes there; use a new --experiment, which gets a location behind the server"
+                f"artifacts belong into {self._server_folder(run_id)}, a folder of the MLflow server, which does not "
+                "see what this machine writes there; use a new --experiment, which gets a location behind the server"
             )
 
     def download(self, run_id: str, artifact: str, folder: Path) -> Path:

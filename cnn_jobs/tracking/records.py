@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from cnn_jobs.errors import RunMismatchError
+from cnn_jobs.system.redaction import redact
 from cnn_jobs.tracking import names
 
 LARGEST = sys.float_info.max
@@ -51,8 +52,8 @@ class DatasetInput:
 
 @dataclass(frozen=True)
 class RunHeader:
-    """The run that a journal belongs to: experiment, key, name and first tags; ``parent_key``: of the run above, or
-    ""."""
+    """The run that a journal belongs to: experiment, key, name and first tags, without secrets; ``parent_key``: of the
+    run above, or ""."""
 
     experiment: str
     run_key: str
@@ -60,6 +61,9 @@ class RunHeader:
     start_ms: int
     tags: Mapping[str, str]
     parent_key: str = ""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "tags", {tag: redact(text) for tag, text in self.tags.items()})
 
     def check_same(self, tags: Mapping[str, str], where: str) -> None:
         """Raises ``RunMismatchError`` (exit 2) if ``tags``, found in ``where``, are of another task, recipe, data set

@@ -119,7 +119,9 @@ def new_state(
     *,
     fast_convolutions: bool = True,
 ) -> TrainState:
-    """The state before the first step, with pretrained ``weights`` where given; on a CPU with ``fast_convolutions``.
+    """The state before the first step, with pretrained ``weights`` where given.
+
+    ``fast_convolutions``: on a CPU, convolutions with many channels are computed by tiles.
 
     Seeds torch's generators, so that runs in one process do not depend on their order.
     """

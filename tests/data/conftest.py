@@ -9,20 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from cnn_jobs.data.sources import default_cache_dir
-from tests.helpers.datasets import Images, cifar10_archive, png
-
-
-@pytest.fixture
-def cache_dir() -> Path:
-    """The cache of this test."""
-    return default_cache_dir()
-
-
-@pytest.fixture
-def archive(cache_dir: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """CIFAR-10's archive in the cache."""
-    return cifar10_archive(cache_dir, monkeypatch)
+from tests.helpers.datasets import Images, png
 
 
 @pytest.fixture

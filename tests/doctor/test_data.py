@@ -14,23 +14,11 @@ from torchvision.datasets import CIFAR10
 
 from cnn_jobs.data.dataset import Dataset
 from cnn_jobs.data.prepared import write_prepared
-from cnn_jobs.data.sources import default_cache_dir
 from cnn_jobs.doctor import data, network
 from cnn_jobs.doctor.data import StoredObject
 from cnn_jobs.doctor.finding import Finding, failed, ok
 from cnn_jobs.models import weights
 from tests.helpers import servers
-from tests.helpers.datasets import cifar10_archive
-
-
-@pytest.fixture
-def cache_dir() -> Path:
-    return default_cache_dir()
-
-
-@pytest.fixture
-def archive(cache_dir: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    return cifar10_archive(cache_dir, monkeypatch)
 
 
 @pytest.fixture

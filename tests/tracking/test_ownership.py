@@ -216,3 +216,9 @@ def test_watch_without_any_reading_ends_in_an_outage(run: RemoteRun) -> None:
 
     with pytest.raises(OutageError):
         wait_until_still(run, read, threading.Event().wait, still_s=0.1)
+
+
+def test_header_of_a_run_holds_no_secrets() -> None:
+    """It also identifies a finished series, and stands in the journal."""
+    tags = {"mlflow.note.content": "data of http://ann:hunter2@host/x"}
+    assert header(tags=tags).tags == {"mlflow.note.content": "data of http://ann:***@host/x"}
